@@ -1,0 +1,244 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * The contract between the BPF programs and Python: every struct and enum that both sides see, and nothing else.
+ *
+ * bpf/abi.py is generated from this file's BTF (python -m bpf.layout); make check regenerates and compares it.
+ * Addresses are 16 bytes, IPv4 as v4-mapped (::ffff:a.b.c.d), so that one code path serves both families.
+ * Padding is explicit and zero: keys are compared byte by byte.
+ */
+#ifndef CALICO_EBPF_ABI_H
+#define CALICO_EBPF_ABI_H
+
+#include <linux/types.h>
+
+#define ABI_LAYOUT(type, bytes) _Static_assert(sizeof(struct type) == (bytes), "layout of struct " #type)
+
+/* The directory of the pins carries it: raise it with every change of a key or a value. */
+enum abi_version {
+	ABI_VERSION = 1,
+};
+
+struct address {
+	__be32 word_be[4];
+};
+ABI_LAYOUT(address, 16);
+
+/* A packet's five-tuple as it is on the wire at one point of its way. ICMP has no ports here: both are 0. */
+struct tuple {
+	struct address saddr;
+	struct address daddr;
+	__be16 sport_be;
+	__be16 dport_be;
+	__u8 protocol; /* IPPROTO_* */
+	__u8 pad[3];
+};
+ABI_LAYOUT(tuple, 40);
+
+/* --- Services: frontends -> (service, slots), slots -> backend id, backends -> address --- */
+
+/* What a client talks to. */
+struct frontend_key {
+	struct address address;
+	__be16 port_be;
+	__u8 protocol;
+	__u8 pad;
+};
+ABI_LAYOUT(frontend_key, 20);
+
+struct frontend {
+	__u32 service_id;
+	__u32 slot_count; /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
+	__u32 flags;      /* enum frontend_flag */
+};
+ABI_LAYOUT(frontend, 12);
+
+enum frontend_flag {
+	FRONTEND_CLUSTER_IP = 1 << 0,
+};
+
+struct slot_key {
+	__u32 service_id;
+	__u32 slot;
+};
+ABI_LAYOUT(slot_key, 8);
+
+struct slot {
+	__u32 backend_id;
+};
+ABI_LAYOUT(slot, 4);
+
+struct backend_key {
+	__u32 backend_id; /* never 0 */
+};
+ABI_LAYOUT(backend_key, 4);
+
+struct backend {
+	struct address address;
+	__be16 port_be;
+	__u8 protocol;
+	__u8 pad;
+};
+ABI_LAYOUT(backend, 20);
+
+/* --- Where packets go --- */
+
+struct pod_key {
+	struct address address;
+};
+ABI_LAYOUT(pod_key, 16);
+
+/* A pod of this node. Written by the CNI plugin alone. */
+struct pod {
+	__u32 ifindex; /* the host end of the pod link */
+	__u32 flags;   /* none yet: 0 */
+	__u8 pod_mac[6];
+	__u8 host_mac[6];
+	__u64 container_hash; /* first 8 bytes of SHA-256 of the container id: whose entry this is */
+};
+ABI_LAYOUT(pod, 32);
+
+/* Longest-prefix key: IPv4 prefixes count from bit 96. */
+struct remote_key {
+	__u32 prefix_bits;
+	struct address address;
+};
+ABI_LAYOUT(remote_key, 20);
+
+/* Another node's pods, or that node itself. */
+struct remote {
+	struct address next_hop; /* the node's address in the underlay */
+	__u32 ifindex;           /* device by which it is reached: of the underlay, or the overlay */
+	__u32 flags;             /* enum remote_flag */
+};
+ABI_LAYOUT(remote, 24);
+
+enum remote_flag {
+	REMOTE_OVERLAY = 1 << 0, /* through the overlay device, next_hop being the tunnel's far end */
+};
+
+/* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
+
+enum flow_state {
+	FLOW_NEW = 0,     /* packets in one direction only */
+	FLOW_ESTABLISHED, /* both directions seen */
+	FLOW_CLOSING,     /* TCP: a FIN from one side */
+	FLOW_CLOSED,      /* TCP: a FIN from both */
+	FLOW_RESET,       /* TCP: RST; a later segment without it shows that it was not accepted, and revives the flow */
+	FLOW_STATES,
+};
+
+enum flow_flag {
+	FLOW_REPLY = 1 << 0, /* this entry is for the answering direction */
+	FLOW_FIN = 1 << 1,   /* this entry's direction has sent its FIN */
+};
+
+/*
+ * A packet that matches an entry's key leaves as the reverse of that entry's twin: the pair of keys is the whole
+ * translation, of either end, and a flow without translation is one whose twin is its own reverse.
+ */
+struct flow {
+	struct tuple twin; /* the key of the other direction's entry */
+	__u64 seen_ns;     /* CLOCK_MONOTONIC, refreshed at most once a second */
+	__u64 created_ns;
+	__u32 backend_id; /* 0: not through a Service */
+	__u8 state;       /* enum flow_state */
+	__u8 flags;       /* enum flow_flag */
+	__u8 pad[2];
+};
+ABI_LAYOUT(flow, 64);
+
+/* --- Sockets of the host's own processes, translated at connect and sendmsg --- */
+
+enum socket_side {
+	SOCKET_FRONTEND = 0, /* key: what the process talks to; value: the backend that it was given */
+	SOCKET_BACKEND,      /* key: the backend; value: what the process believes to talk to */
+};
+
+struct socket_key {
+	__u64 cookie;
+	struct address address;
+	__be16 port_be;
+	__u8 protocol;
+	__u8 side; /* enum socket_side */
+	__u8 pad[4];
+};
+ABI_LAYOUT(socket_key, 32);
+
+struct socket_peer {
+	struct address address;
+	__be16 port_be;
+	__u8 pad[2];
+	__u32 backend_id;
+};
+ABI_LAYOUT(socket_peer, 24);
+
+/* --- What did not get through, and what was noteworthy --- */
+
+/* Programs return these negated, as their error; they are counted in drops. */
+enum drop_reason {
+	DROP_NONE = 0,
+	DROP_TRUNCATED,       /* a header is cut short */
+	DROP_BAD_HEADER,      /* a length or version that cannot be */
+	DROP_SPOOFED,         /* a pod's packet with another's source address */
+	DROP_NO_BACKEND,      /* refused: the Service has no usable endpoint */
+	DROP_NO_FLOW,         /* refused: mid-stream TCP to a Service, with no flow that says which backend */
+	DROP_NO_SLOT,         /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
+	DROP_NO_FREE_PORT,    /* every port tried for a colliding flow was taken */
+	DROP_FLOWS_FULL,      /* the flow table took no entry */
+	DROP_TTL_EXPIRED,     /* TTL or hop limit used up here */
+	DROP_FRAGMENT,        /* a fragment of a flow that needs translation */
+	DROP_REWRITE_FAILED,  /* a helper could not change the packet */
+	DROP_UNTRANSLATED,    /* a host's packet to a Service that connect-time translation should have caught */
+	DROP_REASONS,
+};
+
+struct drop_key {
+	__u32 reason; /* enum drop_reason */
+	__u32 ifindex;
+};
+ABI_LAYOUT(drop_key, 8);
+
+struct drop_count {
+	__u64 packets;
+	__u64 octets;
+};
+ABI_LAYOUT(drop_count, 16);
+
+/* Index into counters. */
+enum counter {
+	COUNTER_FLOWS_CREATED = 0,
+	COUNTER_FLOWS_RESTORED,  /* a twin was missing: the flow table evicts live flows, it is too small */
+	COUNTER_FLOWS_PICKED_UP, /* mid-stream TCP without an entry, followed from here on */
+	COUNTER_PORTS_REWRITTEN, /* a live collision was given another source port */
+	COUNTER_REFUSALS,        /* RST or ICMP unreachable sent */
+	COUNTERS,
+};
+
+/* --- Load-time constants, patched into .rodata --- */
+
+struct config {
+	__u64 host_netns_cookie; /* 0: the initial network namespace */
+	__u64 tcp_new_ns;        /* time-outs since the last packet, by protocol and state */
+	__u64 tcp_established_ns;
+	__u64 tcp_closing_ns;
+	__u64 tcp_closed_ns;
+	__u64 udp_new_ns;
+	__u64 udp_established_ns;
+	__u32 connect_time; /* enum connect_time */
+	__u32 mark;         /* set on what the programs send through a device, so that they know it again there */
+};
+ABI_LAYOUT(config, 64);
+
+enum connect_time {
+	CONNECT_TIME_HOST = 0, /* translate the sockets of the host's own network namespace */
+	CONNECT_TIME_ALL,      /* those of pods as well */
+};
+
+/* The one map for what the controller must remember over a restart: index into state, a __u64 each. */
+enum state_index {
+	STATE_NEXT_BACKEND_ID = 0,
+	STATE_NEXT_SERVICE_ID,
+	STATES,
+};
+
+#endif

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches the pinned programs: to devices as direct-action filters of clsact, to the cgroup by pinned links.
+
+A hook is named after its program: `from_*` stands at ingress, `to_*` at egress. Attaching again replaces the program
+atomically. `netlink` is a pyroute2.IPRoute, or anything with its `tc` method, such as an IPBatch, which only encodes.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from bpf import syscall
+from bpf.loader import Pins
+
+# First of the priorities, with a handle of our own: filters of others stand behind it, and see what it lets pass.
+PRIORITY = 1
+HANDLE = 0xCE
+ETH_P_ALL = 3
+
+CLSACT = 0xFFFFFFF1
+INGRESS = 0xFFFFFFF2
+EGRESS = 0xFFFFFFF3
+
+# enum bpf_attach_type of the programs in bpf/cgroup.c
+CGROUP_HOOKS = {
+    "connect4": 10,
+    "connect6": 11,
+    "sendmsg4": 14,
+    "sendmsg6": 15,
+    "recvmsg4": 19,
+    "recvmsg6": 20,
+    "getpeername4": 29,
+    "getpeername6": 30,
+}
+
+
+def add_clsact(netlink: Any, ifindex: int) -> None:
+    """Adds the clsact queueing discipline; pyroute2's NetlinkError 17 (EEXIST) says that it is there."""
+    netlink.tc("add", "clsact", ifindex)
+
+
+def attach_device(netlink: Any, ifindex: int, hook: str, program_fd: int) -> None:
+    """Attaches a program to a device with clsact, or replaces the one that stands there."""
+    netlink.tc(
+        "replace-filter",
+        "bpf",
+        ifindex,
+        handle=HANDLE,
+        fd=program_fd,
+        name=f"calico-ebpf/{hook}",
+        parent=INGRESS if hook.startswith("from_") else EGRESS,
+        prio=PRIORITY,
+        protocol=ETH_P_ALL,
+        direct_action=True,
+    )
+
+
+def detach_device(netlink: Any, ifindex: int, hook: str) -> None:
+    """Takes our filter off a device; pyroute2's NetlinkError 2 or 22 says that there was none."""
+    parent = INGRESS if hook.startswith("from_") else EGRESS
+    netlink.tc("del-filter", "bpf", ifindex, handle=HANDLE, parent=parent, prio=PRIORITY, protocol=ETH_P_ALL)
+
+
+def attach_cgroup(pins: Pins, cgroup: Path) -> None:
+    """Attaches every cgroup program at `cgroup`, or replaces it there."""
+    pins.links.mkdir(exist_ok=True)
+    directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        for name, attach_type in CGROUP_HOOKS.items():
+            _attach_link(pins, name, directory, attach_type)
+    finally:
+        os.close(directory)
+
+
+def detach_cgroup(pins: Pins) -> None:
+    for name in CGROUP_HOOKS:
+        (pins.links / name).unlink(missing_ok=True)
+
+
+def _attach_link(pins: Pins, name: str, target_fd: int, attach_type: int) -> None:
+    pin = pins.links / name
+    program = pins.open_program(name)
+    try:
+        try:
+            link = syscall.obj_get(pin)
+            syscall.link_update(link, program)
+        except FileNotFoundError:
+            link = syscall.link_create(program, target_fd, attach_type)
+            syscall.obj_pin(link, pin)
+        os.close(link)
+    finally:
+        os.close(program)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs bpftool: dumps, batches, loads. The only module of the project that starts it, or imports subprocess for it."""
+
+import json
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bpf.errors import BatchError, BpftoolError
+
+BPFTOOL = "bpftool"
+
+# What strerror(3) says of the two errors that mean something of their own.
+FULL = re.compile(r"Argument list too long|No space left on device|Cannot allocate memory")
+MISSING = "No such file or directory"
+
+# In JSON, which alone tells the line that failed, bpftool echoes every line: a batch is run in pieces of this size.
+BATCH_LINES = 10_000
+
+
+def run(*arguments: str, timeout_s: float = 120) -> str:
+    """Runs bpftool and returns its standard output.
+
+    Raises:
+        BpftoolError: it is missing, hung or failed; the message carries what it said.
+    """
+    process = _execute([BPFTOOL, *arguments], timeout_s)
+    if process.returncode:
+        raise BpftoolError(f"bpftool {' '.join(arguments)}: {_complaint(process)}")
+    return process.stdout
+
+
+def btf_types(path: str) -> list[dict[str, Any]]:
+    """The BTF types of an object file."""
+    types: list[dict[str, Any]] = json.loads(run("-j", "btf", "dump", "file", path))["types"]
+    return types
+
+
+def dump(pin: Path) -> Iterator[tuple[bytes, bytes]]:
+    """Every entry of a pinned map as (key, value).
+
+    A per-CPU value is that of all CPUs joined, in their order. Entries that come or go meanwhile may be missed.
+    """
+    for item in json.loads(run("-j", "map", "dump", "pinned", str(pin))):
+        if "key" not in item:
+            continue
+        if "values" in item:
+            yield _bytes(item["key"]), b"".join(_bytes(cpu["value"]) for cpu in item["values"])
+        elif isinstance(item.get("value"), list):
+            yield _bytes(item["key"]), _bytes(item["value"])
+
+
+def update(pin: Path, key: bytes, value: bytes) -> str:
+    """The batch line that writes an entry."""
+    return f"map update pinned {pin} key hex {key.hex(' ')} value hex {value.hex(' ')}"
+
+
+def delete(pin: Path, key: bytes) -> str:
+    """The batch line that deletes an entry; that it is gone already is no error when it runs."""
+    return f"map delete pinned {pin} key hex {key.hex(' ')}"
+
+
+def batch(lines: Sequence[str]) -> None:
+    """Runs `lines` in order.
+
+    bpftool stops at the first line that fails. A delete of a missing key is skipped and the rest goes on.
+
+    Raises:
+        BatchError: another line failed; those before it are done, those after it are not.
+        BpftoolError: bpftool is missing, hung or died.
+    """
+    done = 0
+    while done < len(lines):
+        chunk = lines[done : done + BATCH_LINES]
+        ran, complaint = _batch_once(chunk)
+        done += ran
+        if complaint:
+            line = chunk[ran - 1]
+            if not (line.startswith("map delete ") and MISSING in complaint):
+                raise BatchError(f"{complaint} (at: {line})", line, bool(FULL.search(complaint)))
+
+
+def load(obj: Path, programs: Path, maps: Iterable[tuple[str, Path]]) -> None:
+    """Loads every program of `obj` and pins them under `programs`, on maps that are pinned already.
+
+    Raises:
+        BpftoolError: the verifier or the kernel refused; the message carries its log.
+    """
+    reused = [word for name, pin in maps for word in ("map", "name", name, "pinned", str(pin))]
+    run("prog", "loadall", str(obj), str(programs), *reused)
+
+
+def _batch_once(lines: Sequence[str]) -> tuple[int, str]:
+    """Runs lines up to the first that fails; returns how many were run, that one included, and the complaint or ""."""
+    with tempfile.NamedTemporaryFile("w", prefix="calico-ebpf-", suffix=".batch") as script:
+        script.write("\n".join(lines) + "\n")
+        script.flush()
+        process = _execute([BPFTOOL, "-j", "batch", "file", script.name], timeout_s=300)
+    if not process.returncode:
+        return len(lines), ""
+    try:
+        results = json.loads(process.stdout)
+        complaint = results[-1]["output"]["error"]
+    except (ValueError, LookupError, TypeError):
+        raise BpftoolError(f"bpftool batch of {len(lines)} lines: {_complaint(process)}") from None
+    return len(results), complaint
+
+
+def _execute(command: list[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+    try:
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+    except FileNotFoundError as error:
+        raise BpftoolError(f"{command[0]} is not installed (Debian package bpftool)") from error
+    except subprocess.TimeoutExpired as error:
+        raise BpftoolError(f"{' '.join(command[:4])}: no answer after {timeout_s:.0f} s") from error
+
+
+def _complaint(process: "subprocess.CompletedProcess[str]") -> str:
+    said = (process.stderr.strip() or process.stdout.strip())[-4000:]
+    return said or f"exit status {process.returncode}"
+
+
+def _bytes(values: list[str]) -> bytes:
+    return bytes(int(value, 16) for value in values)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Creates the pinned maps and loads the programs onto them, once per node, whichever daemon comes first.
+
+Pins, below `<bpffs>/calico-ebpf/v<ABI_VERSION>`:
+
+    maps/NAME               each map of bpf/maps.h
+    programs -> programs.D  a link that is switched atomically; D is a digest of the objects and their constants
+    links/NAME              attachments to the cgroup
+
+Maps outlive the programs: a newer build of the same layout is loaded onto them, and no flow is lost.
+"""
+
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from bpf import bpftool, elf, syscall
+from bpf.abi import MAPS, AbiVersion, Config
+from bpf.errors import KernelError, LayoutError, NotLoadedError
+
+OBJECTS = ("tc.o", "cgroup.o")
+
+
+class Pins:
+    """Where everything of this layout is pinned on a node.
+
+    Args:
+        bpffs: the mount point, /sys/fs/bpf.
+    """
+
+    def __init__(self, bpffs: Path) -> None:
+        self.root = bpffs / "calico-ebpf" / f"v{AbiVersion.VERSION}"
+        self.maps = self.root / "maps"
+        self.programs = self.root / "programs"
+        self.links = self.root / "links"
+
+    def map(self, name: str) -> Path:
+        return self.maps / name
+
+    def program(self, name: str) -> Path:
+        return self.programs / name
+
+    def open_map(self, name: str) -> int:
+        """A descriptor of a pinned map. Raises NotLoadedError."""
+        return _open(self.map(name))
+
+    def open_program(self, name: str) -> int:
+        """A descriptor of a pinned program. Raises NotLoadedError."""
+        return _open(self.program(name))
+
+
+def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lock: Path) -> bool:
+    """Makes sure that the maps exist and that the programs of `objects`, with `config`, are the ones pinned.
+
+    Args:
+        sizes: map name to max_entries, where it differs from bpf/maps.h; a map that is there already keeps its size.
+        lock: a file that the node's daemons lock while they do this.
+
+    Returns:
+        Whether programs were loaded: what is attached must then be replaced.
+
+    Raises:
+        LayoutError: a pinned map has another layout.
+        KernelError: bpffs is not mounted, or this kernel takes no BPF.
+        BpftoolError: the kernel refused the programs; the message carries the verifier's log.
+    """
+    with _locked(lock):
+        _ensure_maps(pins, sizes)
+        images = {name: _image(objects / name, config) for name in OBJECTS}
+        digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
+        target = pins.root / f"programs.{digest}"
+        if pins.programs.is_symlink() and os.readlink(pins.programs) == target.name and target.is_dir():
+            return False
+        _load_programs(pins, target, images)
+        _sweep(pins, target)
+        return True
+
+
+def unload(pins: Pins) -> None:
+    """Removes every pin of this layout; what is still attached stays until its device or cgroup lets go of it."""
+    shutil.rmtree(pins.root, ignore_errors=True)
+
+
+def netns_cookie() -> int:
+    """The cookie of the caller's network namespace, or 0 before kernel 5.14, which stands for the initial one."""
+    import socket
+
+    so_netns_cookie = 71
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return int.from_bytes(probe.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8), "little")
+        except OSError:
+            return 0
+
+
+def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
+    try:
+        pins.maps.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise KernelError(f"{pins.maps}: {error.strerror}; is bpffs mounted there?") from error
+    for name, spec in MAPS.items():
+        pin = pins.map(name)
+        try:
+            fd = syscall.obj_get(pin)
+        except FileNotFoundError:
+            entries = sizes.get(name, spec.max_entries)
+            fd = syscall.map_create(spec.map_type, spec.key_size, spec.value_size, entries, spec.map_flags, name)
+            try:
+                syscall.obj_pin(fd, pin)
+            except PermissionError as error:
+                os.close(fd)
+                raise KernelError(f"{pin}: cannot pin a map; is bpffs mounted there?") from error
+        try:
+            _check_layout(pin, fd, name)
+        finally:
+            os.close(fd)
+
+
+def _check_layout(pin: Path, fd: int, name: str) -> None:
+    spec, info = MAPS[name], syscall.map_info(fd)
+    if (info.map_type, info.key_size, info.value_size) != (spec.map_type, spec.key_size, spec.value_size):
+        raise LayoutError(
+            f"{pin} has another layout (type {info.map_type}, key {info.key_size}, value {info.value_size} bytes; "
+            f"expected {spec.map_type}, {spec.key_size}, {spec.value_size}): it was not made by this version. "
+            f"`calico-ebpf uninstall` removes it, with every flow in it"
+        )
+
+
+def _image(path: Path, config: Config) -> bytes:
+    try:
+        image = path.read_bytes()
+    except FileNotFoundError as error:
+        raise NotLoadedError(f"{path} is missing: `make build` makes it") from error
+    return elf.patch(image, "config", config.pack())
+
+
+def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> None:
+    """Loads into a directory of its own, then switches the link to it."""
+    shutil.rmtree(target, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="calico-ebpf-") as scratch:
+        for name, image in images.items():
+            obj = Path(scratch) / name
+            obj.write_bytes(image)
+            bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj)])
+    link = pins.root / "programs.next"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.rename(pins.programs)
+
+
+def _sweep(pins: Pins, current: Path) -> None:
+    """Removes the pins of earlier programs: what is attached holds them until it is replaced."""
+    for stale in pins.root.glob("programs.*"):
+        if stale != current:
+            shutil.rmtree(stale, ignore_errors=True)
+
+
+def _open(pin: Path) -> int:
+    try:
+        return syscall.obj_get(pin)
+    except FileNotFoundError as error:
+        raise NotLoadedError(f"{pin}: not there; has a calico-ebpf daemon run on this node?") from error
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield

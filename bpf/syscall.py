@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""bpf(2) by ctypes: for the CNI path, which must not fork, and for what bpftool's batch cannot do.
+
+Three-line wrappers around one caller; every failure is an OSError that names the command. Imports the standard library
+alone. Source: include/uapi/linux/bpf.h, union bpf_attr.
+"""
+
+import ctypes
+import os
+import platform
+import resource
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+_NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+_libc = ctypes.CDLL(None, use_errno=True)
+
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 6, 7
+_PROG_TEST_RUN, _OBJ_GET_INFO = 10, 15
+_LINK_CREATE, _LINK_UPDATE = 28, 29
+
+ANY, NOEXIST, EXIST = 0, 1, 2
+
+
+class MapInfo(NamedTuple):
+    map_type: int
+    map_id: int
+    key_size: int
+    value_size: int
+    max_entries: int
+    map_flags: int
+
+
+class TestRun(NamedTuple):
+    """What a program made of a packet: its return value, the packet, the context."""
+
+    verdict: int
+    packet: bytes
+    context: bytes
+
+
+def map_create(map_type: int, key_size: int, value_size: int, max_entries: int, map_flags: int, name: str) -> int:
+    """Creates a map and returns its descriptor."""
+    _raise_memlock()
+    attr = struct.pack("=IIIIIII16s", map_type, key_size, value_size, max_entries, map_flags, 0, 0, name.encode()[:15])
+    return _bpf(_MAP_CREATE, attr, f"creating map {name}")
+
+
+def map_info(fd: int) -> MapInfo:
+    return MapInfo(*struct.unpack_from("=IIIIII", _info(fd, 24)))
+
+
+def program_id(fd: int) -> int:
+    return int(struct.unpack_from("=II", _info(fd, 8))[1])
+
+
+def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
+    """The value of a key, or None where it has none."""
+    key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)
+    attr = struct.pack("=IxxxxQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0)
+    try:
+        _bpf(_MAP_LOOKUP, attr, "map lookup")
+    except FileNotFoundError:
+        return None
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes, flags: int = ANY) -> None:
+    """Writes an entry. Raises OSError: E2BIG or ENOSPC where the map is full, EEXIST or ENOENT as `flags` say."""
+    key_buffer, buffer = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value, len(value))
+    attr = struct.pack("=IxxxxQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(buffer), flags)
+    _bpf(_MAP_UPDATE, attr, "map update")
+
+
+def map_delete(fd: int, key: bytes) -> bool:
+    """Deletes an entry; returns whether there was one."""
+    buffer = ctypes.create_string_buffer(key, len(key))
+    try:
+        _bpf(_MAP_DELETE, struct.pack("=IxxxxQQQ", fd, ctypes.addressof(buffer), 0, 0), "map delete")
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def obj_pin(fd: int, path: Path) -> None:
+    buffer = ctypes.create_string_buffer(os.fsencode(path))
+    _bpf(_OBJ_PIN, struct.pack("=QII", ctypes.addressof(buffer), fd, 0), f"pinning {path}")
+
+
+def obj_get(path: Path) -> int:
+    """The descriptor of what is pinned at `path`. Raises FileNotFoundError where nothing is."""
+    buffer = ctypes.create_string_buffer(os.fsencode(path))
+    return _bpf(_OBJ_GET, struct.pack("=QII", ctypes.addressof(buffer), 0, 0), f"opening {path}")
+
+
+def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
+    """Attaches a program, to a cgroup say, and returns the link's descriptor (kernel 5.7)."""
+    return _bpf(_LINK_CREATE, struct.pack("=IIII", program_fd, target_fd, attach_type, 0), "attaching a program")
+
+
+def link_update(link_fd: int, program_fd: int) -> None:
+    """Replaces a link's program with another, atomically."""
+    _bpf(_LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replacing an attached program")
+
+
+def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int = 1) -> TestRun:
+    """Runs a TC or XDP program on a packet (BPF_PROG_TEST_RUN) in the caller's network namespace.
+
+    Args:
+        context: a struct __sk_buff of 192 bytes, or nothing; of its fields the kernel takes `mark`, `ifindex`, `cb`,
+            and few others.
+    """
+    data_in = ctypes.create_string_buffer(packet, len(packet))
+    data_out = ctypes.create_string_buffer(65536)
+    ctx_in = ctypes.create_string_buffer(context, max(len(context), 1))
+    ctx_out = ctypes.create_string_buffer(max(len(context), 1))
+    attr = bytearray(
+        struct.pack(
+            "=IIIIQQIIIIQQ",
+            fd,
+            0,
+            len(packet),
+            len(data_out),
+            ctypes.addressof(data_in),
+            ctypes.addressof(data_out),
+            repeat,
+            0,
+            len(context),
+            len(context),
+            ctypes.addressof(ctx_in) if context else 0,
+            ctypes.addressof(ctx_out) if context else 0,
+        )
+    )
+    buffer = (ctypes.c_char * len(attr)).from_buffer(attr)
+    _call(_PROG_TEST_RUN, buffer, "test run")
+    _, verdict, _, size_out = struct.unpack_from("=IIII", attr)
+    return TestRun(verdict, data_out.raw[:size_out], ctx_out.raw[: len(context)])
+
+
+def _info(fd: int, size: int) -> bytes:
+    buffer = ctypes.create_string_buffer(256)
+    _bpf(_OBJ_GET_INFO, struct.pack("=IIQ", fd, len(buffer), ctypes.addressof(buffer)), "object info")
+    return buffer.raw[:size]
+
+
+def _bpf(command: int, attr: bytes, what: str) -> int:
+    return _call(command, ctypes.create_string_buffer(attr, max(len(attr), 64)), what)
+
+
+def _call(command: int, attr: "ctypes.Array[ctypes.c_char]", what: str) -> int:
+    result: int = _libc.syscall(_NR_BPF, command, ctypes.byref(attr), len(attr))
+    if result < 0:
+        error = ctypes.get_errno()
+        raise OSError(error, f"{what}: {os.strerror(error)}")
+    return result
+
+
+def _raise_memlock() -> None:
+    """Before 5.11 maps count as locked memory; later kernels ignore the limit, and so may a missing capability."""
+    try:
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    except (ValueError, PermissionError):
+        pass
