@@ -1,0 +1,396 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings: one table of names, types, defaults and reasons, from which conf/SETTINGS.md is generated.
+
+A value comes from a flag, else from CALICO_EBPF_NAME, else from the file, else from the default here; `origin` tells
+which. Everybody may import this: the CNI plugin does so for every pod, hence YAML only where there is a file. The flags
+themselves are made in `bpf.cli`. `python -m bpf.settings` prints the reference page.
+"""
+# ruff: noqa: RUF009 -- _setting is dataclasses.field, with the metadata
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpf.errors import SettingsError
+
+CONFIG_FILE = Path("/etc/calico-ebpf/config.yaml")
+PREFIX = "CALICO_EBPF_"
+
+ENTRIES_MAX = 1 << 26
+SECONDS_MAX = 30 * 86400
+
+
+class Meta(NamedTuple):
+    """What is known of a setting besides its type and default.
+
+    Attributes:
+        meaning: what it sets.
+        why: the reason for the default.
+        unit: of its number, or "".
+        empty: what 0 or an empty value means; "" where there is nothing to say.
+        shown: the default as the reference page shows it, where it depends on the machine.
+        choices: the values that it may have, or none where it is free.
+        low, high: bounds of a number.
+        check: raises ValueError where a text is wrong.
+    """
+
+    meaning: str
+    why: str
+    unit: str = ""
+    empty: str = ""
+    shown: str = ""
+    choices: tuple[str, ...] = ()
+    low: int = 0
+    high: int = ENTRIES_MAX
+    check: Callable[[str], None] | None = None
+
+
+class Described(NamedTuple):
+    """A setting as the flags and the reference page need it; `kind` is str, int, Path or tuple."""
+
+    name: str
+    kind: type
+    default: str
+    meta: Meta
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        return PREFIX + self.name.upper()
+
+
+def _setting(default: object, meaning: str, why: str, **details: Any) -> Any:
+    metadata = {"meta": Meta(meaning, why, **details)}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def _size(default: int, meaning: str, why: str) -> Any:
+    return _setting(default, meaning, why, unit="entries", low=16)
+
+
+def _timeout(default: int, meaning: str, why: str) -> Any:
+    return _setting(default, meaning, why, unit="s", low=1, high=SECONDS_MAX)
+
+
+def _check_address(text: str) -> None:
+    host, colon, port = text.rpartition(":")
+    if text and not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
+        raise ValueError("expected ADDRESS:PORT, with an IPv6 address in brackets")
+
+
+def _hostname() -> str:
+    return os.uname().nodename
+
+
+def _objects_dir() -> Path:
+    checkout = Path(__file__).resolve().parent.parent / "build" / "bpf"
+    return checkout if checkout.is_dir() else Path("/usr/local/lib/calico-ebpf/bpf")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The effective settings of a process.
+
+    Instances are made by `load`; tests may name fields, the rest being defaults.
+    """
+
+    node_name: str = _setting(
+        _hostname,
+        "Name of this node's Node object. The variable NODE_NAME sets it, too.",
+        "kubelet registers a node by its host name",
+        shown="the host name",
+    )
+    source: str = _setting(
+        "kubernetes",
+        "Where Services, EndpointSlices and Nodes come from: `kubernetes`, or a directory of manifests.",
+        "a node is a cluster's",
+    )
+    kubeconfig: Path | None = _setting(
+        None,
+        "File with the way to the API server.",
+        "a DaemonSet's pod has a service account",
+        empty="the pod's service account, else the variable KUBECONFIG",
+    )
+    run_dir: Path = _setting(Path("/run/calico-ebpf"), "Sockets, locks and what the daemons tell each other.", "FHS")
+    state_dir: Path = _setting(
+        Path("/var/lib/calico-ebpf"), "What must outlive a reboot: the sysctls that `uninstall` restores.", "FHS"
+    )
+    bpffs: Path = _setting(
+        Path("/sys/fs/bpf"), "BPF file system below which maps and programs are pinned.", "where systemd mounts it"
+    )
+    cgroup: Path | None = _setting(
+        None,
+        "The cgroup2 directory whose sockets are translated at connect time.",
+        "every socket of the node is below its root",
+        empty="the cgroup2 mount of this mount namespace",
+    )
+    cni_networks_dir: Path = _setting(
+        Path("/var/lib/cni/networks"),
+        "Where addresses of pods are recorded, in host-local's format.",
+        "host-local's own place, so that either can take over from the other",
+    )
+    objects_dir: Path = _setting(
+        _objects_dir,
+        "Directory of the compiled programs, tc.o and cgroup.o.",
+        "a checkout runs what it has built, an installed node what was installed",
+        shown="build/bpf of the checkout, else /usr/local/lib/calico-ebpf/bpf",
+    )
+    encapsulation: str = _setting(
+        "auto",
+        "How packets reach pods of other nodes: plain routes (`never`), VXLAN (`always`), or plain routes to nodes of "
+        "the same subnet and VXLAN to the others (`auto`).",
+        "nothing is added to packets that need nothing",
+        choices=("auto", "never", "always"),
+    )
+    overlay_port: int = _setting(
+        4789, "UDP port of the overlay, the same on every node.", "VXLAN's own (RFC 7348)", low=1, high=65535
+    )
+    underlay_devices: tuple[str, ...] = _setting(
+        (),
+        "Devices that join this node to the others.",
+        "found by route, however they are named",
+        empty="those that hold the node's own addresses, and those of the default routes",
+    )
+    connect_time: str = _setting(
+        "host",
+        "Whose sockets are translated at connect and sendmsg: the host's own (`host`), those of pods as well (`all`), "
+        "or none (`off`: host processes do not reach Services).",
+        "service meshes and sandboxed runtimes in pods expect to see the Service's address",
+        choices=("host", "all", "off"),
+    )
+    flows_max: int = _size(
+        524288,
+        "Size of the flow table; a connection takes two entries of some 170 bytes. A change applies to a new table only.",
+        "250,000 connections in some 90 MB",
+    )
+    frontends_max: int = _size(
+        65536, "Addresses and ports of Services.", "10,000 Services with two families and three ports each"
+    )
+    slots_max: int = _size(
+        524288, "Backends of Services, counted once for each Service port.", "250,000 endpoints, twice over"
+    )
+    backends_max: int = _size(524288, "Distinct backends.", "as many as slots")
+    remotes_max: int = _size(32768, "Prefixes and addresses of other nodes.", "5,000 nodes with both families, twice")
+    pods_max: int = _size(4096, "Addresses of this node's pods.", "ten times kubelet's limit, with both families")
+    tcp_new_s: int = _timeout(60, "A TCP flow without an answer is forgotten after.", "longer than SYN retries space")
+    tcp_established_s: int = _timeout(
+        21600, "An established TCP flow is forgotten after.", "longer than kernels' keep-alive of two hours"
+    )
+    tcp_closing_s: int = _timeout(120, "A TCP flow with one FIN is forgotten after.", "twice the maximum segment life")
+    tcp_closed_s: int = _timeout(30, "A closed TCP flow is forgotten after.", "late segments are over by then")
+    udp_new_s: int = _timeout(30, "A UDP flow without an answer is forgotten after.", "as the kernel's own tracking")
+    udp_established_s: int = _timeout(
+        120, "A UDP flow with answers is forgotten after.", "as the kernel's own tracking"
+    )
+    health_address: str = _setting(
+        "0.0.0.0:10256",
+        "Address of /healthz and /livez.",
+        "kube-proxy's, where load balancers look",
+        empty="not served",
+        check=_check_address,
+    )
+    metrics_address: str = _setting(
+        "127.0.0.1:10249",
+        "Address of /metrics.",
+        "kube-proxy's",
+        empty="not served",
+        check=_check_address,
+    )
+    audit_interval_s: int = _setting(
+        300,
+        "Time between two comparisons of the maps with what they should hold.",
+        "with 10,000 Services one takes about 2 s: under 1 % of a core",
+        unit="s",
+        empty="never",
+        high=SECONDS_MAX,
+    )
+    sync_interval_ms: int = _setting(
+        20,
+        "Least time between two writes to the maps while changes keep coming; the first is written at once.",
+        "at most fifty runs of bpftool a second",
+        unit="ms",
+        empty="no pause",
+        high=60000,
+    )
+    log_level: str = _setting(
+        "info", "Least severe messages to log.", "changes, not packets", choices=("debug", "info", "warning", "error")
+    )
+    _origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def load(
+        cls, flags: Mapping[str, object], environ: Mapping[str, str] = os.environ, path: Path = CONFIG_FILE
+    ) -> "Settings":
+        """The effective settings.
+
+        Args:
+            flags: values by setting name, as text or as their type; None stands for a flag that was not given.
+            environ: variables. Of CALICO_EBPF_* only the names of settings count: Kubernetes itself sets others, for
+                a Service named calico-ebpf.
+            path: the file; that it is absent is no error.
+
+        Raises:
+            SettingsError: a key is unknown, or a value of the wrong type or out of its range.
+        """
+        texts = _from_file(path)
+        if "NODE_NAME" in environ:
+            texts["node_name"] = (environ["NODE_NAME"], "NODE_NAME")
+        known = {setting.name: setting for setting in describe()}
+        for setting in known.values():
+            if setting.variable in environ:
+                texts[setting.name] = (environ[setting.variable], setting.variable)
+        for name, value in flags.items():
+            if value is not None:
+                texts[name] = (_text(value), known[name].flag if name in known else f"flag {name!r}")
+        values = {name: _value(known.get(name), text, origin) for name, (text, origin) in texts.items()}
+        return cls(**values, _origins={name: origin for name, (_, origin) in texts.items()})
+
+    def origin(self, name: str) -> str:
+        """Where a setting came from: a flag, a variable, FILE:LINE, or "default"."""
+        return self._origins.get(name, "default")
+
+
+def describe() -> list[Described]:
+    """Every setting, in the order of the reference page."""
+    described = []
+    for item in fields(Settings):
+        if "meta" in item.metadata:
+            meta: Meta = item.metadata["meta"]
+            default = meta.shown if callable(item.default_factory) else _text(item.default)
+            described.append(Described(item.name, _KINDS[item.type], default, meta))
+    return described
+
+
+_KINDS: dict[Any, type] = {str: str, int: int, Path: Path, Path | None: Path, tuple[str, ...]: tuple}
+
+
+def _value(setting: Described | None, text: str, origin: str) -> Any:
+    if setting is None:
+        raise SettingsError(f"{origin}: unknown setting")
+    try:
+        return _parse(setting, text.strip())
+    except ValueError as error:
+        raise SettingsError(f"{origin}: {setting.name}: {error}, not {text!r}") from None
+
+
+def _parse(setting: Described, text: str) -> Any:
+    """Raises ValueError with what was expected."""
+    meta = setting.meta
+    if meta.choices and text not in meta.choices:
+        raise ValueError(f"expected one of {', '.join(meta.choices)}")
+    if meta.check:
+        meta.check(text)
+    if setting.kind is int:
+        return _number(text, meta)
+    if setting.kind is Path:
+        return _path(text, optional=bool(meta.empty))
+    if setting.kind is tuple:
+        return tuple(part.strip() for part in text.split(",") if part.strip())
+    if not text and not meta.empty:
+        raise ValueError("expected a value")
+    return text
+
+
+def _number(text: str, meta: Meta) -> int:
+    if not (text.isascii() and text.isdigit()) or not meta.low <= int(text) <= meta.high:
+        unit = f" {meta.unit}" if meta.unit else ""
+        raise ValueError(f"expected a whole number from {meta.low} to {meta.high}{unit}")
+    return int(text)
+
+
+def _path(text: str, optional: bool) -> Path | None:
+    if not text and optional:
+        return None
+    if not text.startswith("/"):
+        raise ValueError("expected an absolute path")
+    return Path(text)
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return ",".join(str(part) for part in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _from_file(path: Path) -> dict[str, tuple[str, str]]:
+    """Name to (text, FILE:LINE). The text is what stands there: YAML's idea that `off` is false is not ours."""
+    try:
+        content = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path}: {error}") from error
+    import yaml
+
+    try:
+        root = yaml.compose(content, Loader=yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path}: {' '.join(str(error).split())}") from error
+    if root is None:
+        return {}
+    if not isinstance(root, yaml.MappingNode):
+        raise SettingsError(f"{path}:{root.start_mark.line + 1}: expected a mapping of settings")
+    names = {setting.name for setting in describe()}
+    found: dict[str, tuple[str, str]] = {}
+    for key, value in root.value:
+        where = f"{path}:{key.start_mark.line + 1}"
+        if key.value not in names:
+            raise SettingsError(f"{where}: unknown setting {key.value!r}")
+        if key.value in found:
+            raise SettingsError(f"{where}: {key.value} is set twice")
+        found[key.value] = (_node_text(value, f"{where}: {key.value}"), where)
+    return found
+
+
+def _node_text(node: Any, where: str) -> str:
+    """The text of a scalar, or of a list of scalars joined by commas."""
+    if isinstance(node.value, str):
+        if node.tag.endswith(":null"):
+            raise SettingsError(f"{where}: no value; leave the line out, or write ''")
+        return node.value
+    if node.id == "sequence" and all(isinstance(item.value, str) for item in node.value):
+        return ",".join(item.value for item in node.value)
+    raise SettingsError(f"{where}: expected a value or a list of values")
+
+
+def reference() -> str:
+    """conf/SETTINGS.md."""
+    lines = [
+        "# Settings",
+        "",
+        "<!-- Generated by `python -m bpf.settings > conf/SETTINGS.md`; do not edit. -->",
+        "",
+        f"One YAML file, {CONFIG_FILE}, holds them all, each as `name: value`. Each is also a flag of the daemons",
+        f"(`--flows-max`) and a variable (`{PREFIX}FLOWS_MAX`). A flag wins over a variable, that over the file, and the",
+        "file over the default. An unknown key, or a value out of its range, is an error that says where it stands.",
+        "Lists are YAML lists in the file, and separated by commas elsewhere. `calico-ebpf doctor` shows each effective",
+        "value and where it came from.",
+    ]
+    for setting in describe():
+        lines += ["", f"## {setting.name}", "", setting.meta.meaning, "", *_facts(setting)]
+    return "\n".join(lines) + "\n"
+
+
+def _facts(setting: Described) -> list[str]:
+    meta = setting.meta
+    kinds = {str: "text", int: f"whole number from {meta.low} to {meta.high}", Path: "absolute path", tuple: "list"}
+    kind = " or ".join(f"`{choice}`" for choice in meta.choices) or kinds[setting.kind]
+    default = meta.shown or (f"`{setting.default}`" if setting.default else "empty")
+    facts = [
+        f"- Value: {kind}" + (f", in {meta.unit}" if meta.unit else ""),
+        f"- Default: {default}, because {meta.why}" if meta.why != "FHS" else f"- Default: {default}",
+    ]
+    if meta.empty:
+        facts.append(f"- {'0' if setting.kind is int else 'Empty'}: {meta.empty}")
+    return facts
+
+
+if __name__ == "__main__":
+    print(reference(), end="")
