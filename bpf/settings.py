@@ -118,9 +118,15 @@ class Settings:
         "a DaemonSet's pod has a service account",
         empty="the pod's service account, else the variable KUBECONFIG",
     )
-    run_dir: Path = _setting(Path("/run/calico-ebpf"), "Sockets, locks and what the daemons tell each other.", "FHS")
+    run_dir: Path = _setting(
+        Path("/run/calico-ebpf"),
+        "Sockets, locks and what the daemons tell each other.",
+        "gone after a reboot, as they must be",
+    )
     state_dir: Path = _setting(
-        Path("/var/lib/calico-ebpf"), "What must outlive a reboot: the sysctls that `uninstall` restores.", "FHS"
+        Path("/var/lib/calico-ebpf"),
+        "What must outlive a reboot: the sysctls that `uninstall` restores.",
+        "where packages keep state",
     )
     bpffs: Path = _setting(
         Path("/sys/fs/bpf"), "BPF file system below which maps and programs are pinned.", "where systemd mounts it"
@@ -385,7 +391,8 @@ def _facts(setting: Described) -> list[str]:
     default = meta.shown or (f"`{setting.default}`" if setting.default else "empty")
     facts = [
         f"- Value: {kind}" + (f", in {meta.unit}" if meta.unit else ""),
-        f"- Default: {default}, because {meta.why}" if meta.why != "FHS" else f"- Default: {default}",
+        f"- Default: {default}",
+        f"- Why: {meta.why}",
     ]
     if meta.empty:
         facts.append(f"- {'0' if setting.kind is int else 'Empty'}: {meta.empty}")
