@@ -33,6 +33,23 @@ def run(*arguments: str, timeout_s: float = 120) -> str:
     return process.stdout
 
 
+def version() -> str:
+    """bpftool's own version, "v7.1.0" say."""
+    return run("version").split()[1]
+
+
+def features() -> dict[str, Any]:
+    """What the kernel offers: `program_types`, `map_types`, `helpers` by program type, `system_config`."""
+    found: dict[str, Any] = json.loads(run("-j", "feature", "probe", "kernel"))
+    return found
+
+
+def filters() -> list[dict[str, Any]]:
+    """The TC programs of the caller's network namespace: `devname`, `ifindex`, `kind` (clsact/ingress, ...), `name`."""
+    found: list[dict[str, Any]] = json.loads(run("-j", "net", "show"))[0]["tc"]
+    return found
+
+
 def btf_types(path: str) -> list[dict[str, Any]]:
     """The BTF types of an object file."""
     types: list[dict[str, Any]] = json.loads(run("-j", "btf", "dump", "file", path))["types"]
@@ -126,4 +143,4 @@ def _complaint(process: "subprocess.CompletedProcess[str]") -> str:
 
 
 def _bytes(values: list[str]) -> bytes:
-    return bytes(int(value, 16) for value in values)
+    return bytes.fromhex("".join(values).replace("0x", ""))
