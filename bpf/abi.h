@@ -177,7 +177,7 @@ ABI_LAYOUT(socket_peer, 24);
 /* Programs return these negated, as their error; they are counted in drops. */
 enum drop_reason {
 	DROP_NONE = 0,
-	DROP_TRUNCATED,       /* a header is cut short */
+	DROP_TRUNCATED = 2,   /* a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
 	DROP_BAD_HEADER,      /* a length or version that cannot be */
 	DROP_SPOOFED,         /* a pod's packet with another's source address */
 	DROP_NO_BACKEND,      /* refused: the Service has no usable endpoint */
@@ -189,6 +189,7 @@ enum drop_reason {
 	DROP_FRAGMENT,        /* a fragment of a flow that needs translation */
 	DROP_REWRITE_FAILED,  /* a helper could not change the packet */
 	DROP_UNTRANSLATED,    /* a host's packet to a Service that connect-time translation should have caught */
+	DROP_NO_REMOTE,       /* a host's packet into the overlay to an address that no node has */
 	DROP_REASONS,
 };
 

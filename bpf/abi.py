@@ -38,18 +38,19 @@ class DropReason(IntEnum):
     """enum drop_reason."""
 
     NONE = 0
-    TRUNCATED = 1
-    BAD_HEADER = 2
-    SPOOFED = 3
-    NO_BACKEND = 4
-    NO_FLOW = 5
-    NO_SLOT = 6
-    NO_FREE_PORT = 7
-    FLOWS_FULL = 8
-    TTL_EXPIRED = 9
-    FRAGMENT = 10
-    REWRITE_FAILED = 11
-    UNTRANSLATED = 12
+    TRUNCATED = 2
+    BAD_HEADER = 3
+    SPOOFED = 4
+    NO_BACKEND = 5
+    NO_FLOW = 6
+    NO_SLOT = 7
+    NO_FREE_PORT = 8
+    FLOWS_FULL = 9
+    TTL_EXPIRED = 10
+    FRAGMENT = 11
+    REWRITE_FAILED = 12
+    UNTRANSLATED = 13
+    NO_REMOTE = 14
 
 
 class FlowFlag(IntFlag):

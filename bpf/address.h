@@ -1,0 +1,57 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Addresses and tuples: the one form for both families. */
+#ifndef CALICO_EBPF_ADDRESS_H
+#define CALICO_EBPF_ADDRESS_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <stdbool.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define V4_MARK bpf_htonl(0x0000ffff) /* third word of a v4-mapped address */
+
+static __always_inline struct address address_v4(__be32 v4_be)
+{
+	return (struct address){{0, 0, V4_MARK, v4_be}};
+}
+
+static __always_inline bool same_address(const struct address *a, const struct address *b)
+{
+	return a->word_be[3] == b->word_be[3] && a->word_be[2] == b->word_be[2] && a->word_be[1] == b->word_be[1] &&
+	       a->word_be[0] == b->word_be[0];
+}
+
+static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
+{
+	return a->sport_be == b->sport_be && a->dport_be == b->dport_be && a->protocol == b->protocol &&
+	       same_address(&a->saddr, &b->saddr) && same_address(&a->daddr, &b->daddr);
+}
+
+/* The tuple of a packet that goes the other way. */
+static __always_inline struct tuple reverse(const struct tuple *tuple)
+{
+	return (struct tuple){
+		.saddr = tuple->daddr,
+		.daddr = tuple->saddr,
+		.sport_be = tuple->dport_be,
+		.dport_be = tuple->sport_be,
+		.protocol = tuple->protocol,
+	};
+}
+
+/* IPv4 multicast, broadcast and link-local; IPv6 multicast, link-local and unspecified: never routed by us. */
+static __always_inline bool link_scoped(const struct address *address)
+{
+	__u32 top = bpf_ntohl(address->word_be[0]);
+	__u32 v4 = bpf_ntohl(address->word_be[3]);
+
+	if (address->word_be[2] == V4_MARK && !address->word_be[0] && !address->word_be[1])
+		return v4 >> 28 >= 0xe || v4 >> 16 == 0xa9fe || !v4;
+	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 ||
+	       !(top | address->word_be[1] | address->word_be[2] | address->word_be[3]);
+}
+
+#endif

@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Reads a packet's headers once, into the form in which the rest of the programs sees it. Everything that came from
+ * the wire in network order stays so, and is named _be; nothing here changes the packet.
+ */
+#ifndef CALICO_EBPF_PARSE_H
+#define CALICO_EBPF_PARSE_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <stddef.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "address.h"
+
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+#define TCP_FLAGS_OFFSET 13
+
+#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_FRAGMENT_OFFSET 0x1fff
+#define IPV6_FRAGMENT_OFFSET 0xfff8
+
+#define EXTENSIONS_MAX 6
+
+enum parse_result {
+	PARSE_IP = 0,
+	PARSE_NOT_IP, /* ARP and the like: the host's stack's */
+};
+
+enum fragment {
+	FRAGMENT_NONE = 0,
+	FRAGMENT_FIRST, /* has the ports */
+	FRAGMENT_LATER, /* has none */
+};
+
+struct packet {
+	struct tuple tuple;
+	__u32 l4_offset; /* bytes from the MAC header */
+	__u8 is_v6;
+	__u8 ttl; /* or hop limit */
+	__u8 tcp_flags;
+	__u8 fragment; /* enum fragment */
+};
+
+/*
+ * The first byte of the packet, and the byte behind the last linear one. In assembly: clang copies the 32-bit fields
+ * with a zero extension, after which the verifier takes the pointer for a number ("invalid access to packet").
+ */
+static __always_inline void *packet_start(const struct __sk_buff *skb)
+{
+	void *start;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(start) : "r"(skb), "i"(offsetof(struct __sk_buff, data)));
+	return start;
+}
+
+static __always_inline void *packet_end(const struct __sk_buff *skb)
+{
+	void *end;
+
+	asm volatile("%0 = *(u32 *)(%1 + %2)" : "=r"(end) : "r"(skb), "i"(offsetof(struct __sk_buff, data_end)));
+	return end;
+}
+
+/* `size` linear bytes at `offset` of the packet, pulled in where they are not linear; NULL: it is shorter. */
+static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 size)
+{
+	void *start = packet_start(skb) + offset;
+
+	if (start + size <= packet_end(skb))
+		return start;
+	if (bpf_skb_pull_data(skb, offset + size))
+		return NULL;
+	start = packet_start(skb) + offset;
+	return start + size <= packet_end(skb) ? start : NULL;
+}
+
+static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet)
+{
+	const struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+
+	if (!ip)
+		return -DROP_TRUNCATED;
+	if (ip->version != 4 || ip->ihl < 5)
+		return -DROP_BAD_HEADER;
+	packet->tuple.saddr = address_v4(ip->saddr);
+	packet->tuple.daddr = address_v4(ip->daddr);
+	packet->tuple.protocol = ip->protocol;
+	packet->ttl = ip->ttl;
+	packet->l4_offset = ETH_HLEN + ip->ihl * 4;
+	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
+		packet->fragment = FRAGMENT_LATER;
+	else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS))
+		packet->fragment = FRAGMENT_FIRST;
+	return 0;
+}
+
+struct extension {
+	__u8 next;
+	__u8 length;        /* in units of 8 bytes, the first not counted; of the fragment header: reserved */
+	__be16 fragment_be; /* of the fragment header alone */
+};
+
+static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet)
+{
+	const struct ipv6hdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+	__u32 offset = ETH_HLEN + sizeof(*ip);
+	__u8 next;
+
+	if (!ip)
+		return -DROP_TRUNCATED;
+	if (ip->version != 6)
+		return -DROP_BAD_HEADER;
+	__builtin_memcpy(&packet->tuple.saddr, &ip->saddr, sizeof(struct address));
+	__builtin_memcpy(&packet->tuple.daddr, &ip->daddr, sizeof(struct address));
+	packet->is_v6 = 1;
+	packet->ttl = ip->hop_limit;
+	next = ip->nexthdr;
+	for (int i = 0; i < EXTENSIONS_MAX; i++) {
+		struct extension extension;
+
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+			break;
+		/* Not header(): a variable offset that grows in a loop is more than the verifier of 5.10 follows. */
+		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
+			return -DROP_TRUNCATED;
+		if (next == IPPROTO_FRAGMENT) {
+			packet->fragment = extension.fragment_be & bpf_htons(IPV6_FRAGMENT_OFFSET) ? FRAGMENT_LATER : FRAGMENT_FIRST;
+			offset += 8;
+		} else {
+			offset += 8 * (extension.length + 1);
+		}
+		next = extension.next;
+	}
+	packet->tuple.protocol = next;
+	packet->l4_offset = offset;
+	return 0;
+}
+
+static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet)
+{
+	struct tcphdr tcp;
+
+	if (packet->fragment == FRAGMENT_LATER)
+		return 0;
+	if (packet->tuple.protocol != IPPROTO_TCP && packet->tuple.protocol != IPPROTO_UDP)
+		return 0;
+	if (packet->tuple.protocol == IPPROTO_TCP) {
+		if (bpf_skb_load_bytes(skb, packet->l4_offset, &tcp, sizeof(tcp)))
+			return -DROP_TRUNCATED;
+		packet->tcp_flags = ((__u8 *)&tcp)[TCP_FLAGS_OFFSET];
+	} else if (bpf_skb_load_bytes(skb, packet->l4_offset, &tcp, sizeof(struct udphdr))) {
+		return -DROP_TRUNCATED;
+	}
+	packet->tuple.sport_be = tcp.source; /* UDP's ports stand where TCP's do */
+	packet->tuple.dport_be = tcp.dest;
+	return 0;
+}
+
+/* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */
+static __always_inline int parse(struct __sk_buff *skb, struct packet *packet)
+{
+	int error;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		error = parse_v4(skb, packet);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		error = parse_v6(skb, packet);
+	else
+		return PARSE_NOT_IP;
+	return error ? error : parse_l4(skb, packet);
+}
+
+#endif

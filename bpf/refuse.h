@@ -1,0 +1,215 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Turns a packet into its own refusal: a TCP RST (RFC 9293, 3.10.7.1), or ICMP port unreachable (RFC 792, RFC 4443),
+ * from the address that the client talked to. The caller sends it back where it came from.
+ */
+#ifndef CALICO_EBPF_REFUSE_H
+#define CALICO_EBPF_REFUSE_H
+
+#include <linux/bpf.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+#include "rewrite.h"
+
+#define REFUSAL_TTL 64
+#define QUOTED_L4 8 /* bytes of the refused packet's transport header in an ICMP error: the ports are among them */
+
+/* Of an error: <linux/icmp.h> needs the C library's headers. */
+struct icmp_error {
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__be32 unused;
+};
+
+#define ICMP_UNREACHABLE 3
+#define ICMP_UNREACHABLE_PORT 3
+#define ICMPV6_UNREACHABLE 1
+#define ICMPV6_UNREACHABLE_PORT 4
+
+struct rst_v4 {
+	struct iphdr ip;
+	struct tcphdr tcp;
+};
+
+struct rst_v6 {
+	struct ipv6hdr ip;
+	struct tcphdr tcp;
+};
+
+struct unreachable_v4 {
+	struct iphdr ip;
+	struct icmp_error icmp;
+	__u8 quoted[sizeof(struct iphdr) + QUOTED_L4];
+};
+
+struct unreachable_v6 {
+	struct ipv6hdr ip;
+	struct icmp_error icmp;
+	__u8 quoted[sizeof(struct ipv6hdr) + QUOTED_L4];
+};
+
+/* Built as they go onto the wire: no padding. */
+_Static_assert(sizeof(struct rst_v4) == 40 && sizeof(struct rst_v6) == 60, "layout of the RST");
+_Static_assert(sizeof(struct unreachable_v4) == 56 && sizeof(struct unreachable_v6) == 96, "layout of the ICMP error");
+
+/* What the checksums of TCP and ICMPv6 cover besides their own bytes; IPv4 addresses count as v4-mapped ones do. */
+struct pseudo_header {
+	struct address saddr;
+	struct address daddr;
+	__be32 length_be;
+	__be32 protocol_be;
+};
+
+static __always_inline __u32 pseudo_sum(const struct tuple *tuple, __u32 length, __u8 protocol)
+{
+	struct pseudo_header pseudo = {
+		.saddr = tuple->saddr,
+		.daddr = tuple->daddr,
+		.length_be = bpf_htonl(length),
+		.protocol_be = bpf_htonl(protocol),
+	};
+
+	return bpf_csum_diff(NULL, 0, (__be32 *)&pseudo, sizeof(pseudo), 0);
+}
+
+/* The checksum of `size` bytes whose checksum field is 0, on top of the sum `seed`. */
+static __always_inline __u16 checksum(void *bytes, __u32 size, __u32 seed)
+{
+	return checksum_add(0xffff, bpf_csum_diff(NULL, 0, bytes, size, seed));
+}
+
+static __always_inline void fill_v4(struct iphdr *ip, const struct tuple *tuple, __u8 protocol, __u16 length)
+{
+	*ip = (struct iphdr){
+		.version = 4,
+		.ihl = 5,
+		.tot_len = bpf_htons(length),
+		.frag_off = bpf_htons(0x4000), /* do not fragment */
+		.ttl = REFUSAL_TTL,
+		.protocol = protocol,
+		.saddr = tuple->saddr.word_be[3],
+		.daddr = tuple->daddr.word_be[3],
+	};
+	ip->check = checksum(ip, sizeof(*ip), 0);
+}
+
+static __always_inline void fill_v6(struct ipv6hdr *ip, const struct tuple *tuple, __u8 protocol, __u16 length)
+{
+	*ip = (struct ipv6hdr){
+		.version = 6,
+		.payload_len = bpf_htons(length),
+		.nexthdr = protocol,
+		.hop_limit = REFUSAL_TTL,
+	};
+	__builtin_memcpy(&ip->saddr, &tuple->saddr, sizeof(ip->saddr));
+	__builtin_memcpy(&ip->daddr, &tuple->daddr, sizeof(ip->daddr));
+}
+
+/* How many sequence numbers the segment takes: its payload, SYN and FIN. */
+static __always_inline __u32 segment_length(struct __sk_buff *skb, const struct packet *packet, const struct tcphdr *tcp)
+{
+	return skb->len - packet->l4_offset - tcp->doff * 4 + tcp->syn + tcp->fin;
+}
+
+static __always_inline void fill_rst(struct __sk_buff *skb, const struct packet *packet, const struct tuple *back,
+				     struct tcphdr *tcp)
+{
+	struct tcphdr refused = {};
+
+	bpf_skb_load_bytes(skb, packet->l4_offset, &refused, sizeof(refused));
+	*tcp = (struct tcphdr){
+		.source = back->sport_be,
+		.dest = back->dport_be,
+		.doff = sizeof(*tcp) / 4,
+		.rst = 1,
+	};
+	if (refused.ack) {
+		tcp->seq = refused.ack_seq;
+	} else {
+		tcp->ack = 1;
+		tcp->ack_seq = bpf_htonl(bpf_ntohl(refused.seq) + segment_length(skb, packet, &refused));
+	}
+	tcp->check = checksum(tcp, sizeof(*tcp), pseudo_sum(back, sizeof(*tcp), IPPROTO_TCP));
+}
+
+/* The packet becomes its Ethernet header, reversed, and `size` bytes of `reply`. */
+static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u32 size)
+{
+	struct ethhdr ethernet;
+
+	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_change_tail(skb, ETH_HLEN + size, 0))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, reply, size, BPF_F_INVALIDATE_HASH))
+		return -DROP_REWRITE_FAILED;
+	return rewrite_macs(skb, ethernet.h_source, ethernet.h_dest);
+}
+
+static __noinline int refuse_tcp_v4(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tuple back = reverse(&packet->tuple);
+	struct rst_v4 reply;
+
+	fill_v4(&reply.ip, &back, IPPROTO_TCP, sizeof(reply));
+	fill_rst(skb, packet, &back, &reply.tcp);
+	return replace(skb, &reply, sizeof(reply));
+}
+
+static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tuple back = reverse(&packet->tuple);
+	struct rst_v6 reply;
+
+	fill_v6(&reply.ip, &back, IPPROTO_TCP, sizeof(reply.tcp));
+	fill_rst(skb, packet, &back, &reply.tcp);
+	return replace(skb, &reply, sizeof(reply));
+}
+
+static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tuple back = reverse(&packet->tuple);
+	struct unreachable_v4 reply = {.icmp = {.type = ICMP_UNREACHABLE, .code = ICMP_UNREACHABLE_PORT}};
+
+	fill_v4(&reply.ip, &back, IPPROTO_ICMP, sizeof(reply));
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, sizeof(reply.quoted)))
+		return -DROP_TRUNCATED;
+	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip), 0);
+	return replace(skb, &reply, sizeof(reply));
+}
+
+static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct tuple back = reverse(&packet->tuple);
+	struct unreachable_v6 reply = {.icmp = {.type = ICMPV6_UNREACHABLE, .code = ICMPV6_UNREACHABLE_PORT}};
+	const __u32 length = sizeof(reply) - sizeof(reply.ip);
+
+	fill_v6(&reply.ip, &back, IPPROTO_ICMPV6, length);
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, sizeof(reply.quoted)))
+		return -DROP_TRUNCATED;
+	reply.icmp.checksum = checksum(&reply.icmp, length, pseudo_sum(&back, length, IPPROTO_ICMPV6));
+	return replace(skb, &reply, sizeof(reply));
+}
+
+/*
+ * Turns the packet into its refusal.
+ * Returns 0; or, where none is to be sent or can be made, a negated drop reason: an RST is never answered.
+ */
+static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, int reason)
+{
+	int error;
+
+	if (packet->tcp_flags & TCP_RST)
+		return reason;
+	if (packet->tuple.protocol == IPPROTO_TCP)
+		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);
+	else
+		error = packet->is_v6 ? refuse_other_v6(skb, packet) : refuse_other_v4(skb, packet);
+	if (!error)
+		count(COUNTER_REFUSALS);
+	return error;
+}
+
+#endif

@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/*
+ * Changes addresses, ports and TTL of a packet, and its checksums by what changed.
+ *
+ * Packets of local sockets carry partial checksums: the pseudo header's sum, which changes with the addresses and not
+ * with the ports. bpf_l4_csum_replace() knows, if it is told which is which (BPF_F_PSEUDO_HDR). It also invalidates
+ * every pointer into the packet, so the headers are written first.
+ */
+#ifndef CALICO_EBPF_REWRITE_H
+#define CALICO_EBPF_REWRITE_H
+
+#include <linux/bpf.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <stddef.h>
+#include <bpf/bpf_helpers.h>
+
+#include "parse.h"
+
+/* An internet checksum after a change of the words that it covers, as bpf_csum_diff() gives it. */
+static __always_inline __u16 checksum_add(__u16 checksum, __u32 difference)
+{
+	__u32 sum = (__u16)~checksum + (difference & 0xffff) + (difference >> 16);
+
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
+static __always_inline __u32 address_difference(const struct tuple *from, const struct tuple *to)
+{
+	/* saddr and daddr stand side by side; the mark of a v4-mapped address is in both, and adds nothing */
+	return bpf_csum_diff((__be32 *)&from->saddr, 2 * sizeof(struct address), (__be32 *)&to->saddr,
+			     2 * sizeof(struct address), 0);
+}
+
+static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+					     __u32 difference)
+{
+	if (packet->is_v6) {
+		struct ipv6hdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE_FAILED;
+		__builtin_memcpy(&ip->saddr, &to->saddr, sizeof(ip->saddr));
+		__builtin_memcpy(&ip->daddr, &to->daddr, sizeof(ip->daddr));
+	} else {
+		struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE_FAILED;
+		ip->saddr = to->saddr.word_be[3];
+		ip->daddr = to->daddr.word_be[3];
+		ip->check = checksum_add(ip->check, difference);
+	}
+	return 0;
+}
+
+/* Makes the packet that came as packet->tuple go on as `to`. Returns 0, -DROP_FRAGMENT or -DROP_REWRITE_FAILED. */
+static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	bool tcp = packet->tuple.protocol == IPPROTO_TCP;
+	__u32 checksum = packet->l4_offset + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
+	__u64 flags = tcp ? 0 : BPF_F_MARK_MANGLED_0;
+	__be16 old_ports[2] = {packet->tuple.sport_be, packet->tuple.dport_be};
+	__be16 new_ports[2] = {to->sport_be, to->dport_be};
+	__u32 difference;
+
+	if (same_tuple(&packet->tuple, to))
+		return 0;
+	if (packet->fragment)
+		return -DROP_FRAGMENT;
+	difference = address_difference(&packet->tuple, to);
+	if (rewrite_addresses(skb, packet, to, difference))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags))
+		return -DROP_REWRITE_FAILED;
+	if (*(__u32 *)old_ports == *(__u32 *)new_ports)
+		return 0;
+	if (bpf_l4_csum_replace(skb, checksum, *(__u32 *)old_ports, *(__u32 *)new_ports, flags | sizeof(new_ports)))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_store_bytes(skb, packet->l4_offset, new_ports, sizeof(new_ports), 0))
+		return -DROP_REWRITE_FAILED;
+	return 0;
+}
+
+/* One hop: the TTL or hop limit goes down by one. Returns 0, -DROP_TTL_EXPIRED or -DROP_REWRITE_FAILED. */
+static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packet *packet)
+{
+	__u8 ttl = packet->ttl - 1;
+
+	if (packet->ttl <= 1)
+		return -DROP_TTL_EXPIRED;
+	if (packet->is_v6) {
+		/* no checksum covers it, but the device's sum over the whole packet does */
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, 1, BPF_F_RECOMPUTE_CSUM))
+			return -DROP_REWRITE_FAILED;
+	} else {
+		struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+
+		if (!ip)
+			return -DROP_REWRITE_FAILED;
+		ip->ttl = ttl;
+		ip->check = checksum_add(ip->check, (__u16)~bpf_htons(0x0100)); /* TTL is a word's high byte */
+	}
+	return 0;
+}
+
+static __always_inline int rewrite_macs(struct __sk_buff *skb, const __u8 *to, const __u8 *from)
+{
+	struct ethhdr *ethernet = header(skb, 0, sizeof(*ethernet));
+
+	if (!ethernet)
+		return -DROP_REWRITE_FAILED;
+	__builtin_memcpy(ethernet->h_dest, to, ETH_ALEN);
+	__builtin_memcpy(ethernet->h_source, from, ETH_ALEN);
+	return 0;
+}
+
+#endif
