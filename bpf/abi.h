@@ -123,7 +123,7 @@ enum flow_state {
 	FLOW_ESTABLISHED, /* both directions seen */
 	FLOW_CLOSING,     /* TCP: a FIN from one side */
 	FLOW_CLOSED,      /* TCP: a FIN from both */
-	FLOW_RESET,       /* TCP: RST; a later segment without it shows that it was not accepted, and revives the flow */
+	FLOW_RESET, /* TCP: RST; a later segment without it shows that it was not accepted, and revives the flow */
 	FLOW_STATES,
 };
 
@@ -177,19 +177,19 @@ ABI_LAYOUT(socket_peer, 24);
 /* Programs return these negated, as their error; they are counted in drops. */
 enum drop_reason {
 	DROP_NONE = 0,
-	DROP_TRUNCATED = 2,   /* a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
-	DROP_BAD_HEADER,      /* a length or version that cannot be */
-	DROP_SPOOFED,         /* a pod's packet with another's source address */
-	DROP_NO_BACKEND,      /* refused: the Service has no usable endpoint */
-	DROP_NO_FLOW,         /* refused: mid-stream TCP to a Service, with no flow that says which backend */
-	DROP_NO_SLOT,         /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
-	DROP_NO_FREE_PORT,    /* every port tried for a colliding flow was taken */
-	DROP_FLOWS_FULL,      /* the flow table took no entry */
-	DROP_TTL_EXPIRED,     /* TTL or hop limit used up here */
-	DROP_FRAGMENT,        /* a fragment of a flow that needs translation */
-	DROP_REWRITE_FAILED,  /* a helper could not change the packet */
-	DROP_UNTRANSLATED,    /* a host's packet to a Service that connect-time translation should have caught */
-	DROP_NO_REMOTE,       /* a host's packet into the overlay to an address that no node has */
+	DROP_TRUNCATED = 2,  /* a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
+	DROP_BAD_HEADER,     /* a length or version that cannot be */
+	DROP_SPOOFED,        /* a pod's packet with another's source address */
+	DROP_NO_BACKEND,     /* refused: the Service has no usable endpoint */
+	DROP_NO_FLOW,        /* refused: mid-stream TCP to a Service, with no flow that says which backend */
+	DROP_NO_SLOT,        /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
+	DROP_NO_FREE_PORT,   /* every port tried for a colliding flow was taken */
+	DROP_FLOWS_FULL,     /* the flow table took no entry */
+	DROP_TTL_EXPIRED,    /* TTL or hop limit used up here */
+	DROP_FRAGMENT,       /* a fragment of a flow that needs translation */
+	DROP_REWRITE_FAILED, /* a helper could not change the packet */
+	DROP_UNTRANSLATED,   /* a host's packet to a Service that connect-time translation should have caught */
+	DROP_NO_REMOTE,      /* a host's packet into the overlay to an address that no node has */
 	DROP_REASONS,
 };
 

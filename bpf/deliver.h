@@ -13,7 +13,7 @@
 #include "rewrite.h"
 
 #ifndef AF_INET
-#define AF_INET 2
+#define AF_INET  2
 #define AF_INET6 10
 #endif
 

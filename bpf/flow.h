@@ -8,7 +8,7 @@
  *  - Two flows never share a key. A new flow whose replies would arrive under the key of another one's is given another
  *    source port, also while that other one is closing: its last packets, and the server's TIME_WAIT, stay its own.
  *  - A SYN on a closing, closed or reset flow starts a new one.
- *  - An entry whose twin belongs to a newer flow still translates the last packets of its own, and touches nothing else.
+ *  - An entry whose twin belongs to a newer flow translates the last packets of its own, and touches nothing else.
  *  - An entry whose twin was evicted restores it with the next refresh, and that is counted.
  */
 #ifndef CALICO_EBPF_FLOW_H
@@ -30,7 +30,7 @@
 
 #define REFRESH_NS SECOND_NS
 
-#define PORT_MIN 1024
+#define PORT_MIN   1024
 #define PORT_COUNT (65536 - PORT_MIN)
 #define PORT_TRIES 16
 
@@ -91,7 +91,8 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 
 	if (packet->tuple.protocol != IPPROTO_TCP)
 		return reply ? FLOW_ESTABLISHED : flow->state;
-	/* The opener's own RST answers a dying connection's ACK, and does not close the flow that its SYN has opened. */
+	/* The opener's own RST answers a dying connection's ACK, and does not close the flow that its SYN has opened.
+	 */
 	if (flags & TCP_RST)
 		return flow->state == FLOW_NEW && !reply ? FLOW_NEW : FLOW_RESET;
 	switch (flow->state) {
@@ -200,7 +201,8 @@ static __always_inline int flow_create(const struct packet *packet, struct tuple
 }
 
 /* What a new flow's first packet becomes: `to`, with the backend's id where it is through a Service. */
-static __always_inline int flow_destination(const struct packet *packet, struct tuple *to, struct backend_key *backend_key)
+static __always_inline int flow_destination(const struct packet *packet, struct tuple *to,
+					    struct backend_key *backend_key)
 {
 	struct frontend_key key = {
 		.address = packet->tuple.daddr,

@@ -19,13 +19,13 @@
 
 #include "address.h"
 
-#define TCP_FIN 0x01
-#define TCP_SYN 0x02
-#define TCP_RST 0x04
-#define TCP_ACK 0x10
+#define TCP_FIN          0x01
+#define TCP_SYN          0x02
+#define TCP_RST          0x04
+#define TCP_ACK          0x10
 #define TCP_FLAGS_OFFSET 13
 
-#define IPV4_MORE_FRAGMENTS 0x2000
+#define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV6_FRAGMENT_OFFSET 0xfff8
 
@@ -128,13 +128,15 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
 		struct extension extension;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS && next != IPPROTO_FRAGMENT)
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
+		    next != IPPROTO_FRAGMENT)
 			break;
 		/* Not header(): a variable offset that grows in a loop is more than the verifier of 5.10 follows. */
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return -DROP_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
-			packet->fragment = extension.fragment_be & bpf_htons(IPV6_FRAGMENT_OFFSET) ? FRAGMENT_LATER : FRAGMENT_FIRST;
+			packet->fragment = extension.fragment_be & bpf_htons(IPV6_FRAGMENT_OFFSET) ? FRAGMENT_LATER
+												   : FRAGMENT_FIRST;
 			offset += 8;
 		} else {
 			offset += 8 * (extension.length + 1);

@@ -13,7 +13,7 @@
 #include "rewrite.h"
 
 #define REFUSAL_TTL 64
-#define QUOTED_L4 8 /* bytes of the refused packet's transport header in an ICMP error: the ports are among them */
+#define QUOTED_L4   8 /* bytes of the refused packet's transport header in an ICMP error: the ports are among them */
 
 /* Of an error: <linux/icmp.h> needs the C library's headers. */
 struct icmp_error {
@@ -23,9 +23,9 @@ struct icmp_error {
 	__be32 unused;
 };
 
-#define ICMP_UNREACHABLE 3
-#define ICMP_UNREACHABLE_PORT 3
-#define ICMPV6_UNREACHABLE 1
+#define ICMP_UNREACHABLE        3
+#define ICMP_UNREACHABLE_PORT   3
+#define ICMPV6_UNREACHABLE      1
 #define ICMPV6_UNREACHABLE_PORT 4
 
 struct rst_v4 {
@@ -108,7 +108,8 @@ static __always_inline void fill_v6(struct ipv6hdr *ip, const struct tuple *tupl
 }
 
 /* How many sequence numbers the segment takes: its payload, SYN and FIN. */
-static __always_inline __u32 segment_length(struct __sk_buff *skb, const struct packet *packet, const struct tcphdr *tcp)
+static __always_inline __u32 segment_length(struct __sk_buff *skb, const struct packet *packet,
+					    const struct tcphdr *tcp)
 {
 	return skb->len - packet->l4_offset - tcp->doff * 4 + tcp->syn + tcp->fin;
 }

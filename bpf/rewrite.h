@@ -93,7 +93,8 @@ static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packe
 		return -DROP_TTL_EXPIRED;
 	if (packet->is_v6) {
 		/* no checksum covers it, but the device's sum over the whole packet does */
-		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, 1, BPF_F_RECOMPUTE_CSUM))
+		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, 1,
+					BPF_F_RECOMPUTE_CSUM))
 			return -DROP_REWRITE_FAILED;
 	} else {
 		struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+# Every target does what it needs; a second run of set-up installs nothing.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+BUILD := build
+
+CLANG ?= clang
+# mcpu v3: 32-bit registers and all jumps, known to every kernel from 5.1 on.
+BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -I bpf \
+	-I /usr/include/$(shell uname -m)-linux-gnu
+BPF_HEADERS := $(wildcard bpf/*.h)
+BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o
+
+.PHONY: help
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+.PHONY: setup
+setup: ## install what the project needs: Debian packages, a virtual environment, bpffs
+	@hack/setup
+
+.PHONY: build
+build: setup $(BUILD)/bin/calico-ebpf $(BPF_OBJECTS) $(BUILD)/bpf/layout.o ## the executable, the BPF objects
+
+$(BUILD)/bin/calico-ebpf: cni/launcher.c
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -static -Wall -Wextra -Werror -o $@ $<
+
+$(BUILD)/bpf/%.raw.o: bpf/%.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+# Linking settles the offsets in .rodata and drops what the loader does not need.
+$(BPF_OBJECTS): $(BUILD)/bpf/%.o: $(BUILD)/bpf/%.raw.o
+	bpftool gen object $@ $<
+
+$(BUILD)/bpf/layout.o: bpf/layout.c $(BPF_HEADERS)
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+.PHONY: layout
+layout: build ## generate the Python side of the layouts anew
+	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - > $(BUILD)/abi.py
+	cp $(BUILD)/abi.py bpf/abi.py
+	$(PYTHON) -m bpf.settings > $(BUILD)/SETTINGS.md
+	cp $(BUILD)/SETTINGS.md conf/SETTINGS.md
+
+.PHONY: check
+check: build ## format, lint, types, import contracts, generated files, pure tests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	clang-format --dry-run --Werror bpf/*.[ch] cni/*.c
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
+	$(PYTHON) -m bpf.settings | diff -u conf/SETTINGS.md -
+	shellcheck hack/setup .ci/run
+	$(VENV)/bin/pytest -m 'not root' bpf cni controller
+
+.PHONY: test
+test: check ## all tests: unit, packets, CNI, the lab of network namespaces, a real API server
+	$(VENV)/bin/pytest -m root bpf cni controller
+	$(VENV)/bin/pytest e2e/tests
+
+.PHONY: demo
+demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP=1 leaves it standing)
+	$(PYTHON) -m e2e.demo $(if $(KEEP),--keep)
+
+.PHONY: bench
+bench: build ## measure against the peers (CASE=name for one case)
+	$(PYTHON) -m e2e.bench $(CASE)
+
+.PHONY: clean
+clean: ## remove what was built, not the caches
+	rm -rf $(BUILD)
