@@ -38,7 +38,7 @@ def version() -> str:
     """The Kubernetes version that the module file asks for, such as v1.36.3."""
     for line in (MODULE / "go.mod").read_text().splitlines():
         words = line.removeprefix("require").split()
-        if len(words) == 2 and words[0] == "k8s.io/kubernetes":
+        if words[:1] == ["k8s.io/kubernetes"]:
             return words[1]
     raise BuildError(f"{MODULE / 'go.mod'} does not require k8s.io/kubernetes")
 

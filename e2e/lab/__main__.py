@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab by hand: `python -m e2e.lab --help`."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+
+import click
+
+from e2e import kubernetes
+from e2e.lab import cluster, node, runtime, space
+from e2e.lab.cluster import Lab
+from e2e.lab.space import LabError, Space
+
+
+class Group(click.Group):
+    """Prints the lab's errors as one line, exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except (LabError, kubernetes.BuildError) as error:
+            raise click.ClickException(str(error)) from error
+
+
+@click.group(cls=Group)
+@click.option("--name", default="lab", show_default=True, help="Which lab.")
+@click.pass_context
+def main(ctx: click.Context, name: str) -> None:
+    """Nodes and an outside client made of namespaces."""
+    ctx.obj = name
+
+
+@main.command()
+@click.option("--nodes", default=2, show_default=True)
+@click.option("--source", type=click.Choice(["directory", "kubernetes"]), default="directory", show_default=True)
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the nodes' daemons.")
+@click.pass_obj
+def up(name: str, nodes: int, source: str, settings: tuple[str, ...]) -> None:
+    """Make a lab that stays until `down`."""
+    lab = Lab(name, keep=True)
+    try:
+        services = lab.api_source() if source == "kubernetes" else lab.directory_source()
+        lab.start_nodes(nodes, services, dict(setting.split("=", 1) for setting in settings))
+    except BaseException:
+        lab.down()
+        raise
+    click.echo(describe(name))
+
+
+@main.command()
+@click.pass_obj
+def down(name: str) -> None:
+    """End a lab, whoever made it, and remove everything of it."""
+    cluster.remove(name)
+    cluster.sweep()
+
+
+@main.command()
+@click.pass_obj
+def status(name: str) -> None:
+    """Spaces, pods, and the commands to look around."""
+    click.echo(describe(name))
+
+
+@main.command("in", context_settings={"ignore_unknown_options": True})
+@click.argument("where")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def enter(name: str, where: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in a space (node1, client, switch) or a pod (node1/POD); a shell without one."""
+    where, _, pod = where.partition("/")
+    inside = _space(name, where)
+    if pod:
+        inside = runtime.find(inside, pod).space
+    space.join(inside.group)
+    argv = inside.command(command or (os.environ.get("SHELL", "sh"),))
+    os.execvp(argv[0], argv)
+
+
+@main.group()
+def pod() -> None:
+    """Make and remove pods through the CNI executable."""
+
+
+@pod.command("add")
+@click.argument("where")
+@click.argument("pod_name")
+@click.pass_obj
+def pod_add(name: str, where: str, pod_name: str) -> None:
+    """Make a pod on node WHERE, with a server that answers at its port 8080."""
+    made = runtime.create(_space(name, where), pod_name)
+    made.serve()
+    click.echo(" ".join(made.address))
+
+
+@pod.command("remove")
+@click.argument("where")
+@click.argument("pod_name")
+@click.pass_obj
+def pod_remove(name: str, where: str, pod_name: str) -> None:
+    """Remove a pod from node WHERE."""
+    runtime.remove(runtime.find(_space(name, where), pod_name))
+
+
+@pod.command("list")
+@click.pass_obj
+def pod_list(name: str) -> None:
+    """The pods of all nodes."""
+    for where in cluster.spaces(name).values():
+        for found in runtime.pods(where):
+            click.echo(f"{where.name}/{found.name}\t{found.address.v4}\t{found.address.v6}")
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def kubectl(name: str, arguments: tuple[str, ...]) -> None:
+    """Run kubectl against the lab's API server."""
+    config = cluster.HOME / name / "api" / "kubeconfig"
+    inside = _space(name, cluster.SWITCH)
+    space.join(inside.group)
+    argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])
+    os.execvp(argv[0], argv)
+
+
+def describe(name: str) -> str:
+    """What is up, and how to look around in it."""
+    spaces = cluster.spaces(name)
+    pods = [f"{where.name}/{found.name}" for where in spaces.values() for found in runtime.pods(where)]
+    lab = shlex.join([Path(sys.executable).name, "-m", "e2e.lab", "--name", name])
+    return "\n".join(
+        [
+            f"spaces     {' '.join(spaces)}",
+            f"pods       {' '.join(pods) or 'none'}",
+            f"manifests  {cluster.HOME / name / 'manifests'}",
+            f"logs       {cluster.HOME / name / 'logs'}",
+            "",
+            f"{lab} in node1 -- {node.PROGRAM} status",
+            f"{lab} in node1 -- ip route",
+            f"{lab} pod add node1 web",
+            f"{lab} in node1/web -- ip address",
+            f"{lab} down",
+        ]
+    )
+
+
+def _space(name: str, where: str) -> Space:
+    spaces = cluster.spaces(name)
+    if where not in spaces:
+        raise LabError(f"lab {name} has no {where}; it has {', '.join(spaces)}")
+    return spaces[where]
+
+
+if __name__ == "__main__":
+    main()

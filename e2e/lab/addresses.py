@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's address plan. Each address exists in namespaces of the lab alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network
+
+UNDERLAY = (IPv4Network("192.168.206.0/24"), IPv6Network("fd00:206::/64"))
+PODS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/56"))
+SERVICES = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
+
+SWITCH = 1
+FIRST_NODE = 11
+CLIENT = 200
+NODES_MAX = CLIENT - FIRST_NODE
+
+
+@dataclass(frozen=True)
+class Dual:
+    """An address of either family."""
+
+    v4: str
+    v6: str
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((self.v4, self.v6))
+
+
+def underlay(host: int) -> Dual:
+    """The addresses of a host: 192.168.206.11 and fd00:206::11 for 11."""
+    return Dual(str(UNDERLAY[0][host]), str(UNDERLAY[1][_as_hex(host)]))
+
+
+def pod_ranges(node: int) -> Dual:
+    """The podCIDRs of a node: a /24 and a /64. Nodes count from 1."""
+    return Dual(
+        str(IPv4Network((int(PODS[0][0]) + (node << 8), 24))), str(IPv6Network((int(PODS[1][0]) + (node << 64), 64)))
+    )
+
+
+def service(number: int) -> Dual:
+    """The cluster IPs of the lab's Service of that number."""
+    return Dual(str(SERVICES[0][number]), str(SERVICES[1][_as_hex(number)]))
+
+
+def _as_hex(number: int) -> int:
+    """The number whose hexadecimal digits are those of `number`: both families' addresses then look alike."""
+    return int(str(number), 16)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""etcd and a real kube-apiserver in a space of the lab, and the kubeconfig to reach it.
+
+One token, of group system:masters. Nothing is durable: the data vanish with the lab.
+"""
+
+import json
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from e2e import kubernetes
+from e2e.lab import addresses
+from e2e.lab.space import LabError, Space
+
+PORT = 6443
+ETCD = "http://127.0.0.1:2379"
+READY_S = 60
+
+READY = """
+import ssl, sys, urllib.request
+request = urllib.request.Request(sys.argv[1], headers={"Authorization": "Bearer " + sys.argv[2]})
+urllib.request.urlopen(request, timeout=5, context=ssl.create_default_context(cafile=sys.argv[3]))
+"""
+
+
+def start(space: Space, directory: Path, logs: Path) -> Path:
+    """Starts both and waits until the API server is ready; the kubeconfig's path.
+
+    Args:
+        directory: for certificates and data; is made.
+
+    Raises:
+        LabError: one of them is missing, ended, or was not ready in time.
+        kubernetes.BuildError: the API server cannot be built.
+    """
+    if not shutil.which("etcd"):
+        raise LabError("etcd is not installed (Debian package etcd-server)")
+    binary = kubernetes.command("kube-apiserver")
+    directory.mkdir(mode=0o700)
+    make_keys(directory)
+    token = secrets.token_hex(16)
+    (directory / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    etcd = space.start("etcd", *etcd_flags(directory), log=logs / "etcd.log")
+    server = space.start(str(binary), *server_flags(directory), log=logs / "kube-apiserver.log")
+    _wait_ready(space, [etcd, server], directory, token, logs)
+    return _kubeconfig(directory, token)
+
+
+def etcd_flags(directory: Path) -> list[str]:
+    return [
+        f"--data-dir={directory}/etcd",
+        f"--listen-client-urls={ETCD}",
+        f"--advertise-client-urls={ETCD}",
+        "--listen-peer-urls=http://127.0.0.1:2380",
+        "--unsafe-no-fsync",
+    ]
+
+
+def server_flags(directory: Path) -> list[str]:
+    return [
+        f"--etcd-servers={ETCD}",
+        f"--advertise-address={addresses.underlay(addresses.SWITCH).v4}",
+        f"--secure-port={PORT}",
+        f"--service-cluster-ip-range={addresses.SERVICES[0]},{addresses.SERVICES[1]}",
+        "--allow-privileged",
+        "--authorization-mode=Node,RBAC",
+        f"--token-auth-file={directory}/tokens.csv",
+        f"--tls-cert-file={directory}/server.crt",
+        f"--tls-private-key-file={directory}/server.key",
+        f"--client-ca-file={directory}/ca.crt",
+        "--service-account-issuer=https://kubernetes.default.svc",
+        f"--service-account-key-file={directory}/accounts.pub",
+        f"--service-account-signing-key-file={directory}/accounts.key",
+        "--disable-admission-plugins=ServiceAccount",
+        "--endpoint-reconciler-type=none",
+    ]
+
+
+def make_keys(directory: Path) -> None:
+    """A certificate authority, the API server's certificate from it, and the key pair of service accounts."""
+    address = addresses.underlay(addresses.SWITCH)
+    names = f"subjectAltName=IP:{address.v4},IP:{address.v6},IP:127.0.0.1,DNS:kubernetes.default.svc"
+    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30"
+    _openssl(directory, f"req -x509 {curve} -keyout ca.key -out ca.crt -subj /CN=lab-ca")
+    _openssl(
+        directory,
+        f"req -x509 {curve} -keyout server.key -out server.crt -subj /CN=kube-apiserver -addext {names} "
+        "-addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key",
+    )
+    _openssl(directory, "genrsa -out accounts.key 2048")
+    _openssl(directory, "rsa -in accounts.key -pubout -out accounts.pub")
+
+
+def _openssl(directory: Path, arguments: str) -> None:
+    process = subprocess.run(
+        ["openssl", *arguments.split()], cwd=directory, capture_output=True, text=True, check=False
+    )
+    if process.returncode:
+        raise LabError(f"openssl {arguments}: {process.stderr.strip()}")
+
+
+def _wait_ready(
+    space: Space, processes: list["subprocess.Popen[str]"], directory: Path, token: str, logs: Path
+) -> None:
+    url = f"https://{addresses.underlay(addresses.SWITCH).v4}:{PORT}/readyz"
+    probe = [sys.executable, "-I", "-c", READY, url, token, str(directory / "ca.crt")]
+    deadline = time.monotonic() + READY_S
+    while space.run(*probe, check=False).returncode:
+        if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
+            raise LabError(f"the API server did not start; see {logs}/kube-apiserver.log and etcd.log")
+        time.sleep(0.2)
+
+
+def _kubeconfig(directory: Path, token: str) -> Path:
+    path = directory / "kubeconfig"
+    server = f"https://{addresses.underlay(addresses.SWITCH).v4}:{PORT}"
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [
+            {"name": "lab", "cluster": {"server": server, "certificate-authority": str(directory / "ca.crt")}}
+        ],
+        "users": [{"name": "admin", "user": {"token": token}}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
+        "current-context": "lab",
+    }
+    path.write_text(json.dumps(config, indent=2))
+    return path

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole lab: a switch, an outside client and any number of nodes, up and down.
+
+    with Lab("mine") as lab:
+        lab.start_nodes(2, lab.directory_source())
+
+A lab is told from others by its name. It keeps its files below /run/calico-ebpf-lab/NAME, and its processes below a
+cgroup2 group calico-ebpf-lab/NAME: by these `remove` finds everything, whoever made it and however that ended. Spaces
+end with the process that made them, killed or not; a janitor process then removes the group and the files.
+"""
+
+import fcntl
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from e2e import kubernetes
+from e2e.lab import addresses, apiserver, network, source, space
+from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
+from e2e.lab.source import ApiSource, DirectorySource, Source
+from e2e.lab.space import LabError, Space
+
+HOME = Path("/run/calico-ebpf-lab")
+SWITCH, CLIENT = "switch", "client"
+NODES = "nodes"
+KEEP, SPACES = "keep", "spaces.json"
+
+
+class Lab:
+    """A lab.
+
+    Args:
+        name: letters, digits and dashes.
+        keep: it outlives this process; `remove` ends it.
+
+    Raises:
+        LabError: a lab of that name is up, or a namespace or mount was refused.
+    """
+
+    def __init__(self, name: str, keep: bool = False) -> None:
+        sweep()
+        self.name = name
+        self.directory = HOME / name
+        self.nodes: list[Node] = []
+        self._group = group(name)
+        self._keep = keep
+        if self.directory.exists():
+            raise LabError(f"lab {name} is up: `python -m e2e.lab --name {name} down` ends it")
+        for part in ("scratch", "logs", "manifests"):
+            (self.directory / part).mkdir(parents=True)
+        self._lock = (self.directory / "lock").open("w")
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        if keep:
+            (self.directory / KEEP).touch()
+        self._janitor = None if keep else _start_janitor(name)
+        try:
+            self.switch = self._space(SWITCH)
+            network.make_switch(self.switch)
+            self.client = self._space(CLIENT)
+            network.plug(self.switch, self.client, addresses.underlay(addresses.CLIENT))
+        except BaseException:
+            self.down()
+            raise
+
+    def __enter__(self) -> "Lab":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    @property
+    def logs(self) -> Path:
+        return self.directory / "logs"
+
+    def directory_source(self) -> DirectorySource:
+        return DirectorySource(self.directory / "manifests")
+
+    def api_source(self) -> ApiSource:
+        """Starts etcd and a Kubernetes API server on the switch.
+
+        Raises:
+            LabError: one of them did not start.
+            kubernetes.BuildError: it cannot be built.
+        """
+        kubectl = kubernetes.command("kubectl")
+        return ApiSource(kubectl, self.switch, apiserver.start(self.switch, self.directory / "api", self.logs))
+
+    def start_nodes(self, count: int, services: Source, settings: Mapping[str, object] | None = None) -> None:
+        """Adds nodes, with both daemons, and waits until they are ready."""
+        first = len(self.nodes) + 1
+        added = [self._add_node(index) for index in range(first, first + count)]
+        services.apply(NODES, [source.node(node.name, node.index, node.address) for node in self.nodes])
+        for node in added:
+            node.install({**services.settings(), **(settings or {})})
+            node.start(CNI_SERVER)
+            node.start(CONTROLLER)
+        for node in added:
+            node.wait_ready()
+
+    def down(self) -> None:
+        """Ends every process of the lab and removes everything of it."""
+        remove(self.name)
+        self._lock.close()
+        if self._janitor:
+            self._janitor.communicate()
+
+    def _space(self, name: str) -> Space:
+        made = space.hold(name, self._group / name, self.directory, self._keep)
+        self._record(name, made.pid)
+        return made
+
+    def _add_node(self, index: int) -> Node:
+        if index > addresses.NODES_MAX:
+            raise LabError(f"a lab has {addresses.NODES_MAX} nodes at most")
+        address = addresses.underlay(addresses.FIRST_NODE + index - 1)
+        node = Node(self._space(f"node{index}"), index, address, self.logs)
+        network.plug(self.switch, node.space, address)
+        self.nodes.append(node)
+        return node
+
+    def _record(self, name: str, pid: int) -> None:
+        """Leaves on disk which process holds which space, for other processes to enter them."""
+        path = self.directory / SPACES
+        recorded = json.loads(path.read_text()) if path.exists() else {}
+        path.write_text(json.dumps(recorded | {name: pid}))
+
+
+def spaces(name: str) -> dict[str, Space]:
+    """The spaces of a lab that is up, whoever made it.
+
+    Raises:
+        LabError: it is not up.
+    """
+    try:
+        recorded: dict[str, Any] = json.loads((HOME / name / SPACES).read_text())
+    except FileNotFoundError:
+        raise LabError(f"no lab {name} is up: `python -m e2e.lab --name {name} up` makes it") from None
+    return {
+        space_name: Space(space_name, pid, group(name) / space_name, keep=True) for space_name, pid in recorded.items()
+    }
+
+
+def group(name: str) -> Path:
+    """The cgroup2 directory of a lab's processes."""
+    return space.cgroup2() / "calico-ebpf-lab" / name
+
+
+def remove(name: str) -> None:
+    """Ends and removes a lab, whoever made it and in whatever state it was left."""
+    space.kill_group(group(name))
+    shutil.rmtree(HOME / name, ignore_errors=True)
+    for parent in (group(name).parent, HOME):
+        try:
+            parent.rmdir()
+        except OSError:  # other labs are up, or it is gone
+            continue
+
+
+def sweep() -> None:
+    """Removes what is left of labs whose process ended without doing so, its janitor neither."""
+    for directory in HOME.glob("*"):
+        if _is_abandoned(directory):
+            remove(directory.name)
+
+
+def _is_abandoned(directory: Path) -> bool:
+    """Whether nobody holds a lab's lock, while one was not to outlive its process."""
+    try:
+        with (directory / "lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except FileNotFoundError:
+        return True
+    return not (directory / KEEP).exists()
+
+
+def _start_janitor(name: str) -> "subprocess.Popen[bytes]":
+    """Starts a process that removes the lab when this one has ended, however it did: its end of the pipe closes."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "e2e.lab.cluster", name],
+        stdin=subprocess.PIPE,
+        cwd=Path(__file__).parent.parent.parent,
+        start_new_session=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    remove(sys.argv[1])

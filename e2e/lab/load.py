@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A steady load on a server of the lab: new connections at a rate, and some that stay; what went wrong, counted.
+
+    python -I -S load.py 10.96.0.10 80 --rate 1000 --lasting 20 --seconds 10
+
+Prints `started` once the lasting connections stand, and at the end one line of JSON:
+
+    {"asked": 10000, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1, "by_name": {"web-1": 5003}}
+
+It asks by a clock of its own: a slow answer delays no later question. Imports the standard library alone.
+"""
+
+import argparse
+import asyncio
+import errno
+import json
+import time
+from collections import Counter
+
+TIMEOUT_S = 5.0
+
+
+class Load:
+    """A load, and what came of it."""
+
+    def __init__(self, address: str, port: int) -> None:
+        self._address, self._port = address, port
+        self._failed: Counter[str] = Counter()
+        self._lasting_failed: Counter[str] = Counter()
+        self._names: Counter[str] = Counter()
+        self._slowest_s = 0.0
+        self._asked = 0
+
+    async def run(self, rate: int, lasting: int, seconds: float) -> None:
+        """Asks for `seconds`, then waits for what is still open."""
+        standing = [await self._connect() for _ in range(lasting)]
+        print("started", flush=True)
+        end = time.monotonic() + seconds
+        tasks = [asyncio.create_task(self._stay(*pair, end)) for pair in standing]
+        await self._ask_at(rate, end, tasks)
+        await asyncio.gather(*tasks)
+
+    def report(self) -> str:
+        return json.dumps(
+            {
+                "asked": self._asked,
+                "failed": self._failed,
+                "lasting_failed": self._lasting_failed,
+                "slowest_ms": round(self._slowest_s * 1000, 2),
+                "by_name": self._names,
+            }
+        )
+
+    async def _ask_at(self, rate: int, end: float, tasks: list["asyncio.Task[None]"]) -> None:
+        """Starts questions so that, at any time, as many have begun as the rate asks for."""
+        began = time.monotonic()
+        while (now := time.monotonic()) < end:
+            due = int((now - began) * rate)
+            for _ in range(due - self._asked):
+                self._asked += 1
+                tasks.append(asyncio.create_task(self._ask()))
+            await asyncio.sleep(0.002)
+
+    async def _ask(self) -> None:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reader, writer = await self._connect()
+                self._names[await _exchange(reader, writer)] += 1
+                writer.close()
+        except (OSError, EOFError, ValueError) as error:
+            self._failed[_name(error)] += 1
+        self._slowest_s = max(self._slowest_s, time.monotonic() - began)
+
+    async def _stay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, end: float) -> None:
+        """A connection that asks ten times a second, and must be answered by the same server to the end."""
+        names = set()
+        try:
+            while time.monotonic() < end:
+                async with asyncio.timeout(TIMEOUT_S):
+                    names.add(await _exchange(reader, writer))
+                await asyncio.sleep(0.1)
+            writer.close()
+        except (OSError, EOFError, ValueError) as error:
+            self._lasting_failed[_name(error)] += 1
+        if len(names) > 1:
+            self._lasting_failed["answered by another"] += 1
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self._address, self._port)
+
+
+async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    writer.write(b"?\n")
+    return str(json.loads(await reader.readuntil(b"\n"))["name"])
+
+
+def _name(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "ETIMEDOUT"
+    if isinstance(error, EOFError):
+        return "closed"
+    return errno.errorcode.get(getattr(error, "errno", None) or 0, str(error))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("address")
+    parser.add_argument("port", type=int)
+    parser.add_argument("--rate", type=int, default=1000, help="new connections a second")
+    parser.add_argument("--lasting", type=int, default=20, help="connections that stay")
+    parser.add_argument("--seconds", type=float, default=10)
+    arguments = parser.parse_args()
+    load = Load(arguments.address, arguments.port)
+    asyncio.run(load.run(arguments.rate, arguments.lasting, arguments.seconds))
+    print(load.report())
+
+
+if __name__ == "__main__":
+    main()

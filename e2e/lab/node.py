@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node of the lab: our executables and files at their standard paths, and our two daemons."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import yaml
+
+from e2e.lab import runtime
+from e2e.lab.addresses import Dual
+from e2e.lab.runtime import Pod
+from e2e.lab.space import LabError, Space
+
+ROOT = Path(__file__).parent.parent.parent
+PROGRAM = Path(sys.prefix) / "bin" / "calico-ebpf"
+LAUNCHER = ROOT / "build" / "bin" / "calico-ebpf"
+CONF = ROOT / "conf" / "10-calico-ebpf.conflist"
+CONFIG_FILE = "/etc/calico-ebpf/config.yaml"
+ONE_SHOT = "/usr/local/lib/calico-ebpf/oneshot"
+CNI_SERVER, CONTROLLER = "cni-server", "controller"
+START_S = 20
+
+
+class Node:
+    """A node.
+
+    Attributes:
+        index: counts from 1; the node's pod ranges follow from it.
+        address: in the underlay.
+        pods: those made here and not yet removed, by name.
+    """
+
+    def __init__(self, space: Space, index: int, address: Dual, logs: Path) -> None:
+        self.space = space
+        self.index = index
+        self.address = address
+        self.pods: dict[str, Pod] = {}
+        self._logs = logs
+        self._daemons: dict[str, subprocess.Popen[str]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.space.name
+
+    def install(self, settings: Mapping[str, object]) -> None:
+        """Puts our files where an installation does.
+
+        Raises:
+            LabError: something is not built yet.
+        """
+        if not LAUNCHER.exists():
+            raise LabError(f"{LAUNCHER} is missing: `make build` makes it")
+        self._put(f"{runtime.CNI_BIN}/calico-ebpf", LAUNCHER.read_bytes(), 0o755)
+        self._put(runtime.CNI_CONF, CONF.read_bytes(), 0o644)
+        self._put(ONE_SHOT, f"#!/bin/sh\nexec {sys.executable} -I -m cni.oneshot\n".encode(), 0o755)
+        self._put(CONFIG_FILE, yaml.safe_dump({"node_name": self.name, **settings}).encode(), 0o644)
+
+    def start(self, daemon: str) -> None:
+        """Starts a daemon, CNI_SERVER or CONTROLLER."""
+        self._daemons[daemon] = self.space.start(str(PROGRAM), daemon, log=self.log(daemon))
+
+    def kill(self, daemon: str) -> None:
+        """Kills a daemon with SIGKILL."""
+        process = self._daemons.pop(daemon)
+        process.kill()
+        process.wait()
+
+    def stop(self, daemon: str, timeout_s: float = 10) -> int:
+        """Ends a daemon with SIGTERM; its exit status."""
+        process = self._daemons.pop(daemon)
+        process.terminate()
+        return process.wait(timeout_s)
+
+    def wait_ready(self) -> None:
+        """Waits until pods can be made and Services are in force.
+
+        Raises:
+            LabError: a daemon ended, or was not ready in time; the message carries the end of its log.
+        """
+        deadline = time.monotonic() + START_S
+        while not self._is_ready():
+            for name, process in self._daemons.items():
+                if process.poll() is not None:
+                    raise LabError(f"{self.name}: {name} ended with {process.returncode}:\n{self.tail(name)}")
+            if time.monotonic() > deadline:
+                raise LabError(f"{self.name}: not ready after {START_S} s:\n{self.tail(CONTROLLER)}")
+            time.sleep(0.05)
+
+    def log(self, daemon: str) -> Path:
+        return self._logs / f"{self.name}-{daemon}.log"
+
+    def tail(self, daemon: str, lines: int = 20) -> str:
+        return "\n".join(self.log(daemon).read_text(errors="replace").splitlines()[-lines:])
+
+    def add_pod(self, name: str, serve: bool = True) -> Pod:
+        """Makes a pod through the CNI executable; with `serve`, one that answers at runtime.PORT."""
+        pod = runtime.create(self.space, name)
+        self.pods[name] = pod
+        if serve:
+            pod.serve()
+        return pod
+
+    def remove_pod(self, name: str) -> None:
+        runtime.remove(self.pods.pop(name))
+
+    def calico(self, *arguments: str) -> str:
+        """What our command line prints on this node."""
+        return self.space.run(str(PROGRAM), *arguments).stdout
+
+    def _is_ready(self) -> bool:
+        healthy = self.space.run(*(sys.executable, "-I", "-S", "-c", HEALTHY), check=False)
+        return healthy.returncode == 0 and self.space.path("/run/calico-ebpf/cni.sock").exists()
+
+    def _put(self, inside: str, content: bytes, mode: int) -> None:
+        path = self.space.path(inside)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(mode)
+
+
+HEALTHY = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:10256/healthz', timeout=2)"
