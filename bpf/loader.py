@@ -4,7 +4,7 @@
 Pins, below `<bpffs>/calico-ebpf/v<ABI_VERSION>`:
 
     maps/NAME               each map of bpf/maps.h
-    programs -> programs.D  a link that is switched atomically; D is a digest of the objects and their constants
+    programs -> programs-D  a link that is switched atomically; D is a digest of the objects and their constants
     links/NAME              attachments to the cgroup
 
 Maps outlive the programs: a newer build of the same layout is loaded onto them, and no flow is lost.
@@ -73,7 +73,7 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         _ensure_maps(pins, sizes)
         images = {name: _image(objects / name, config) for name in OBJECTS}
         digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
-        target = pins.root / f"programs.{digest}"
+        target = pins.root / f"programs-{digest}"
         if pins.programs.is_symlink() and os.readlink(pins.programs) == target.name and target.is_dir():
             return False
         _load_programs(pins, target, images)
@@ -147,7 +147,7 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
             obj = Path(scratch) / name
             obj.write_bytes(image)
             bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj)])
-    link = pins.root / "programs.next"
+    link = pins.root / "programs-next"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
     link.rename(pins.programs)
@@ -155,7 +155,7 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
 
 def _sweep(pins: Pins, current: Path) -> None:
     """Removes the pins of earlier programs: what is attached holds them until it is replaced."""
-    for stale in pins.root.glob("programs.*"):
+    for stale in pins.root.glob("programs-*"):
         if stale != current:
             shutil.rmtree(stale, ignore_errors=True)
 
