@@ -261,7 +261,7 @@ class FrontendKey(NamedTuple):
         return cls(address, ntohs(port), protocol)
 
 
-_POD = Struct("=II6s6sQ")
+_POD = Struct("=II6s6s4xQ")
 
 
 class Pod(NamedTuple):

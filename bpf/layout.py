@@ -96,6 +96,17 @@ def field(btf: Btf, member: Type) -> tuple[str, str, str]:
     return name, "int", {1: "B", 2: "H", 4: "I", 8: "Q"}[size]
 
 
+def layout(btf: Btf, item: Type) -> str:
+    """The struct format of a whole struct, the padding that the compiler put in included."""
+    parts, end = [], 0
+    for member in item["members"]:
+        start = member["bits_offset"] // 8
+        parts += [f"{start - end}x"] * (start > end) + [field(btf, member)[2]]
+        end = start + btf.size(member["type_id"])
+    parts += [f"{item['size'] - end}x"] * (item["size"] > end)
+    return "=" + "".join(parts)
+
+
 ENCODE = {"port": "htons(self.{})", "int": "self.{}", "bytes": "self.{}"}
 DECODE = {"port": "ntohs({})", "int": "{}", "bytes": "{}"}
 ANNOTATION = {"port": "int", "int": "int", "bytes": "bytes"}
@@ -103,14 +114,13 @@ ANNOTATION = {"port": "int", "int": "int", "bytes": "bytes"}
 
 def codec(btf: Btf, item: Type) -> str:
     """The NamedTuple of one struct."""
-    fields = [field(btf, member) for member in item["members"]]
-    shown = [(name, kind) for name, kind, _ in fields if name]
+    shown = [(name, kind) for name, kind, _ in (field(btf, member) for member in item["members"]) if name]
     encode = ", ".join(ENCODE.get(kind, "self.{}.pack()").format(name) for name, kind in shown)
     decode = ", ".join(DECODE.get(kind, kind + ".unpack({})").format(name) for name, kind in shown)
     names = ", ".join(name for name, _ in shown) + ("," if len(shown) == 1 else "")
     constant = f"_{item['name'].upper()}"
     lines = [
-        f'{constant} = Struct("={"".join(fmt for _, _, fmt in fields)}")',
+        f'{constant} = Struct("{layout(btf, item)}")',
         "",
         "",
         f"class {camel(item['name'])}(NamedTuple):",
@@ -132,7 +142,7 @@ def codec(btf: Btf, item: Type) -> str:
 def enumeration(item: Type) -> str:
     """The IntEnum of one enum, or the IntFlag where its name says so.
 
-    Names lose their prefix, which is the enum's whole name or its first word; the sentinel that counts them is left out.
+    Names lose their prefix, the enum's whole name or its first word; the sentinel that counts them is left out.
     """
     values = [(value["name"], value["val"]) for value in item["values"]]
     whole = item["name"].upper() + "_"
