@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether this node's daemons run, and what they say of themselves."""
+
+import json
+import socket
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bpf.settings import Settings
+
+TIMEOUT_S = 2
+
+
+class Daemon(NamedTuple):
+    """`seen` says by what it was judged."""
+
+    name: str
+    up: bool
+    seen: str
+
+
+def daemons(settings: Settings) -> list[Daemon]:
+    return [cni_server(settings), controller(settings)]
+
+
+def cni_server(settings: Settings) -> Daemon:
+    """Up where its socket takes a connection."""
+    path = settings.run_dir / "cni.sock"
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(TIMEOUT_S)
+        try:
+            probe.connect(str(path))
+        except OSError as error:
+            return Daemon("cni-server", False, f"{path}: {error.strerror or error}")
+    return Daemon("cni-server", True, f"{path} answers")
+
+
+def controller(settings: Settings) -> Daemon:
+    """Up where the process that left controller.json lives."""
+    left = report(settings, "controller.json")
+    pid = left.get("pid")
+    if not pid:
+        return Daemon("controller", False, f"{settings.run_dir / 'controller.json'} names no process")
+    command = Path(f"/proc/{pid}/cmdline")
+    try:
+        alive = b"controller" in command.read_bytes()
+    except OSError:
+        alive = False
+    return Daemon("controller", alive, f"process {pid}" if alive else f"process {pid} is gone")
+
+
+def report(settings: Settings, name: str) -> dict[str, Any]:
+    """A JSON file that a daemon left in run_dir; empty where it is absent or makes no sense."""
+    try:
+        found = json.loads((settings.run_dir / name).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """The status and body of GET `path` at a listening address, 0.0.0.0 and [::] standing for loopback; (0, why) where
+    nobody answers."""
+    host, _, port = address.rpartition(":")
+    local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    try:
+        with urllib.request.urlopen(f"http://{local}:{port}{path}", timeout=TIMEOUT_S) as answer:
+            return answer.status, answer.read().decode(errors="replace").strip()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace").strip()
+    except OSError as error:
+        return 0, str(getattr(error, "reason", error))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calico-ebpf drops`: what did not get through, by reason and device, and what to do about each reason."""
+
+from collections.abc import Iterable
+from operator import attrgetter
+from typing import NamedTuple
+
+import click
+
+from bpf import abi, node
+from bpf.cli import settings_flags
+from bpf.loader import Pins
+from bpf.settings import Settings
+from controller.commands.options import output_flag
+from controller.commands.output import Column, show_json, table
+from controller.commands.reading import device_name, per_cpu, raw_entries
+
+# What each reason means, and what to do: one sentence of each.
+MEANINGS = {
+    abi.DropReason.TRUNCATED: "A header was cut short: look at the sender, or at a device that damages packets.",
+    abi.DropReason.BAD_HEADER: "A length or version cannot be: look at the sender.",
+    abi.DropReason.SPOOFED: "A pod sent with another's source address: look at what runs in the pod of this device.",
+    abi.DropReason.NO_BACKEND: "Refused, the Service has no usable endpoint: see `kubectl get endpointslices`, and why "
+    "its pods are not ready.",
+    abi.DropReason.NO_FLOW: "Refused, a connection's middle for a Service without its flow: it was idle for longer "
+    "than tcp_established_s, or evicted (see flows_restored, and raise flows_max).",
+    abi.DropReason.NO_SLOT: "A slot or its backend was missing: a few while a Service changes are harmless; if they go "
+    "on, restart the controller, which writes what is missing.",
+    abi.DropReason.NO_FREE_PORT: "Every port tried for a colliding flow was taken: one client has too many connections "
+    "to one backend.",
+    abi.DropReason.FLOWS_FULL: "The flow table took no entry: raise flows_max; a reboot makes the table anew.",
+    abi.DropReason.TTL_EXPIRED: "The TTL or hop limit was used up here: traceroute does so; otherwise look for a loop "
+    "in the routes.",
+    abi.DropReason.FRAGMENT: "A fragment needed translation: use a smaller datagram, or a larger MTU.",
+    abi.DropReason.REWRITE_FAILED: "A helper could not change the packet: please report it, with the kernel's version.",
+    abi.DropReason.UNTRANSLATED: "A host's packet to a Service was not translated at connect time: see whether the "
+    "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
+}
+
+COUNTER_MEANINGS = {
+    abi.Counter.FLOWS_CREATED: "flows started",
+    abi.Counter.FLOWS_RESTORED: "half of a live flow had been evicted and was put back: raise flows_max",
+    abi.Counter.FLOWS_PICKED_UP: "connections followed from their middle on, as after a reboot",
+    abi.Counter.PORTS_REWRITTEN: "source ports changed, because two flows would have collided",
+    abi.Counter.REFUSALS: "RST or ICMP unreachable sent",
+}
+
+
+class Drop(NamedTuple):
+    """`device` is "" where it is gone."""
+
+    reason: str
+    device: str
+    ifindex: int
+    packets: int
+    octets: int
+    meaning: str
+
+
+COLUMNS = (
+    Column("REASON", attrgetter("reason")),
+    Column("DEVICE", lambda drop: drop.device or f"gone: index {drop.ifindex}"),
+    Column("PACKETS", lambda drop: str(drop.packets)),
+    Column("BYTES", lambda drop: str(drop.octets)),
+)
+
+
+def drops(found: Iterable[tuple[bytes, bytes]]) -> list[Drop]:
+    """Raw entries of `drops`, the CPUs' values added up, the most frequent first."""
+    result = []
+    for raw_key, raw_value in found:
+        key = abi.DropKey.unpack(raw_key)
+        counts = [abi.DropCount.unpack(part) for part in per_cpu(raw_value, abi.MAPS["drops"].value_size)]
+        packets, octets = sum(count.packets for count in counts), sum(count.octets for count in counts)
+        name, meaning = _reason(key.reason)
+        result.append(Drop(name, device_name(key.ifindex), key.ifindex, packets, octets, meaning))
+    return sorted(result, key=lambda drop: (-drop.packets, drop.reason, drop.ifindex))
+
+
+def counters(found: Iterable[tuple[bytes, bytes]]) -> dict[str, int]:
+    """Raw entries of `counters`, by the counter's name."""
+    totals = {int.from_bytes(key, "little"): value for key, value in found}
+    size = abi.MAPS["counters"].value_size
+    return {
+        counter.name.lower(): sum(int.from_bytes(part, "little") for part in per_cpu(totals.get(counter, b""), size))
+        for counter in abi.Counter
+    }
+
+
+def read_counters(pins: Pins) -> dict[str, int]:
+    return counters(raw_entries(pins, "counters"))
+
+
+def _reason(number: int) -> tuple[str, str]:
+    try:
+        reason = abi.DropReason(number)
+    except ValueError:
+        return str(number), "A newer program's reason: use the command line of its version."
+    return reason.name.lower(), MEANINGS[reason]
+
+
+@click.command("drops")
+@settings_flags("bpffs")
+@output_flag
+def command(settings: Settings, output: str) -> None:
+    """What did not get through, by reason and device, and what is noteworthy."""
+    pins = node.pins(settings)
+    found, totals = drops(raw_entries(pins, "drops")), read_counters(pins)
+    if output == "json":
+        show_json({"drops": [drop._asdict() for drop in found], "counters": totals})
+        return
+    rows = [[column.text(drop) for column in COLUMNS] for drop in found]
+    meanings = {drop.reason: drop.meaning for drop in found}
+    lines = table([column.heading for column in COLUMNS], rows) if found else ["nothing was dropped"]
+    if meanings:
+        lines += ["", *table(("REASON", "MEANING"), list(meanings.items()))]
+    notes = [(name, str(totals[name]), COUNTER_MEANINGS[abi.Counter[name.upper()]]) for name in totals]
+    click.echo("\n".join([*lines, "", *table(("COUNTER", "COUNT", "MEANING"), notes)]))

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calico-ebpf services`: frontends and the backends behind them, from the maps."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import click
+
+from bpf import abi, address, node
+from bpf.cli import settings_flags
+from bpf.settings import Settings
+from controller.commands.options import ADDRESS, output_flag
+from controller.commands.output import show_json, table
+from controller.commands.reading import endpoint, entries, protocol_name
+
+
+class Target(NamedTuple):
+    """A slot of a service; address and port are empty where the backend that it names is missing."""
+
+    backend_id: int
+    address: str
+    port: int
+
+
+class Frontend(NamedTuple):
+    address: str
+    port: int
+    protocol: str
+    service_id: int
+    flags: tuple[str, ...]
+    backends: tuple[Target, ...]
+
+
+def frontends(
+    keys: Iterable[tuple[abi.FrontendKey, abi.Frontend]],
+    slots: Mapping[abi.SlotKey, abi.Slot],
+    backends: Mapping[abi.BackendKey, abi.Backend],
+) -> list[Frontend]:
+    """What the three maps say, in the order of addresses, ports and protocols."""
+    found = []
+    for key, value in sorted(keys):
+        targets = tuple(_target(slots, backends, value.service_id, slot) for slot in range(value.slot_count))
+        flags = tuple(flag.name.lower() for flag in abi.FrontendFlag if value.flags & flag and flag.name)
+        name = protocol_name(key.protocol)
+        found.append(Frontend(address.text(key.address), key.port, name, value.service_id, flags, targets))
+    return found
+
+
+def _target(
+    slots: Mapping[abi.SlotKey, abi.Slot],
+    backends: Mapping[abi.BackendKey, abi.Backend],
+    service_id: int,
+    index: int,
+) -> Target:
+    slot = slots.get(abi.SlotKey(service_id, index))
+    backend_id = slot.backend_id if slot else 0
+    backend = backends.get(abi.BackendKey(backend_id))
+    if not backend:
+        return Target(backend_id, "", 0)
+    return Target(backend_id, address.text(backend.address), backend.port)
+
+
+def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
+    """A row for each backend; the frontend stands in the first."""
+    lines: list[Sequence[str]] = []
+    for front in found:
+        texts = [_target_text(target) for target in front.backends] or ["none: refused"]
+        packed = address.packed(front.address)
+        first = (endpoint(packed, front.port), front.protocol, str(front.service_id), ",".join(front.flags))
+        lines += [(*(first if not index else ("", "", "", "")), text) for index, text in enumerate(texts)]
+    return lines
+
+
+def _target_text(target: Target) -> str:
+    if not target.address:
+        return f"missing: backend {target.backend_id}"
+    return endpoint(address.packed(target.address), target.port)
+
+
+def as_json(front: Frontend) -> dict[str, object]:
+    return {**front._asdict(), "backends": [target._asdict() for target in front.backends]}
+
+
+@click.command("services")
+@settings_flags("bpffs")
+@click.option("--address", "wanted", type=ADDRESS, help="Only frontends of this address.")
+@output_flag
+def command(settings: Settings, wanted: bytes | None, output: str) -> None:
+    """Frontends, and the backends behind them.
+
+    A frontend without backends refuses its clients. SERVICE is the number under which its slots are kept.
+    """
+    pins = node.pins(settings)
+    found = frontends(entries(pins, "frontends"), dict(entries(pins, "slots")), dict(entries(pins, "backends")))
+    if wanted:
+        found = [front for front in found if front.address == address.text(wanted)]
+    if output == "json":
+        show_json([as_json(front) for front in found])
+    else:
+        click.echo("\n".join(table(("FRONTEND", "PROTOCOL", "SERVICE", "KIND", "BACKEND"), rows(found))))

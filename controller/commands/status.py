@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calico-ebpf status`: what is loaded, attached and running on this node. It is doctor that judges."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import click
+
+from bpf import node, syscall
+from bpf.abi import MAPS
+from bpf.cli import settings_flags
+from bpf.loader import Pins
+from bpf.settings import Settings
+from controller.commands import daemons, drops, links
+from controller.commands.options import output_flag
+from controller.commands.output import show_json, table
+from controller.commands.reading import raw_entries
+
+# From here on a map is said to be nearly full.
+FULL_SHARE = 0.9
+
+# Arrays are always full.
+COUNTED = sorted(set(MAPS) - {"state", "counters"})
+
+
+def collect(settings: Settings) -> dict[str, Any]:
+    """Everything that is known, in JSON's types."""
+    pins = node.pins(settings)
+    loaded = pins.programs.is_symlink()
+    found: dict[str, Any] = {
+        "node": settings.node_name,
+        "programs": os.readlink(pins.programs).removeprefix("programs-") if loaded else None,
+        "layout": pins.root.name,
+        "attached": by_device(links.attached()),
+        "cgroup": sorted(link.name for link in pins.links.iterdir()) if pins.links.is_dir() else [],
+        "daemons": [daemon._asdict() for daemon in daemons.daemons(settings)],
+        "health": health(settings),
+        "controller": daemons.report(settings, "controller.json"),
+        "maps": fill_levels(pins) if loaded else [],
+        "counters": drops.read_counters(pins) if loaded else {},
+        "drops": sum(drop.packets for drop in drops.drops(raw_entries(pins, "drops"))) if loaded else 0,
+    }
+    found["warnings"] = warnings(found)
+    return found
+
+
+def by_device(attached: Iterable[links.Attached]) -> dict[str, list[str]]:
+    hooks = defaultdict(list)
+    for item in attached:
+        hooks[item.device].append(item.hook)
+    return {device: sorted(hooks[device]) for device in sorted(hooks)}
+
+
+def fill_levels(pins: Pins) -> list[dict[str, Any]]:
+    """Entries and size of each map. Flows that have expired count: their memory is taken."""
+    levels = []
+    for name in COUNTED:
+        fd = pins.open_map(name)
+        size = syscall.map_info(fd).max_entries
+        os.close(fd)
+        levels.append({"name": name, "entries": sum(1 for _ in raw_entries(pins, name)), "max_entries": size})
+    return levels
+
+
+def health(settings: Settings) -> dict[str, Any]:
+    if not settings.health_address:
+        return {}
+    status, body = daemons.get(settings.health_address, "/healthz")
+    return {"address": settings.health_address, "status": status, "answer": body}
+
+
+def warnings(found: dict[str, Any]) -> list[str]:
+    """What somebody should look at, a sentence each."""
+    result = []
+    if not found["programs"]:
+        result.append("no programs are loaded: start the controller or the CNI server")
+    for level in found["maps"]:
+        share = level["entries"] / level["max_entries"]
+        if share >= FULL_SHARE:
+            result.append(f"map {level['name']} is {share:.0%} full: raise {level['name']}_max")
+    if found["counters"].get("flows_restored"):
+        result.append("the flow table has evicted live flows: raise flows_max")
+    for error in found["controller"].get("errors", []):
+        result.append(f"the controller reports: {error}")
+    return result
+
+
+def describe(found: dict[str, Any]) -> list[str]:
+    """The page for people."""
+    lines = [
+        f"node      {found['node']}",
+        f"programs  {found['programs'] or 'not loaded'} (layout {found['layout']})",
+        "",
+    ]
+    daemons_up = [(daemon["name"], "up" if daemon["up"] else "down", daemon["seen"]) for daemon in found["daemons"]]
+    lines += table(("DAEMON", "STATE", "SEEN"), daemons_up)
+    if found["health"]:
+        answered = found["health"]["status"] or "no answer"
+        lines += [f"health at {found['health']['address']}: {answered} {found['health']['answer']}"]
+    for key, value in found["controller"].items():
+        if key != "errors":
+            lines.append(f"controller {key}: {value}")
+    attached = [(device, ", ".join(hooks)) for device, hooks in found["attached"].items()]
+    attached.append(("cgroup", ", ".join(found["cgroup"]) or "nothing"))
+    lines += ["", *table(("DEVICE", "PROGRAMS"), attached)]
+    if found["maps"]:
+        levels = [
+            (level["name"], str(level["entries"]), str(level["max_entries"]), _share(level)) for level in found["maps"]
+        ]
+        lines += ["", *table(("MAP", "ENTRIES", "SIZE", "FULL"), levels)]
+        lines += ["", f"{found['drops']} packets did not get through: `calico-ebpf drops` says why"]
+    return lines + [f"warning: {warning}" for warning in found["warnings"]]
+
+
+def _share(level: dict[str, Any]) -> str:
+    return f"{level['entries'] / level['max_entries']:.1%}"
+
+
+@click.command("status")
+@settings_flags("node_name", "run_dir", "bpffs", "health_address")
+@output_flag
+def command(settings: Settings, output: str) -> None:
+    """What is loaded, attached and running on this node."""
+    found = collect(settings)
+    if output == "json":
+        show_json(found)
+    else:
+        click.echo("\n".join(describe(found)))
