@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The real programs on maps of a test's own, run on single packets by BPF_PROG_TEST_RUN, which knows one device: lo.
+
+The address plan: a client pod and a server pod on this node, a pod on another node, a Service of each family.
+"""
+
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from scapy.layers.inet import IP, TCP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from bpf import loader, syscall
+from bpf.abi import (
+    MAPS,
+    Backend,
+    BackendKey,
+    Config,
+    ConnectTime,
+    Counter,
+    DropKey,
+    DropReason,
+    Flow,
+    Frontend,
+    FrontendFlag,
+    FrontendKey,
+    Pod,
+    PodKey,
+    Remote,
+    RemoteKey,
+    Slot,
+    SlotKey,
+    Tuple,
+)
+from bpf.address import packed, prefix_bits
+from bpf.loader import Pins
+
+OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
+TCP_PROTOCOL, UDP_PROTOCOL = 6, 17
+LO = 1
+MARK = 0xCE1F0000
+
+PASS, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
+
+HOST_MAC, POD_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
+SERVER_HOST_MAC, SERVER_MAC = "02:00:00:00:00:03", "02:00:00:00:00:04"
+OVERLAY_MAC = "02:ce:00:00:00:01"
+
+
+class Family(NamedTuple):
+    """The addresses of one family."""
+
+    name: str
+    ip: type[Packet]
+    client: str
+    server: str
+    remote: str
+    remote_range: tuple[str, int]
+    node: str
+    other_node: str
+    service: str
+    outside: str
+
+
+V4 = Family(
+    "ipv4",
+    IP,
+    "10.244.0.2",
+    "10.244.0.3",
+    "10.244.1.4",
+    ("10.244.1.0", 24),
+    "192.0.2.1",
+    "192.0.2.2",
+    "10.96.0.10",
+    "203.0.113.9",
+)
+V6 = Family(
+    "ipv6",
+    IPv6,
+    "fd00:10:244::2",
+    "fd00:10:244::3",
+    "fd00:10:244:1::4",
+    ("fd00:10:244:1::", 64),
+    "2001:db8::1",
+    "2001:db8::2",
+    "fd00:10:96::a",
+    "2001:db8:ffff::9",
+)
+
+# A second of idleness is nothing to these; a test that wants expiry changes an entry's `seen_ns`.
+CONFIG = Config(
+    host_netns_cookie=0,
+    tcp_new_ns=60 * 10**9,
+    tcp_established_ns=3600 * 10**9,
+    tcp_closing_ns=120 * 10**9,
+    tcp_closed_ns=30 * 10**9,
+    udp_new_ns=30 * 10**9,
+    udp_established_ns=120 * 10**9,
+    connect_time=ConnectTime.HOST,
+    mark=MARK,
+)
+
+
+class Result(NamedTuple):
+    """A program's verdict, the packet it left, and that packet's mark."""
+
+    verdict: int
+    packet: Packet
+    mark: int
+
+
+class Datapath:
+    """Loaded programs; maps are written and read through the generated codecs."""
+
+    def __init__(self, pins: Pins) -> None:
+        self._maps = {name: pins.open_map(name) for name in MAPS}
+        self._programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
+
+        self._counters = dict.fromkeys(Counter, 0)
+
+    def reset(self) -> None:
+        """Empties the maps and sets every count to 0, as far as this object tells."""
+        for name in ("frontends", "slots", "backends", "pods", "flows"):
+            entries = list(syscall.map_entries(self._maps[name], MAPS[name].key_size, MAPS[name].value_size))
+            for entry, _ in entries:
+                self.delete(name, entry)
+        for reason in DropReason:
+            self.delete("drops", DropKey(reason, LO).pack())
+        self._counters = {counter: self._count(counter) for counter in Counter}
+        populate(self)
+
+    def close(self) -> None:
+        for fd in (*self._maps.values(), *self._programs.values()):
+            os.close(fd)
+
+    def run(self, program: str, packet: Packet | bytes, mark: int = 0, ifindex: int = LO) -> Result:
+        # struct __sk_buff: mark at 8, ifindex at 40
+        context = bytearray(192)
+        struct.pack_into("=I", context, 8, mark)
+        struct.pack_into("=I", context, 40, ifindex)
+        run = syscall.program_test_run(self._programs[program], bytes(packet), bytes(context))
+        return Result(run.verdict, Ether(run.packet), struct.unpack_from("=I", run.context, 8)[0])
+
+    def write(self, name: str, key: "bytes", value: "bytes") -> None:
+        syscall.map_update(self._maps[name], key, value)
+
+    def delete(self, name: str, key: bytes) -> bool:
+        return syscall.map_delete(self._maps[name], key)
+
+    def read(self, name: str, key: bytes) -> bytes | None:
+        size = MAPS[name].value_size
+        cpus = os.cpu_count() or 1
+        per_cpu = name in ("drops", "counters")
+        return syscall.map_lookup(self._maps[name], key, size * cpus if per_cpu else size)
+
+    def pod(self, address: str, ifindex: int, pod_mac: str, host_mac: str) -> None:
+        value = Pod(ifindex, 0, mac(pod_mac), mac(host_mac), 0)
+        self.write("pods", PodKey(packed(address)).pack(), value.pack())
+
+    def remote(self, prefix: tuple[str, int], next_hop: str, ifindex: int = LO, flags: int = 0) -> None:
+        address, length = prefix
+        key = RemoteKey(prefix_bits(packed(address), length), packed(address))
+        self.write("remotes", key.pack(), Remote(packed(next_hop), ifindex, flags).pack())
+
+    def service(self, address: str, port: int, protocol: int, backends: list[tuple[str, int]], number: int = 1) -> None:
+        """A Service whose backends have the ids 10 * number, and on."""
+        for slot, (backend, backend_port) in enumerate(backends):
+            identity = 10 * number + slot
+            value = Backend(packed(backend), backend_port, protocol)
+            self.write("backends", BackendKey(identity).pack(), value.pack())
+            self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
+        key = FrontendKey(packed(address), port, protocol)
+        self.write("frontends", key.pack(), Frontend(number, len(backends), FrontendFlag.CLUSTER_IP).pack())
+
+    def flow(self, key: Tuple) -> Flow | None:
+        value = self.read("flows", key.pack())
+        return None if value is None else Flow.unpack(value)
+
+    def write_flow(self, key: Tuple, flow: Flow) -> None:
+        self.write("flows", key.pack(), flow.pack())
+
+    def dropped(self, reason: DropReason, ifindex: int = LO) -> int:
+        """Packets counted as dropped for a reason on a device."""
+        value = self.read("drops", DropKey(reason, ifindex).pack())
+        return sum(struct.unpack(f"={len(value) // 8}Q", value)[::2]) if value else 0
+
+    def counter(self, counter: Counter) -> int:
+        return self._count(counter) - self._counters[counter]
+
+    def _count(self, counter: Counter) -> int:
+        value = self.read("counters", struct.pack("=I", counter)) or b""
+        return sum(struct.unpack(f"={len(value) // 8}Q", value))
+
+
+@contextmanager
+def loaded(directory: Path) -> Iterator[Datapath]:
+    """The programs on fresh maps, pinned in a bpffs of its own below `directory`, gone afterwards."""
+    mount = directory / "bpffs"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
+    try:
+        pins = Pins(mount)
+        sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
+        loader.load(pins, OBJECTS, CONFIG, sizes, directory / "lock")
+        datapath = Datapath(pins)
+        try:
+            yield datapath
+        finally:
+            datapath.close()
+    finally:
+        subprocess.run(["umount", str(mount)], check=True)
+
+
+def populate(datapath: Datapath) -> None:
+    for family in (V4, V6):
+        datapath.pod(family.client, LO, POD_MAC, HOST_MAC)
+        datapath.pod(family.server, LO, SERVER_MAC, SERVER_HOST_MAC)
+        datapath.remote(family.remote_range, family.other_node)
+
+
+def mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def ethernet(source: str = POD_MAC, destination: str = HOST_MAC) -> Packet:
+    return Ether(src=source, dst=destination)
+
+
+def tcp(
+    family: Family, source: tuple[str, int], destination: tuple[str, int], flags: str = "S", **fields: int
+) -> Packet:
+    """A TCP segment as a pod sends it; checksums are those of its bytes."""
+    segment = TCP(sport=source[1], dport=destination[1], flags=flags, **fields)
+    return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / segment))
+
+
+def udp(family: Family, source: tuple[str, int], destination: tuple[str, int], payload: bytes = b"question") -> Packet:
+    datagram = UDP(sport=source[1], dport=destination[1]) / payload
+    return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / datagram))
+
+
+def expected(packet: Packet, *, hops: int = 0, **changes: "str | int") -> Packet:
+    """`packet` with fields changed (eth_src, eth_dst, src, dst, sport, dport), `hops` off its TTL, checksums anew."""
+    copy = packet.copy()
+    network = copy[IP] if IP in copy else copy[IPv6]
+    transport = next((copy[layer] for layer in (TCP, UDP) if layer in copy), None)
+    for name, value in changes.items():
+        target = copy if name.startswith("eth_") else network if name in ("src", "dst") else transport
+        setattr(target, name.removeprefix("eth_"), value)
+    if IP in copy:
+        network.ttl -= hops
+        del network.chksum
+    else:
+        network.hlim -= hops
+    if transport is not None:
+        del transport.chksum
+    return Ether(bytes(copy))
+
+
+def same(actual: Packet, wanted: Packet) -> None:
+    """Asserts that two packets are equal to the byte; prints both where they are not."""
+    if bytes(actual) != bytes(wanted):
+        raise AssertionError(
+            f"packet differs\n--- got\n{actual.show(dump=True)}\n--- expected\n{wanted.show(dump=True)}"
+        )
+
+
+def key(source: tuple[str, int], destination: tuple[str, int], protocol: int = TCP_PROTOCOL) -> Tuple:
+    return Tuple(packed(source[0]), packed(destination[0]), source[1], destination[1], protocol)
