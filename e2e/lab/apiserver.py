@@ -76,7 +76,6 @@ def server_flags(directory: Path) -> list[str]:
         f"--service-account-key-file={directory}/accounts.pub",
         f"--service-account-signing-key-file={directory}/accounts.key",
         "--disable-admission-plugins=ServiceAccount",
-        "--endpoint-reconciler-type=none",
     ]
 
 

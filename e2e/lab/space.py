@@ -30,8 +30,9 @@ hostname "$2"
 scratch="$1/scratch"
 mount -n -t tmpfs tmpfs "$scratch"
 for target in {" ".join(OVERLAID)}; do
-    mkdir -p "$scratch/upper$target" "$scratch/work$target"
-    mount -n -t overlay overlay -o "lowerdir=$target,upperdir=$scratch/upper$target,workdir=$scratch/work$target" "$target"
+    upper="$scratch/upper$target" work="$scratch/work$target"
+    mkdir -p "$upper" "$work"
+    mount -n -t overlay overlay -o "lowerdir=$target,upperdir=$upper,workdir=$work" "$target"
 done
 mkdir "$scratch/run"
 mount -n -t tmpfs tmpfs "$scratch/run"

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the end-to-end tests play on, and the words they use: two nodes, a server and a client on each, a Service.
+
+web      TCP and UDP, both families: the servers web-1 (node1) and web-2 (node2)
+ask-1/2  clients, pods of node1 and node2
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from e2e.lab import addresses, runtime, source
+from e2e.lab.addresses import Dual
+from e2e.lab.cluster import Lab
+from e2e.lab.node import Node
+from e2e.lab.runtime import Pod, tool
+from e2e.lab.source import Source
+from e2e.lab.space import Space
+
+KINDS = ("directory", "overlay", "api")
+FAMILIES = ("IPv4", "IPv6")
+PROTOCOLS = ("tcp", "udp")
+PORT = 80
+WEB = addresses.service(10)
+
+
+class Stage:
+    """A lab with its cast.
+
+    Attributes:
+        kind: directory; overlay: the same with encapsulation always; api: an API server.
+    """
+
+    def __init__(self, lab: Lab, kind: str) -> None:
+        self.lab = lab
+        self.kind = kind
+        self.source: Source = lab.api_source() if kind == "api" else lab.directory_source()
+
+    def set_up(self) -> None:
+        self.lab.start_nodes(2, self.source, {"encapsulation": "always"} if self.kind == "overlay" else {})
+        for node in self.lab.nodes:
+            node.add_pod(f"web-{node.index}")
+            node.add_pod(f"ask-{node.index}", serve=False)
+        self.expose("web", WEB, ["web-1", "web-2"])
+        for node in self.lab.nodes:
+            wait(lambda where=node.space: names(ask(where, "tcp", WEB.v6, count=20)) == {"web-1", "web-2"})  # type: ignore[misc]
+
+    def node(self, index: int) -> Node:
+        return self.lab.nodes[index - 1]
+
+    def pod(self, name: str) -> Pod:
+        return next(node.pods[name] for node in self.lab.nodes if name in node.pods)
+
+    def place(self, name: str) -> Space:
+        """Where something runs: a pod by name, or a node."""
+        return next((node.space for node in self.lab.nodes if node.name == name), None) or self.pod(name).space
+
+    def expose(self, name: str, address: Dual, pods: Iterable[str], **conditions: bool) -> None:
+        """Makes a Service stand for pods, at PORT."""
+        backends = [(self.pod(pod).address, self.pod(pod).node.name) for pod in pods]
+        slices = source.endpoints(name, backends, runtime.PORT, **conditions)
+        self.source.apply(name, [source.service(name, address, PORT, runtime.PORT), *slices])
+
+
+def ask(where: Space, protocol: str, address: str, port: int = PORT, count: int = 1) -> list[dict[str, Any]]:
+    """Asks a server from a space: the answers, each {"name", "peer", ...} or {"error"}, with "took_ms"."""
+    process = where.run(*tool("ask", protocol, address, str(port), "--count", str(count)))
+    return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+def names(answers: Iterable[dict[str, Any]]) -> set[str]:
+    """Who answered; an error stands for itself."""
+    return {answer.get("name", answer.get("error")) for answer in answers}
+
+
+def pick(address: Dual, family: str) -> str:
+    return address.v6 if family == "IPv6" else address.v4
+
+
+def wait(condition: Callable[[], bool], timeout_s: float = 10) -> None:
+    """Waits until something is so, and fails the test when it never is."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"not so after {timeout_s} s"
+        time.sleep(0.02)

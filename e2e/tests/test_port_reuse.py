@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One source port, used for a Service and for its backend in turn, right after each close, however that comes about.
+
+The hard part is that both are the same five-tuple at the backend. Beside it runs the ideal: the same client and server,
+joined by a veth pair of their own, with an address that nftables rewrites without state, to a second port of the server,
+so that nothing can be mistaken. Both ends keep no TIME_WAIT: it would be the ends that refuse, not what lies between.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from e2e.lab import addresses, source
+from e2e.lab.reuse import MANNERS
+from e2e.lab.runtime import Pod, tool
+from e2e.lab.space import Space
+from e2e.tests.stage import PORT, Stage, ask, names, pick, wait
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
+
+ROUNDS = int(os.environ.get("REUSE_ROUNDS", "3000"))
+MARGIN_MS = 200
+SERVER_PORT, IDEAL_PORT = 8090, 8091
+REUSED = addresses.service(20)
+
+# client, server and virtual address of the ideal
+IDEAL = {
+    "IPv4": ("198.51.100.1", "198.51.100.2", "203.0.113.10", "24", "ip"),
+    "IPv6": ("2001:db8:1::1", "2001:db8:1::2", "2001:db8:2::10", "64", "ip6"),
+}
+
+
+@pytest.mark.parametrize("manner", MANNERS)
+@pytest.mark.parametrize(("client", "family"), [("ask-1", "IPv4"), ("ask-2", "IPv6")])
+def test_source_port_reused_for_service_and_backend_is_never_mistaken(
+    reuse: Stage, client: str, family: str, manner: str
+) -> None:
+    """No wrong answer, and no stall of over 200 ms more than the ideal's worst; across nodes and on one node."""
+    asker = reuse.pod(client).space
+    direct, service = pick(reuse.pod("reused").address, family), pick(REUSED, family)
+    ideal = _ask(asker, manner, (IDEAL[family][2], PORT), (IDEAL[family][1], SERVER_PORT))
+    ours = _ask(asker, manner, (service, PORT), (direct, SERVER_PORT))
+    print(f"\n{client} {family} {manner}\n  ideal {ideal}\n  ours  {ours}")
+    assert ours["wrong"] == []
+    assert ideal["wrong"] == []
+    assert ours["slowest_ms"] <= ideal["slowest_ms"] + MARGIN_MS
+
+
+@pytest.fixture(scope="module")
+def reuse(_stages: Any) -> Iterator[Stage]:
+    """The stage with a server on node2 for this, its Service, and an ideal way to it from each client."""
+    stage: Stage = _stages("directory")
+    server = stage.node(2).add_pod("reused", serve=False)
+    process = server.space.start(*tool("reuse", "serve", str(SERVER_PORT), str(IDEAL_PORT)))
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+    backends = [(server.address, "node2")]
+    slices = source.endpoints("reused", backends, SERVER_PORT)
+    stage.source.apply("reused", [source.service("reused", REUSED, PORT, SERVER_PORT), *slices])
+    for client, family in (("ask-1", "IPv4"), ("ask-2", "IPv6")):
+        _make_ideal(stage.pod(client), server, family)
+    wait(lambda: names(ask(stage.place("ask-1"), "tcp", REUSED.v4)) == {"closed without an answer"})
+    yield stage
+    stage.source.delete("reused")
+    for client in ("ask-1", "ask-2"):
+        stage.pod(client).space.run("ip", "link", "delete", "ideal0")
+    stage.node(2).remove_pod("reused")
+
+
+def _ask(asker: Space, manner: str, *targets: tuple[str, int]) -> dict[str, Any]:
+    named = [f"[{address}]:{port}" for address, port in targets]
+    process = asker.run(*tool("reuse", "ask", *named, "--manner", manner, "--rounds", str(ROUNDS)), timeout_s=240)
+    report: dict[str, Any] = json.loads(process.stdout)
+    return report
+
+
+def _make_ideal(client: Pod, server: Pod, family: str) -> None:
+    near, far, virtual, prefix, word = IDEAL[family]
+    far_netns = server.node.path(f"/run/netns/{server.netns}")
+    far_device = f"ideal-{family.lower()}"
+    client.space.run(*f"ip link add ideal0 type veth peer name {far_device} netns {far_netns}".split())
+    for pod, device, address in ((client, "ideal0", near), (server, far_device, far)):
+        pod.space.run("sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0")
+        pod.space.run(*f"ip address add {address}/{prefix} dev {device}".split(), *(["nodad"] if ":" in far else []))
+        pod.space.run("ip", "link", "set", device, "up")
+    client.space.run("ip", "route", "add", virtual, "via", far, "dev", "ideal0")
+    rewrite = f"""
+    table {word} ideal {{
+        chain out {{
+            type filter hook output priority raw;
+            {word} daddr {virtual} tcp dport {PORT} notrack {word} daddr set {far} tcp dport set {IDEAL_PORT}
+        }}
+        chain in {{
+            type filter hook prerouting priority raw;
+            {word} saddr {far} tcp sport {IDEAL_PORT} notrack {word} saddr set {virtual} tcp sport set {PORT}
+        }}
+    }}
+    """
+    client.space.run("nft", "-f", "-", stdin=rewrite)
