@@ -52,9 +52,14 @@ def controller(settings: Settings) -> Daemon:
 
 
 def report(settings: Settings, name: str) -> dict[str, Any]:
-    """A JSON file that a daemon left in run_dir; empty where it is absent or makes no sense."""
+    """A JSON file that a daemon left in run_dir."""
+    return read_json(settings.run_dir / name)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where it is absent or makes no sense."""
     try:
-        found = json.loads((settings.run_dir / name).read_bytes())
+        found = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

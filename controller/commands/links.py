@@ -13,6 +13,8 @@ from bpf import attach, bpftool
 ROUTE_PROTOCOL = 206
 OVERLAY_DEVICE = "calico-vxlan"
 
+__all__ = ["Attached", "Device", "Links", "NetlinkError", "attached", "firewall_chains"]
+
 FILTER_PREFIX = "calico-ebpf/"
 GONE = (2, 22)  # ENOENT, EINVAL: no such filter, or no clsact
 AF_INET, AF_INET6 = 2, 10
@@ -72,6 +74,18 @@ class Links:
         except NetlinkError as error:
             if error.code not in GONE:
                 raise
+
+    def remove_clsact(self, ifindex: int) -> bool:
+        """Removes a device's clsact where nobody's filter is left on it; returns whether it did."""
+        if any(self._netlink.get_filters(ifindex, parent=parent) for parent in (attach.INGRESS, attach.EGRESS)):
+            return False
+        try:
+            self._netlink.tc("del", "clsact", ifindex)
+        except NetlinkError as error:
+            if error.code not in GONE:
+                raise
+            return False
+        return True
 
     def remove_overlay(self) -> bool:
         """Removes the overlay device; returns whether there was one."""

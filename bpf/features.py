@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the programs need of the kernel, and whether it is there, as `bpftool feature probe` finds it.
+
+Pure but for `probe`. A later kernel's extras are not judged here.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from bpf import bpftool
+
+KERNEL = (5, 10)
+
+MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie")
+
+# Program type to the helpers that bpf/*.c and the headers call with it.
+HELPERS = {
+    "sched_cls": (
+        "bpf_csum_diff",
+        "bpf_get_prandom_u32",
+        "bpf_ktime_get_ns",
+        "bpf_l4_csum_replace",
+        "bpf_map_lookup_elem",
+        "bpf_map_update_elem",
+        "bpf_redirect",
+        "bpf_redirect_neigh",
+        "bpf_redirect_peer",
+        "bpf_skb_change_tail",
+        "bpf_skb_load_bytes",
+        "bpf_skb_pull_data",
+        "bpf_skb_set_tunnel_key",
+        "bpf_skb_store_bytes",
+    ),
+    "cgroup_sock_addr": (
+        "bpf_get_netns_cookie",
+        "bpf_get_prandom_u32",
+        "bpf_get_socket_cookie",
+        "bpf_map_lookup_elem",
+        "bpf_map_update_elem",
+    ),
+}
+
+
+class Features(NamedTuple):
+    """`missing` names program types, map types and helpers; `configuration` holds the kernel's CONFIG_*, as far as they
+    can be read ("y", "m", or None)."""
+
+    missing: tuple[str, ...]
+    configuration: Mapping[str, Any]
+
+
+def probe() -> Features:
+    """Asks the running kernel. Raises BpftoolError."""
+    found = bpftool.features()
+    return Features(tuple(missing(found)), found.get("system_config", {}))
+
+
+def missing(found: Mapping[str, Any]) -> list[str]:
+    """What the programs need and a report of `bpftool -j feature probe` does not have."""
+    lacking = [name for name in MAP_TYPES if not found["map_types"].get(f"have_{name}_map_type")]
+    lacking = [f"map type {name}" for name in lacking]
+    for program, helpers in HELPERS.items():
+        if not found["program_types"].get(f"have_{program}_prog_type"):
+            lacking.append(f"program type {program}")
+            continue
+        available = set(found["helpers"].get(f"{program}_available_helpers", ()))
+        lacking += [f"{helper} in {program}" for helper in helpers if helper not in available]
+    return lacking
+
+
+def kernel() -> tuple[tuple[int, int], str]:
+    """The running kernel's version, as two numbers and in full."""
+    release = os.uname().release
+    major, minor, *_ = release.split(".")
+    return (int(major), int("".join(digit for digit in minor if digit.isdigit()))), release

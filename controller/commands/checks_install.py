@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of `calico-ebpf doctor` that look at what of ours is on the node: objects, pins, daemons, CNI files."""
+
+import os
+from collections.abc import Iterator
+
+from bpf import node, syscall
+from bpf.abi import MAPS
+from bpf.errors import NotLoadedError
+from bpf.loader import OBJECTS, Pins
+from bpf.settings import Settings
+from controller.commands import cnifiles, daemons
+from controller.commands.checks import Check, Verdict, check
+
+
+def install_checks(settings: Settings) -> Iterator[Check]:
+    yield _objects(settings)
+    yield from _pins(node.pins(settings))
+    for daemon in daemons.daemons(settings):
+        yield check(daemon.name, daemon.up, daemon.seen, f"start `calico-ebpf {daemon.name}`", Verdict.WARN)
+    yield from _cni()
+
+
+def _objects(settings: Settings) -> Check:
+    absent = [name for name in OBJECTS if not (settings.objects_dir / name).is_file()]
+    seen = f"{', '.join(absent)} missing in {settings.objects_dir}" if absent else str(settings.objects_dir)
+    return check("objects", not absent, seen, "`make build` makes them; or set objects_dir")
+
+
+def _pins(pins: Pins) -> Iterator[Check]:
+    others = sorted(path.name for path in pins.root.parent.glob("v*") if path != pins.root)
+    seen = (
+        f"{pins.root.parent} also holds {', '.join(others)}"
+        if others
+        else f"only {pins.root.name} in {pins.root.parent}"
+    )
+    yield check("other layouts", not others, seen, "another version left or uses them", Verdict.WARN)
+    if not pins.programs.is_symlink():
+        yield Check("pins", Verdict.WARN, f"nothing at {pins.programs}", "start the controller or the CNI server")
+        return
+    wrong = [name for name in MAPS if not _as_expected(pins, name)]
+    seen = f"of another layout, or missing: {', '.join(wrong)}" if wrong else f"every map at {pins.maps}"
+    yield check("pins", not wrong, seen, "`calico-ebpf uninstall` removes them; then start the daemons")
+
+
+def _as_expected(pins: Pins, name: str) -> bool:
+    try:
+        fd = pins.open_map(name)
+    except NotLoadedError:
+        return False
+    try:
+        info, spec = syscall.map_info(fd), MAPS[name]
+    finally:
+        os.close(fd)
+    return (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
+
+
+def _cni() -> Iterator[Check]:
+    executable = os.access(cnifiles.EXECUTABLE, os.X_OK)
+    seen = str(cnifiles.EXECUTABLE) if executable else f"{cnifiles.EXECUTABLE} is missing or not executable"
+    yield check("cni executable", executable, seen, "install it from build/bin/calico-ebpf", Verdict.WARN)
+    files = cnifiles.networks()
+    if not any(network.ours for network in files):
+        seen = f"no network of ours in {cnifiles.NETWORKS_DIR}"
+        yield Check("cni network", Verdict.WARN, seen, "copy conf/10-calico-ebpf.conflist there")
+    else:
+        advice = "the runtime takes the first in the order of names: rename or remove it"
+        yield check("cni network", files[0].ours, f"{files[0].path} is the first", advice, Verdict.WARN)

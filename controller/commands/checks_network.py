@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The checks of `calico-ebpf doctor` that look at devices, sysctls and other proxies. Nothing is changed."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from bpf.settings import Settings
+from controller.commands import daemons, links
+from controller.commands.checks import Check, Verdict, check, sysctl
+
+# What VXLAN adds to an IPv6 underlay's packets: Ethernet, IPv6, UDP and VXLAN headers.
+OVERLAY_BYTES = 70
+
+KUBE_PROXY = "kube-proxy"
+REMOVE_KUBE_PROXY = (
+    "kubectl -n kube-system delete daemonset kube-proxy, then `kube-proxy --cleanup` on each node: "
+    "both would translate the same Services"
+)
+
+
+def network_checks(settings: Settings) -> Iterator[Check]:
+    with links.Links() as here:
+        devices = here.underlay(settings.underlay_devices)
+        overlay = here.device(links.OVERLAY_DEVICE)
+    yield _devices(devices, settings)
+    yield from _forwarding()
+    yield _rp_filter(devices)
+    yield _mtu(devices, overlay is not None, settings)
+    yield _attached(devices)
+    yield from _kube_proxy(settings)
+
+
+def _devices(devices: Sequence[links.Device], settings: Settings) -> Check:
+    seen = ", ".join(f"{device.name} (MTU {device.mtu})" for device in devices)
+    absent = sorted(set(settings.underlay_devices) - {device.name for device in devices})
+    if absent:
+        return Check("devices", Verdict.FAIL, f"no device {', '.join(absent)}", "correct underlay_devices")
+    return check("devices", bool(devices), seen or "no default route", "add a route, or set underlay_devices")
+
+
+def _forwarding() -> Iterator[Check]:
+    for name, path in (("ipv4 forwarding", "net/ipv4/ip_forward"), ("ipv6 forwarding", "net/ipv6/conf/all/forwarding")):
+        value = sysctl(path)
+        seen = f"{path.replace('/', '.')}={value}" if value else "this family is off"
+        advice = "the controller sets it when it starts: see whether it runs"
+        yield check(name, value != "0", seen, advice, Verdict.WARN)
+
+
+def _rp_filter(devices: Sequence[links.Device]) -> Check:
+    """The kernel takes the stricter of `all` and the device's own."""
+    values = {device.name: max(_rp_value("all"), _rp_value(device.name)) for device in devices}
+    strict = [name for name, value in values.items() if value == 1]
+    seen = ", ".join(f"{name}: {value}" for name, value in values.items()) or "no devices"
+    advice = "with several devices, packets may come in by another than the route back: set rp_filter to 2 or 0"
+    return check("rp_filter", not strict or len(devices) < 2, seen, advice, Verdict.WARN)
+
+
+def _rp_value(device: str) -> int:
+    value = sysctl(f"net/ipv4/conf/{device}/rp_filter")
+    return int(value) if value.isdigit() else 0
+
+
+def _mtu(devices: Sequence[links.Device], overlay: bool, settings: Settings) -> Check:
+    """The pods' MTU, as the controller has told the CNI plugin, must fit the underlay."""
+    pods = daemons.report(settings, "node.json").get("mtu")
+    if not pods or not devices:
+        return Check("mtu", Verdict.OK, "not known yet: the controller has left no node.json")
+    room = min(device.mtu for device in devices) - (OVERLAY_BYTES if overlay else 0)
+    seen = f"pods {pods}, room for {room}"
+    return check("mtu", pods <= room, seen, "restart the controller; pods made before keep theirs", Verdict.WARN)
+
+
+def _attached(devices: Sequence[links.Device]) -> Check:
+    attached = {(item.device, item.hook) for item in links.attached()}
+    bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
+    seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"
+    return check("programs", not bare, seen, "start the controller, which attaches them", Verdict.WARN)
+
+
+def _kube_proxy(settings: Settings) -> Iterator[Check]:
+    pids = kube_proxy_processes()
+    mode = daemons.get(settings.metrics_address, "/proxyMode") if settings.metrics_address else (0, "")
+    if pids:
+        yield Check(KUBE_PROXY, Verdict.FAIL, f"running, process {', '.join(map(str, pids))}", REMOVE_KUBE_PROXY)
+    elif mode[0] == 200:
+        yield Check(KUBE_PROXY, Verdict.FAIL, f"answers at {settings.metrics_address}: {mode[1]}", REMOVE_KUBE_PROXY)
+    else:
+        yield Check(KUBE_PROXY, Verdict.OK, "does not run")
+    rules = links.firewall_chains(table=KUBE_PROXY, chain="KUBE-SERVICES")
+    seen = f"left in nftables: {', '.join(rules)}" if rules else "no rules left"
+    yield check("kube-proxy's rules", not rules, seen, "`kube-proxy --cleanup` removes them", Verdict.WARN)
+
+
+def kube_proxy_processes() -> list[int]:
+    """Those in this network namespace: other nodes of one machine are not our concern."""
+    here = Path("/proc/self/ns/net").readlink()
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if (process / "comm").read_text().strip() == KUBE_PROXY and (process / "ns/net").readlink() == here:
+                found.append(int(process.name))
+        except OSError:
+            continue  # it has just ended
+    return sorted(found)

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calico-ebpf uninstall`: takes everything of ours off this node, and puts back what was changed.
+
+What a step cannot remove is reported, and the next steps are taken all the same. Pod links stay, without a way: pods
+are to be drained before.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+
+from bpf import node
+from bpf.attach import detach_cgroup
+from bpf.cli import settings_flags
+from bpf.errors import BpfError
+from bpf.settings import Settings
+from controller.commands import cnifiles, daemons
+from controller.commands.checks import PROC_SYS
+from controller.commands.links import Links, NetlinkError, attached
+from controller.commands.options import output_flag
+from controller.commands.output import show_json
+from controller.commands.reading import raw_entries
+
+SYSCTLS = "sysctl.json"
+
+# A directory of addresses may hold these without holding an address.
+BOOKKEEPING = ("last_reserved_ip", "lock")
+
+
+class Step(NamedTuple):
+    """What was done; `failed` says why where it was not."""
+
+    done: str
+    failed: str = ""
+
+
+def obstacles(settings: Settings) -> list[str]:
+    """What speaks against it."""
+    found = [f"{daemon.name} is running ({daemon.seen})" for daemon in daemons.daemons(settings) if daemon.up]
+    pins = node.pins(settings)
+    pods = len(list(raw_entries(pins, "pods"))) if pins.map("pods").exists() else 0
+    return found + ([f"{pods} pod addresses are in use: drain the node"] if pods else [])
+
+
+def uninstall(settings: Settings) -> Iterator[Step]:
+    """Does everything, in an order in which no new pod comes upon half of it."""
+    for take in (_cni_files, _cgroup, _devices, _pins, _sysctls, _directories):
+        try:
+            yield from take(settings)
+        except (OSError, ValueError, BpfError, NetlinkError) as error:
+            yield Step(f"{take.__name__.strip('_').replace('_', ' ')}: not finished", str(error))
+
+
+def _cni_files(settings: Settings) -> Iterator[Step]:
+    for network in cnifiles.networks():
+        if network.ours:
+            network.path.unlink()
+            yield Step(f"removed {network.path}")
+            yield from _addresses(settings.cni_networks_dir / network.name)
+    if cnifiles.EXECUTABLE.is_file():
+        cnifiles.EXECUTABLE.unlink()
+        yield Step(f"removed {cnifiles.EXECUTABLE}")
+
+
+def _addresses(directory: Path) -> Iterator[Step]:
+    """A network's reservations go when none is left; others stay for whichever plugin takes over."""
+    if not directory.is_dir():
+        return
+    held = [path.name for path in directory.iterdir() if not path.name.startswith(BOOKKEEPING)]
+    if held:
+        yield Step(f"left {directory}, which holds {len(held)} addresses")
+    else:
+        shutil.rmtree(directory)
+        yield Step(f"removed {directory}")
+
+
+def _cgroup(settings: Settings) -> Iterator[Step]:
+    pins = node.pins(settings)
+    if pins.links.is_dir() and any(pins.links.iterdir()):
+        detach_cgroup(pins)
+        yield Step("detached the cgroup programs")
+
+
+def _devices(settings: Settings) -> Iterator[Step]:
+    del settings  # whatever devices they named once: ours are known by their names and numbers
+    with Links() as links:
+        devices = {}
+        for item in attached():
+            links.detach(item)
+            devices[item.ifindex] = item.device
+            yield Step(f"detached {item.hook} from {item.device}")
+        for ifindex in devices:
+            links.remove_clsact(ifindex)
+        if links.remove_overlay():
+            yield Step("removed the overlay device")
+        routes = links.remove_routes()
+        if routes:
+            yield Step(f"removed {routes} routes")
+
+
+def _pins(settings: Settings) -> Iterator[Step]:
+    root = node.pins(settings).root.parent
+    if root.is_dir():
+        shutil.rmtree(root)  # the pins of every layout
+        yield Step(f"removed {root}")
+
+
+def _sysctls(settings: Settings) -> Iterator[Step]:
+    """Puts back what the controller has noted: paths below /proc/sys, with their values before."""
+    for name, value in daemons.read_json(settings.state_dir / SYSCTLS).items():
+        path = PROC_SYS / name
+        if path.exists():
+            path.write_text(f"{value}\n")
+            yield Step(f"restored {name} to {value}")
+
+
+def _directories(settings: Settings) -> Iterator[Step]:
+    for directory in (settings.state_dir, settings.run_dir):
+        if directory.is_dir():
+            shutil.rmtree(directory)
+            yield Step(f"removed {directory}")
+
+
+@click.command("uninstall")
+@settings_flags("run_dir", "state_dir", "bpffs", "cni_networks_dir")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--force", is_flag=True, help="Even while daemons run or pods are there.")
+@output_flag
+@click.pass_context
+def command(context: click.Context, settings: Settings, yes: bool, force: bool, output: str) -> None:
+    """Take everything of ours off this node, and put back what was changed.
+
+    The configuration file, if any, stays. Exit status 1 when something could not be removed.
+    """
+    reasons = obstacles(settings)
+    if reasons and not force:
+        raise click.ClickException(f"{'; '.join(reasons)} (--force goes on all the same)")
+    if not yes:
+        click.confirm("Services and pods of this node lose their network. Go on?", abort=True, err=True)
+    steps = list(uninstall(settings)) or [Step("nothing of ours was there")]
+    if output == "json":
+        show_json([step._asdict() for step in steps])
+    else:
+        click.echo("\n".join(f"{step.done}: {step.failed}" if step.failed else step.done for step in steps))
+    context.exit(any(step.failed for step in steps))
