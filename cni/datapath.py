@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pinned programs and the map of pods, as the CNI plugin uses them; their descriptors are kept for the next pod.
+
+The plugin is the one writer of that map. Whoever replaces what is pinned need not tell: each use looks first.
+"""
+
+import errno
+import hashlib
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from bpf import address as addresses
+from bpf import node, syscall
+from bpf.abi import MAPS, Pod, PodKey
+from bpf.errors import NotLoadedError
+from bpf.settings import Settings
+from cni.errors import NodeError
+
+# The hooks of a pod link, with bpf.attach's parents of them.
+HOOKS = ("from_pod", "to_pod")
+
+
+class Pinned(NamedTuple):
+    """Descriptors of what is pinned, and `identity`, which changes when it is replaced."""
+
+    identity: tuple[str, int]
+    programs: dict[str, int]
+    pods: int
+
+    def close(self) -> None:
+        for fd in (*self.programs.values(), self.pods):
+            os.close(fd)
+
+
+class Datapath:
+    """Threads may share one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._pins = node.pins(settings)
+        self._pinned: Pinned | None = None
+        self._lock = threading.RLock()
+
+    @contextmanager
+    def programs(self) -> Iterator[dict[str, int]]:
+        """Descriptors of the programs by hook, loaded if they are not; other threads wait meanwhile.
+
+        Raises:
+            BpfError: they cannot be loaded.
+        """
+        with self._lock:
+            try:
+                pinned = self._open()
+            except NotLoadedError:
+                node.load_datapath(self._settings)
+                pinned = self._open()
+            yield pinned.programs
+
+    def replaced(self) -> bool:
+        """Whether the programs are others than those that `programs` gave last."""
+        with self._lock:
+            try:
+                return self._pinned is not None and self._pinned.identity != self._identity()
+            except NotLoadedError:
+                return False
+
+    def set_pod(self, address: str, pod: Pod) -> None:
+        """Writes a pod's entry. Raises NodeError where the map is full."""
+        with self._lock:
+            try:
+                syscall.map_update(self._open().pods, _key(address), pod.pack())
+            except OSError as error:
+                full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+                hint = "the setting pods_max" if full else ""
+                raise NodeError(f"the map of pods takes no entry for {address}: {error.strerror}", hint) from error
+
+    def pod(self, address: str) -> Pod | None:
+        """A pod's entry; None where it has none, or nothing is loaded."""
+        with self._lock:
+            try:
+                value = syscall.map_lookup(self._open().pods, _key(address), MAPS["pods"].value_size)
+            except NotLoadedError:
+                return None
+            return Pod.unpack(value) if value else None
+
+    def delete_pod(self, address: str, container_hash: int) -> None:
+        """Deletes an address's entry if it is this container's: it may be a newer pod's by now."""
+        with self._lock:
+            pod = self.pod(address)
+            if pod and pod.container_hash == container_hash:
+                syscall.map_delete(self._open().pods, _key(address))
+
+    def _open(self) -> Pinned:
+        """Raises NotLoadedError."""
+        identity = self._identity()
+        if self._pinned is None or self._pinned.identity != identity:
+            programs = {hook: self._pins.open_program(hook) for hook in HOOKS}
+            fresh = Pinned(identity, programs, self._pins.open_map("pods"))
+            if self._pinned:
+                self._pinned.close()
+            self._pinned = fresh
+        return self._pinned
+
+    def _identity(self) -> tuple[str, int]:
+        try:
+            return os.readlink(self._pins.programs), os.stat(self._pins.map("pods")).st_ino
+        except FileNotFoundError as error:
+            raise NotLoadedError(f"{self._pins.root}: nothing is loaded there") from error
+
+
+def container_hash(container_id: str) -> int:
+    """Whose entry it is: the first 8 bytes of the id's SHA-256, as they stand in memory."""
+    return int.from_bytes(hashlib.sha256(container_id.encode()).digest()[:8], sys.byteorder)
+
+
+def _key(address: str) -> bytes:
+    return PodKey(addresses.packed(address)).pack()

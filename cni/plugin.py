@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs. The warm server and the one-shot process both run this, and nothing else.
+
+ADD: record the intention, reserve addresses, create the link, connect both ends, enter the pod in the map, complete the
+record. Whatever fails is undone at once; what a killed process leaves is undone by the next ADD or DEL of the same
+interface. DEL goes the other way, and takes everything that is gone already for done.
+"""
+
+import json
+from collections.abc import Mapping
+from ipaddress import ip_interface
+from typing import NamedTuple
+
+from bpf import syscall
+from bpf.abi import Pod
+from bpf.errors import BpfError, NotLoadedError
+from bpf.settings import Settings
+from cni import config, link, result
+from cni.config import Json, Network, Request
+from cni.datapath import Datapath, container_hash
+from cni.errors import (
+    CniError,
+    ConfigError,
+    ContainerError,
+    DifferenceError,
+    ExistsError,
+    NodeError,
+    TryAgainError,
+    VersionError,
+)
+from cni.lease import Lease, Leases
+from cni.link import PodLink
+from cni.ranges import Address
+from cni.records import Record, Records
+
+
+class Answer(NamedTuple):
+    """What the runtime gets: standard output and exit status; `failure` is what it tells of."""
+
+    output: bytes
+    status: int
+    failure: CniError | None = None
+
+
+def failed(failure: CniError, text: bytes) -> Answer:
+    """The answer of a call that failed; `text` is its network configuration, which says the version to answer in."""
+    return Answer(_json(result.error(failure, config.version_asked(text))), 1, failure)
+
+
+class Plugin:
+    """Carries out verbs; threads may share one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._datapath = Datapath(settings)
+        self._leases = Leases(settings)
+        self._records = Records(settings.run_dir)
+
+    def answer(self, variables: Mapping[str, str], text: bytes, netns_fd: int | None) -> Answer:
+        """Carries out a call.
+
+        Args:
+            variables: the CNI_* variables.
+            text: the network configuration.
+            netns_fd: CNI_NETNS, opened, or None where it could not be.
+        """
+        try:
+            rendered = self._carry_out(config.request(variables), text, netns_fd)
+        except (CniError, BpfError) as error:
+            return failed(error if isinstance(error, CniError) else _translated(error), text)
+        return Answer(_json(rendered) if rendered else b"", 0)
+
+    def reattach(self) -> int:
+        """Gives every pod link the programs that are pinned now; returns how many there are.
+
+        Raises:
+            BpfError, NodeError: programs cannot be loaded, or not attached.
+        """
+        with self._datapath.programs() as programs:
+            return link.reattach(self._records.links(), programs)
+
+    def outdated(self) -> bool:
+        """Whether other programs have been pinned than those that the pod links have."""
+        return self._datapath.replaced()
+
+    def _carry_out(self, request: Request, text: bytes, netns_fd: int | None) -> Json | None:
+        if request.verb == "VERSION":
+            return result.versions(config.version_asked(text))
+        network = config.network(text)
+        with self._records.locked(request.container_id):
+            if request.verb == "DEL":
+                self._delete(request, network)
+                return None
+            netns = _required(request, netns_fd)
+            if request.verb == "CHECK":
+                self._check(request, network, netns)
+                return None
+            return result.render(self._add(request, network, netns), network.version)
+
+    def _add(self, request: Request, network: Network, netns_fd: int) -> result.Result:
+        before = result.parse(network.prev_result) if network.prev_result else None
+        name = link.host_name(request.container_id, request.ifname)
+        left = self._records.read(name)
+        if left and left.complete:
+            raise ExistsError(f"{request.container_id} has {request.ifname} already: its last ADD had no DEL")
+        if left:
+            self._delete(request, network)
+        record = Record(request.container_id, request.ifname, network.name, request.pod)
+        self._records.write(name, record)
+        try:
+            lease = self._leases.reserve(request, network)
+            record = record._replace(addresses=tuple(map(str, lease.addresses)))
+            self._records.write(name, record)
+            made = self._connect(request, network.mtu, lease, netns_fd)
+            self._records.write(name, record._replace(complete=True))
+        except Exception as error:
+            self._undo(request, network, error)
+            raise
+        ours = _result(request, made, lease)
+        return result.chained(before, ours) if before else ours
+
+    def _connect(self, request: Request, mtu: int | None, lease: Lease, netns_fd: int) -> PodLink:
+        made = link.planned(request.container_id, request.ifname)
+        index = link.create(made, netns_fd, mtu or self._mtu())
+        with self._datapath.programs() as programs:
+            link.connect_host(made, index, lease.addresses, programs)
+        link.connect_pod(made, netns_fd, lease.addresses, lease.destinations)
+        for address in lease.addresses:
+            self._datapath.set_pod(str(address), _entry(request, made, index))
+        return made
+
+    def _undo(self, request: Request, network: Network, error: Exception) -> None:
+        """Undoes an ADD that failed. Of what cannot be undone the record stays, for DEL."""
+        try:
+            self._delete(request, network, with_link=not isinstance(error, ExistsError))
+        except CniError as second:
+            if isinstance(error, CniError):
+                error.details = f"{error.details}; not undone: {second}".removeprefix("; ")
+
+    def _delete(self, request: Request, network: Network, with_link: bool = True) -> None:
+        name = link.host_name(request.container_id, request.ifname)
+        record = self._records.read(name)
+        owner = container_hash(request.container_id)
+        for address in self._leases.addresses(request, network, record):
+            self._datapath.delete_pod(address, owner)
+        if with_link:
+            link.delete(name)
+        self._leases.release(request, network, record)
+        self._records.remove(name)
+
+    def _check(self, request: Request, network: Network, netns_fd: int) -> None:
+        if network.version.startswith("0.3."):
+            raise VersionError(f"CHECK: version {network.version} of the specification has none")
+        if network.prev_result is None:
+            raise ConfigError("prevResult: CHECK needs it")
+        made, addresses = _made(request, result.parse(network.prev_result))
+        with self._datapath.programs() as programs:
+            index = link.check_host(made, {hook: syscall.program_id(fd) for hook, fd in programs.items()})
+        link.check_pod(made, netns_fd, addresses)
+        for address in addresses:
+            if self._datapath.pod(str(address)) != _entry(request, made, index):
+                raise DifferenceError(f"{address}: its entry in the map of pods is not this pod's")
+        self._leases.check(request, network)
+
+    def _mtu(self) -> int:
+        node = self._leases.node()
+        return node.mtu if node else link.device_mtu()
+
+
+def _required(request: Request, netns_fd: int | None) -> int:
+    if netns_fd is None:
+        raise ContainerError(f"CNI_NETNS: {request.netns}: there is no such network namespace")
+    link.require_foreign(netns_fd)
+    return netns_fd
+
+
+def _entry(request: Request, made: PodLink, index: int) -> Pod:
+    return Pod(index, 0, made.pod_mac, made.mac, container_hash(request.container_id))
+
+
+def _result(request: Request, made: PodLink, lease: Lease) -> result.Result:
+    interfaces = [
+        {"name": made.name, "mac": made.mac.hex(":")},
+        {"name": made.pod_name, "mac": made.pod_mac.hex(":"), "sandbox": request.netns},
+    ]
+    ips = [
+        {"address": f"{address}/{address.max_prefixlen}", "gateway": link.gateway(address.version), "interface": 1}
+        for address in lease.addresses
+    ]
+    routes = [{"dst": str(item), "gw": link.gateway(item.version)} for item in lease.destinations]
+    return result.Result(interfaces, ips, routes, lease.dns)
+
+
+def _made(request: Request, before: result.Result) -> tuple[PodLink, list[Address]]:
+    """The link and addresses that a result of ours tells of. Raises ConfigError where it tells of none."""
+    name = link.host_name(request.container_id, request.ifname)
+    try:
+        macs = {
+            (item["name"], bool(item.get("sandbox"))): bytes.fromhex(item["mac"].replace(":", ""))
+            for item in before.interfaces
+            if item.get("mac")
+        }
+        made = PodLink(name, macs[name, False], request.ifname, macs[request.ifname, True])
+    except (ValueError, LookupError, AttributeError) as error:
+        raise ConfigError(f"prevResult: it tells of no link {name} to {request.ifname}") from error
+    own = [
+        index for index, item in enumerate(before.interfaces) if item.get("sandbox") and item["name"] == made.pod_name
+    ]
+    return made, [ip_interface(ip["address"]).ip for ip in before.ips if ip.get("interface") in own]
+
+
+def _translated(error: BpfError) -> CniError:
+    return TryAgainError(str(error)) if isinstance(error, NotLoadedError) else NodeError(str(error))
+
+
+def _json(data: Json) -> bytes:
+    return json.dumps(data).encode()

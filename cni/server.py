@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CNI server: the plugin kept warm, behind a UNIX socket that only root may talk to.
+
+One thread for each call, so many at a time; calls for the same container wait for each other. It works without the API
+server, and without the controller once that has left the node's pod range. Killing it loses nothing: the launcher runs
+the one-shot process until it is back, and what it had half done is undone by the next call for the same container.
+"""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import structlog
+
+from bpf import node
+from bpf.errors import BpfError
+from bpf.settings import Settings
+from cni import protocol
+from cni.errors import CniError, InputError, InternalError, ServerError
+from cni.plugin import Plugin, failed
+
+SOCKET_NAME = "cni.sock"
+REQUEST_TIMEOUT_S = 5.0
+WORKERS_MAX = 64
+# How soon the pod links follow when the controller has replaced the programs; the next call does so at once.
+REATTACH_CHECK_S = 5.0
+STOP_TIMEOUT_S = 30.0
+
+log = structlog.get_logger("cni")
+
+
+class Server:
+    """Serves until `stop` is called.
+
+    Args:
+        uid: the user that may call, root.
+    """
+
+    def __init__(self, settings: Settings, plugin: Plugin, uid: int = 0) -> None:
+        self._run_dir = settings.run_dir
+        self._plugin = plugin
+        self._uid = uid
+        self._slots = threading.BoundedSemaphore(WORKERS_MAX)
+        self._wake_reader, self._wake_writer = os.pipe()
+
+    def stop(self) -> None:
+        """Lets `serve` return; may be called from a signal handler."""
+        os.write(self._wake_writer, b"x")
+
+    def serve(self) -> None:
+        """Accepts calls until stopped, then waits for those under way.
+
+        Raises:
+            ServerError: another server runs, or the socket cannot be made.
+        """
+        with _alone(self._run_dir), _listening(self._run_dir / SOCKET_NAME) as listener:
+            log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
+            while True:
+                sources: list[socket.socket | int] = [listener, self._wake_reader]
+                ready, _, _ = select.select(sources, [], [], REATTACH_CHECK_S)
+                if self._wake_reader in ready:
+                    break
+                if listener in ready:
+                    self._accept(listener)
+                self._follow_programs()
+        self._drain()
+
+    def _accept(self, listener: socket.socket) -> None:
+        try:
+            connection, _ = listener.accept()
+        except OSError as error:
+            log.warning("accept_failed", error=str(error))
+            return
+        self._slots.acquire()
+        threading.Thread(target=self._work, args=(connection,), daemon=True).start()
+
+    def _work(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                if protocol.peer_uid(connection) != self._uid:
+                    log.warning("caller_refused", uid=protocol.peer_uid(connection))
+                    return
+                self._answer(connection)
+        finally:
+            self._slots.release()
+
+    def _answer(self, connection: socket.socket) -> None:
+        started = time.monotonic()
+        try:
+            call = protocol.receive(connection, REQUEST_TIMEOUT_S)
+        except InputError as error:
+            log.warning("request_refused", error=str(error))
+            return
+        try:
+            answer = self._plugin.answer(call.variables, call.text, call.netns_fd)
+        except Exception as error:  # a defect, which must neither end the server nor leave the caller without an answer
+            log.exception("call_broke", **_keys(call))
+            answer = failed(InternalError(f"{type(error).__name__}: {error}"), call.text)
+        finally:
+            if call.netns_fd is not None:
+                os.close(call.netns_fd)
+        keys = {**_keys(call), "ms": round((time.monotonic() - started) * 1000, 1)}
+        try:
+            connection.settimeout(REQUEST_TIMEOUT_S)
+            protocol.answer(connection, answer.status, answer.output)
+        except OSError as error:
+            log.warning("caller_gone", **keys, error=str(error))
+        if answer.failure:
+            log.warning("call_failed", **keys, code=answer.failure.code, error=str(answer.failure))
+        else:
+            log.info("call_done", **keys)
+
+    def _follow_programs(self) -> None:
+        """Another daemon may have pinned other programs."""
+        if self._plugin.outdated():
+            try:
+                log.info("programs_replaced", links=self._plugin.reattach())
+            except (CniError, BpfError) as error:
+                log.error("reattach_failed", error=str(error))
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        free = sum(self._slots.acquire(timeout=max(deadline - time.monotonic(), 0)) for _ in range(WORKERS_MAX))
+        log.info("stopped", abandoned=WORKERS_MAX - free)
+
+
+def run(settings: Settings) -> None:
+    """Loads the data plane if need be, gives it to the pod links that there are, and serves until SIGTERM or SIGINT.
+
+    Raises:
+        BpfError: the data plane cannot be loaded.
+        ServerError: another server runs.
+    """
+    loaded = node.load_datapath(settings)
+    plugin = Plugin(settings)
+    log.info("datapath_ready", loaded=loaded, links=plugin.reattach())
+    server = Server(settings, plugin)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: server.stop())
+    server.serve()
+
+
+def _keys(call: protocol.Call) -> dict[str, str]:
+    named = {"verb": "CNI_COMMAND", "container": "CNI_CONTAINERID", "ifname": "CNI_IFNAME"}
+    return {key: call.variables.get(name, "") for key, name in named.items()}
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keeps a second server from taking the socket. Raises ServerError."""
+    path = run_dir / "state" / "server.lock"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with path.open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ServerError(f"another cni-server runs: it holds {path}") from error
+        yield
+
+
+@contextmanager
+def _listening(path: Path) -> Iterator[socket.socket]:
+    """A socket at `path`, put there when it is ready; callers never meet one that nobody listens to."""
+    draft = path.with_suffix(".next")
+    draft.unlink(missing_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            listener.bind(str(draft))
+            draft.chmod(0o600)
+            listener.listen(socket.SOMAXCONN)
+            draft.rename(path)
+        except OSError as error:
+            raise ServerError(f"{path}: cannot listen there: {error}") from error
+        try:
+            yield listener
+        finally:
+            path.unlink(missing_ok=True)
