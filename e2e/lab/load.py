@@ -5,9 +5,10 @@
 
 Prints `started` once the lasting connections stand, and at the end one line of JSON:
 
-    {"asked": 10000, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1, "by_name": {"web-1": 5003}}
+    {"asked": 10000, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1, "by_name": {"web-1": 5003},
+     "by_tick": [{"web-1": 250, "web-2": 249}]}
 
-It asks by a clock of its own: a slow answer delays no later question. Imports the standard library alone.
+A tick is half a second. It asks by a clock of its own: a slow answer delays no later question. Imports the standard library alone.
 """
 
 import argparse
@@ -15,9 +16,10 @@ import asyncio
 import errno
 import json
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 TIMEOUT_S = 5.0
+TICK_S = 0.5
 
 
 class Load:
@@ -27,7 +29,8 @@ class Load:
         self._address, self._port = address, port
         self._failed: Counter[str] = Counter()
         self._lasting_failed: Counter[str] = Counter()
-        self._names: Counter[str] = Counter()
+        self._ticks: defaultdict[int, Counter[str]] = defaultdict(Counter)
+        self._began = 0.0
         self._slowest_s = 0.0
         self._asked = 0
 
@@ -35,7 +38,8 @@ class Load:
         """Asks for `seconds`, then waits for what is still open."""
         standing = [await self._connect() for _ in range(lasting)]
         print("started", flush=True)
-        end = time.monotonic() + seconds
+        self._began = time.monotonic()
+        end = self._began + seconds
         tasks = [asyncio.create_task(self._stay(*pair, end)) for pair in standing]
         await self._ask_at(rate, end, tasks)
         await asyncio.gather(*tasks)
@@ -47,15 +51,15 @@ class Load:
                 "failed": self._failed,
                 "lasting_failed": self._lasting_failed,
                 "slowest_ms": round(self._slowest_s * 1000, 2),
-                "by_name": self._names,
+                "by_name": sum(self._ticks.values(), Counter()),
+                "by_tick": [self._ticks[tick] for tick in range(max(self._ticks, default=-1) + 1)],
             }
         )
 
     async def _ask_at(self, rate: int, end: float, tasks: list["asyncio.Task[None]"]) -> None:
         """Starts questions so that, at any time, as many have begun as the rate asks for."""
-        began = time.monotonic()
         while (now := time.monotonic()) < end:
-            due = int((now - began) * rate)
+            due = int((now - self._began) * rate)
             for _ in range(due - self._asked):
                 self._asked += 1
                 tasks.append(asyncio.create_task(self._ask()))
@@ -66,7 +70,8 @@ class Load:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 reader, writer = await self._connect()
-                self._names[await _exchange(reader, writer)] += 1
+                name = await _exchange(reader, writer)
+                self._ticks[int((began - self._began) / TICK_S)][name] += 1
                 writer.close()
         except (OSError, EOFError, ValueError) as error:
             self._failed[_name(error)] += 1

@@ -12,6 +12,7 @@ import asyncio
 import json
 import signal
 import socket
+from typing import cast
 
 
 class Stream(asyncio.Protocol):
@@ -22,8 +23,7 @@ class Stream(asyncio.Protocol):
         self._rest = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
         peer, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         self._answer = identity(self._name, peer, local)
 
@@ -47,8 +47,7 @@ class Datagrams(asyncio.DatagramProtocol):
         self._name = name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self._transport = transport
+        self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, _data: bytes, addr: tuple[str, int]) -> None:
         self._transport.sendto(identity(self._name, addr, ("", 0)), addr)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One source port, used for a Service and for its backend in turn, right after each close, however that comes about.
 
-The hard part is that both are the same five-tuple at the backend. Beside it runs the ideal: the same client and server,
-joined by a veth pair of their own, with an address that nftables rewrites without state, to a second port of the server,
-so that nothing can be mistaken. Both ends keep no TIME_WAIT: it would be the ends that refuse, not what lies between.
+The hard part is that both are the same five-tuple at the backend. Beside it runs the ideal: the same client and server
+joined by a veth pair of their own, with an address that nftables rewrites without state, to a second port of the
+server, so that nothing can be mistaken. Neither end keeps TIME_WAIT: else the ends refuse, not what lies between.
 """
 
 import json

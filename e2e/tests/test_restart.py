@@ -17,7 +17,7 @@ RATE, LASTING, SECONDS = 1000, 20, 10
 
 
 def test_daemons_killed_and_restarted_under_load_lose_nothing(directory_stage: Stage) -> None:
-    """1,000 new connections a second and 20 lasting ones: nothing refused, reset or late while both daemons die twice."""
+    """Of 1,000 new connections a second and 20 lasting ones, none is refused or reset while both daemons die twice."""
     stage = directory_stage
     flags = (WEB.v4, str(PORT), "--rate", str(RATE), "--lasting", str(LASTING), "--seconds", str(SECONDS))
     load = stage.pod("ask-1").space.start(*tool("load", *flags))
