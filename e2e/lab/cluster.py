@@ -163,6 +163,12 @@ def remove(name: str) -> None:
             continue
 
 
+def remove_kept(name: str) -> None:
+    """Removes the lab of that name if it was left standing on purpose."""
+    if (HOME / name / KEEP).exists():
+        remove(name)
+
+
 def sweep() -> None:
     """Removes what is left of labs whose process ended without doing so, its janitor neither."""
     for directory in HOME.glob("*"):

@@ -8,7 +8,8 @@ Prints `started` once the lasting connections stand, and at the end one line of 
     {"asked": 10000, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1, "by_name": {"web-1": 5003},
      "by_tick": [{"web-1": 250, "web-2": 249}]}
 
-A tick is half a second. It asks by a clock of its own: a slow answer delays no later question. Imports the standard library alone.
+A tick is half a second. It asks by a clock of its own: a slow answer delays no later question. Imports the standard
+library alone.
 """
 
 import argparse

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the demo: `python -m e2e.demo [--keep]`. Exit status 1 when a step does not show what it should."""
+
+import sys
+import time
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from e2e.demo import page, report
+from e2e.demo.report import Report, Step, StepError
+from e2e.demo.steps import Demo
+from e2e.lab import cluster
+from e2e.lab.__main__ import describe
+from e2e.lab.cluster import Lab
+from e2e.lab.space import LabError
+
+NAME = "demo"
+PAGE = Path(__file__).parent.parent.parent / "build" / "demo" / "report.html"
+SUBTITLE = (
+    "Two nodes and an outside client made of network namespaces; Services from a directory of Kubernetes manifests."
+)
+
+
+@click.command()
+@click.option("--keep", is_flag=True, help="Leave the lab standing.")
+def main(keep: bool) -> None:
+    """Shows pods and Services at work, with real traffic."""
+    console = Console(highlight=False)
+    whole = Report("calico-ebpf at work", SUBTITLE)
+    report.show_title(console, whole)
+    cluster.remove_kept(NAME)
+    try:
+        lab = Lab(NAME, keep)
+    except LabError as error:
+        raise click.ClickException(str(error)) from error
+    try:
+        run(lab, whole, console)
+    finally:
+        if not keep:
+            lab.down()
+    PAGE.parent.mkdir(parents=True, exist_ok=True)
+    PAGE.write_text(page.html(whole), encoding="utf-8")
+    report.show_end(console, whole, str(PAGE))
+    if keep:
+        console.print(f"\nThe lab stands:\n{describe(NAME)}", markup=False)
+    sys.exit(1 if whole.failed else 0)
+
+
+def run(lab: Lab, whole: Report, console: Console) -> None:
+    """Runs the steps up to the first that fails: those after it build on it."""
+    demo, began = Demo(lab), time.monotonic()
+    for number, action in enumerate(demo.steps(), 1):
+        title, _, claim = (action.__doc__ or "").partition(": ")
+        step = Step(title, claim)
+        whole.steps.append(step)
+        step_began = time.monotonic()
+        try:
+            action(step)
+        except (StepError, LabError) as error:
+            step.failure = str(error)
+        step.took_s = time.monotonic() - step_began
+        report.show_step(console, number, step)
+        whole.boxes = whole.boxes or demo.boxes()
+        if step.failure:
+            break
+    whole.took_s = time.monotonic() - began
+
+
+if __name__ == "__main__":
+    main()
