@@ -15,7 +15,7 @@ BPFTOOL = "bpftool"
 
 # What strerror(3) says of the two errors that mean something of their own.
 FULL = re.compile(r"Argument list too long|No space left on device|Cannot allocate memory")
-MISSING = "No such file or directory"
+MISSING = "delete failed: No such file or directory"
 
 # In JSON, which alone tells the line that failed, bpftool echoes every line: a batch is run in pieces of this size.
 BATCH_LINES = 10_000

@@ -87,7 +87,7 @@ def _features(found: Features) -> Iterator[Check]:
 
 def _jit() -> Check:
     value = sysctl("net/core/bpf_jit_enable")
-    seen = f"net.core.bpf_jit_enable={value}"
+    seen = f"net.core.bpf_jit_enable={value}" if value else "not visible from this network namespace"
     return check("jit", value != "0", seen, "sysctl -w net.core.bpf_jit_enable=1: programs run slowly", Verdict.WARN)
 
 

@@ -35,6 +35,8 @@ MEANINGS = {
     abi.DropReason.REWRITE_FAILED: "A helper could not change the packet: please report it, with the kernel's version.",
     abi.DropReason.UNTRANSLATED: "A host's packet to a Service was not translated at connect time: see whether the "
     "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
+    abi.DropReason.NO_REMOTE: "A host's packet into the overlay for an address that no node has: the pod is gone, or "
+    "the controller has not heard of its node.",
 }
 
 COUNTER_MEANINGS = {

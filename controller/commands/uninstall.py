@@ -119,9 +119,20 @@ def _sysctls(settings: Settings) -> Iterator[Step]:
 
 def _directories(settings: Settings) -> Iterator[Step]:
     for directory in (settings.state_dir, settings.run_dir):
-        if directory.is_dir():
-            shutil.rmtree(directory)
+        if directory.is_dir() and (not directory.is_mount() or any(directory.iterdir())):
+            _empty(directory)
             yield Step(f"removed {directory}")
+
+
+def _empty(directory: Path) -> None:
+    """Removes a directory; of one that is a mount point, what is in it."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    if not directory.is_mount():
+        directory.rmdir()
 
 
 @click.command("uninstall")

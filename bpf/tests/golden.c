@@ -1,0 +1,100 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Prints each struct of bpf/abi.h with the values of test_abi.py as "name hex": what the compiler makes of it. */
+#include <stdio.h>
+
+#include "abi.h"
+
+/* htonl() is no constant expression. The programs, and this, are little-endian. */
+#define BE16(value) __builtin_bswap16(value)
+#define BE32(value) __builtin_bswap32(value)
+
+#define ADDRESS(last)                                                                                                  \
+	{                                                                                                              \
+		.word_be = { BE32(0x20010db8), BE32(0x01020304), BE32(0x05060708), BE32(0x090a0b00 | (last)) }         \
+	}
+#define TUPLE(n)                                                                                                       \
+	{                                                                                                              \
+		.saddr = ADDRESS(0x10 + (n)), .daddr = ADDRESS(0x20 + (n)), .sport_be = BE16(0x3130 + (n)),            \
+		.dport_be = BE16(0x4140 + (n)), .protocol = 0x50 + (n)                                                 \
+	}
+#define PRINT(type) print(#type, &type, sizeof(type))
+
+static const struct tuple tuple = TUPLE(1);
+static const struct frontend_key frontend_key = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
+static const struct frontend frontend = {.service_id = 0x01020304, .slot_count = 0x05060708, .flags = 0x090a0b0c};
+static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
+static const struct slot slot = {.backend_id = 0x01020304};
+static const struct backend_key backend_key = {.backend_id = 0x01020304};
+static const struct backend backend = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
+static const struct pod_key pod_key = {.address = ADDRESS(1)};
+static const struct pod pod = {
+	.ifindex = 0x01020304,
+	.flags = 0x05060708,
+	.pod_mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16},
+	.host_mac = {0x21, 0x22, 0x23, 0x24, 0x25, 0x26},
+	.container_hash = 0x3132333435363738,
+};
+static const struct remote_key remote_key = {.prefix_bits = 0x01020304, .address = ADDRESS(5)};
+static const struct remote remote = {.next_hop = ADDRESS(1), .ifindex = 0x02030405, .flags = 0x06070809};
+static const struct flow flow = {
+	.twin = TUPLE(2),
+	.seen_ns = 0x6162636465666768,
+	.created_ns = 0x7172737475767778,
+	.backend_id = 0x81828384,
+	.state = 0x91,
+	.flags = 0xa1,
+};
+static const struct socket_key socket_key = {
+	.cookie = 0x0102030405060708,
+	.address = ADDRESS(9),
+	.port_be = BE16(0x0a0b),
+	.protocol = 0x0c,
+	.side = 0x0d,
+};
+static const struct socket_peer socket_peer = {
+	.address = ADDRESS(1), .port_be = BE16(0x0203), .backend_id = 0x04050607};
+static const struct drop_key drop_key = {.reason = 0x01020304, .ifindex = 0x05060708};
+static const struct drop_count drop_count = {.packets = 0x0102030405060708, .octets = 0x1112131415161718};
+static const struct config config = {
+	.host_netns_cookie = 0x0102030405060708,
+	.tcp_new_ns = 0x1112131415161718,
+	.tcp_established_ns = 0x2122232425262728,
+	.tcp_closing_ns = 0x3132333435363738,
+	.tcp_closed_ns = 0x4142434445464748,
+	.udp_new_ns = 0x5152535455565758,
+	.udp_established_ns = 0x6162636465666768,
+	.connect_time = 0x71727374,
+	.mark = 0x81828384,
+};
+
+static void print(const char *name, const void *value, size_t size)
+{
+	const unsigned char *bytes = value;
+
+	printf("%s ", name);
+	for (size_t i = 0; i < size; i++)
+		printf("%02x", bytes[i]);
+	printf("\n");
+}
+
+int main(void)
+{
+	PRINT(tuple);
+	PRINT(frontend_key);
+	PRINT(frontend);
+	PRINT(slot_key);
+	PRINT(slot);
+	PRINT(backend_key);
+	PRINT(backend);
+	PRINT(pod_key);
+	PRINT(pod);
+	PRINT(remote_key);
+	PRINT(remote);
+	PRINT(flow);
+	PRINT(socket_key);
+	PRINT(socket_peer);
+	PRINT(drop_key);
+	PRINT(drop_count);
+	PRINT(config);
+	return 0;
+}

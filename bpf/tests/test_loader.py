@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loading trivial programs onto real maps: what is kept, replaced, and refused."""
+
+import fcntl
+import os
+import subprocess
+import threading
+from pathlib import Path
+
+import pytest
+
+from bpf import abi, loader, syscall
+from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
+from bpf.loader import Pins
+
+pytestmark = pytest.mark.root
+
+HASH = 1
+CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7)
+
+# One program, which returns the constant `mark` and uses the map `state`.
+SOURCE = """
+#include "config.h"
+#include "maps.h"
+SEC("classifier") int %s(struct __sk_buff *skb)
+{
+	__u32 key = 0;
+	return bpf_map_lookup_elem(&state, &key) ? config.mark : 0;
+}
+char _license[] SEC("license") = "GPL";
+"""
+
+
+@pytest.fixture(scope="module")
+def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a trivial tc.o and cgroup.o."""
+    directory = tmp_path_factory.mktemp("objects")
+    headers = Path(loader.__file__).parent
+    system = f"/usr/include/{os.uname().machine}-linux-gnu"
+    for name in loader.OBJECTS:
+        source, raw = directory / f"{name}.c", directory / f"{name}.raw"
+        source.write_text(SOURCE % name.removesuffix(".o"))
+        flags = ["-target", "bpf", "-O2", "-g", f"-I{headers}", f"-I{system}"]
+        subprocess.run(["clang", *flags, "-c", source, "-o", raw], check=True)
+        subprocess.run(["bpftool", "gen", "object", directory / name, raw], check=True)
+    return directory
+
+
+@pytest.fixture
+def pins(bpffs: Path) -> Pins:
+    return Pins(bpffs)
+
+
+@pytest.fixture
+def lock(tmp_path: Path) -> Path:
+    return tmp_path / "run" / "load.lock"
+
+
+def verdict(pins: Pins, name: str) -> int:
+    """What a pinned program makes of a packet."""
+    fd = pins.open_program(name)
+    try:
+        return syscall.program_test_run(fd, bytes(64)).verdict
+    finally:
+        os.close(fd)
+
+
+def test_load_pins_every_map_and_program(pins: Pins, objects: Path, lock: Path) -> None:
+    """Maps of the specified layout and the programs of both objects are pinned, with the constants given."""
+    assert loader.load(pins, objects, CONFIG, {"pods": 17}, lock)
+    for name, spec in abi.MAPS.items():
+        fd = pins.open_map(name)
+        info = syscall.map_info(fd)
+        os.close(fd)
+        assert (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
+        assert info.max_entries == (17 if name == "pods" else spec.max_entries)
+    assert (verdict(pins, "tc"), verdict(pins, "cgroup")) == (7, 7)
+
+
+def test_load_twice_does_nothing(pins: Pins, objects: Path, lock: Path) -> None:
+    """Whoever comes second finds the same programs and leaves them."""
+    assert loader.load(pins, objects, CONFIG, {}, lock)
+    before = os.readlink(pins.programs)
+    assert not loader.load(pins, objects, CONFIG, {}, lock)
+    assert os.readlink(pins.programs) == before
+
+
+def test_load_with_other_constants_switches_programs_and_keeps_maps(pins: Pins, objects: Path, lock: Path) -> None:
+    """A change of a constant loads anew, onto the same maps; the earlier programs' pins are gone."""
+    loader.load(pins, objects, CONFIG, {}, lock)
+    before = os.readlink(pins.programs)
+    fd = pins.open_map("pods")
+    syscall.map_update(fd, bytes(16), bytes(32))
+    os.close(fd)
+    assert loader.load(pins, objects, CONFIG._replace(mark=8), {"pods": 99}, lock)
+    assert os.readlink(pins.programs) != before
+    assert not (pins.root / before).exists()
+    assert verdict(pins, "tc") == 8
+    fd = pins.open_map("pods")
+    assert syscall.map_lookup(fd, bytes(16), 32) == bytes(32)
+    assert syscall.map_info(fd).max_entries == abi.MAPS["pods"].max_entries
+    os.close(fd)
+
+
+def test_load_after_a_killed_load_repairs_it(pins: Pins, objects: Path, lock: Path) -> None:
+    """Maps without programs, a half-filled directory and a stale link are what a kill can leave."""
+    loader.load(pins, objects, CONFIG, {}, lock)
+    target = pins.root / os.readlink(pins.programs)
+    pins.programs.unlink()
+    (target / "tc").unlink()
+    (pins.root / "programs-next").symlink_to("nowhere")
+    assert loader.load(pins, objects, CONFIG, {}, lock)
+    assert verdict(pins, "tc") == 7
+
+
+def test_load_on_map_of_another_layout_is_refused(pins: Pins, objects: Path, lock: Path) -> None:
+    """A pinned map with other sizes is named, with what removes it, and nothing is loaded."""
+    pins.maps.mkdir(parents=True)
+    fd = syscall.map_create(HASH, 8, 8, 4, 0, "pods")
+    syscall.obj_pin(fd, pins.map("pods"))
+    os.close(fd)
+    with pytest.raises(LayoutError, match=r"maps/pods has another layout .*calico-ebpf uninstall"):
+        loader.load(pins, objects, CONFIG, {}, lock)
+    assert not pins.programs.exists()
+
+
+def test_load_without_bpffs_says_so(tmp_path: Path, objects: Path, lock: Path) -> None:
+    """An ordinary directory takes no pins."""
+    with pytest.raises(KernelError, match="is bpffs mounted there"):
+        loader.load(Pins(tmp_path), objects, CONFIG, {}, lock)
+
+
+def test_load_without_objects_names_the_file(pins: Pins, tmp_path: Path, lock: Path) -> None:
+    """Programs that were never built are said to be missing, with what builds them."""
+    with pytest.raises(NotLoadedError, match=r"tc\.o is missing: `make build`"):
+        loader.load(pins, tmp_path, CONFIG, {}, lock)
+
+
+def test_load_of_refused_program_keeps_the_one_before(pins: Pins, objects: Path, lock: Path, tmp_path: Path) -> None:
+    """When the kernel refuses new programs, those that are pinned stay."""
+    loader.load(pins, objects, CONFIG, {}, lock)
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for name in loader.OBJECTS:
+        image = (objects / name).read_bytes()
+        (broken / name).write_bytes(image.replace(b"classifier", b"unheardof!"))
+    with pytest.raises(BpftoolError):
+        loader.load(pins, broken, CONFIG, {}, lock)
+    assert verdict(pins, "tc") == 7
+
+
+def test_load_waits_for_whoever_loads(pins: Pins, objects: Path, lock: Path) -> None:
+    """Two daemons that start at once do not load side by side."""
+    lock.parent.mkdir()
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        other = threading.Thread(target=loader.load, args=(pins, objects, CONFIG, {}, lock))
+        other.start()
+        other.join(timeout=0.2)
+        assert not pins.root.exists()
+    other.join(timeout=20)
+    assert pins.programs.is_symlink()
+
+
+def test_unload_leaves_nothing(pins: Pins, objects: Path, lock: Path) -> None:
+    """Every pin of the layout goes, and what is opened then is said not to be loaded."""
+    loader.load(pins, objects, CONFIG, {}, lock)
+    loader.unload(pins)
+    assert not pins.root.exists()
+    with pytest.raises(NotLoadedError):
+        pins.open_map("pods")
