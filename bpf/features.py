@@ -5,6 +5,7 @@ Pure but for `probe`. A later kernel's extras are not judged here.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -72,5 +73,5 @@ def missing(found: Mapping[str, Any]) -> list[str]:
 def kernel() -> tuple[tuple[int, int], str]:
     """The running kernel's version, as two numbers and in full."""
     release = os.uname().release
-    major, minor, *_ = release.split(".")
-    return (int(major), int("".join(digit for digit in minor if digit.isdigit()))), release
+    major, minor = re.findall(r"\d+", release)[:2]
+    return (int(major), int(minor)), release

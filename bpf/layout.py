@@ -80,6 +80,8 @@ def camel(name: str) -> str:
 def field(btf: Btf, member: Type) -> tuple[str, str, str]:
     """One member as (Python name, its kind, the struct format of its bytes)."""
     item, wire = btf.resolve(member["type_id"])
+    if item["kind"] not in ("INT", "ARRAY", "STRUCT"):
+        raise SystemExit(f"{member['name']}: a {item['kind']} has no codec")
     name, size = member["name"], btf.size(member["type_id"])
     if name.startswith("pad"):
         return "", "pad", f"{size}x"
@@ -87,8 +89,6 @@ def field(btf: Btf, member: Type) -> tuple[str, str, str]:
         return name, "bytes" if item["name"] == "address" else camel(item["name"]), f"{size}s"
     if item["kind"] == "ARRAY":
         return name, "bytes", f"{size}s"
-    if item["kind"] != "INT":
-        raise SystemExit(f"{name}: a {item['kind']} has no codec")
     if wire:
         if size != 2 or not name.endswith("_be"):
             raise SystemExit(f"{name}: wire order is for ports, whose names end in _be")

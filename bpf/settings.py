@@ -339,7 +339,7 @@ def _from_file(path: Path) -> dict[str, tuple[str, str]]:
         root = yaml.compose(content, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         raise SettingsError(f"{path}: {' '.join(str(error).split())}") from error
-    if root is None:
+    if root is None or root.tag.endswith(":null"):
         return {}
     if not isinstance(root, yaml.MappingNode):
         raise SettingsError(f"{path}:{root.start_mark.line + 1}: expected a mapping of settings")
@@ -347,7 +347,7 @@ def _from_file(path: Path) -> dict[str, tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for key, value in root.value:
         where = f"{path}:{key.start_mark.line + 1}"
-        if key.value not in names:
+        if not isinstance(key.value, str) or key.value not in names:
             raise SettingsError(f"{where}: unknown setting {key.value!r}")
         if key.value in found:
             raise SettingsError(f"{where}: {key.value} is set twice")
