@@ -18,6 +18,7 @@ from e2e.lab.space import LabError
 
 NAME = "demo"
 PAGE = Path(__file__).parent.parent.parent / "build" / "demo" / "report.html"
+WIDTH = 120
 SUBTITLE = (
     "Two nodes and an outside client made of network namespaces; Services from a directory of Kubernetes manifests."
 )
@@ -27,7 +28,7 @@ SUBTITLE = (
 @click.option("--keep", is_flag=True, help="Leave the lab standing.")
 def main(keep: bool) -> None:
     """Shows pods and Services at work, with real traffic."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     whole = Report("calico-ebpf at work", SUBTITLE)
     report.show_title(console, whole)
     cluster.remove_kept(NAME)

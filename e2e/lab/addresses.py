@@ -9,6 +9,7 @@ UNDERLAY = (IPv4Network("192.168.206.0/24"), IPv6Network("fd00:206::/64"))
 PODS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/56"))
 SERVICES = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
 
+SERVICE_BLOCK = 206
 SWITCH = 1
 FIRST_NODE = 11
 CLIENT = 200
@@ -39,8 +40,8 @@ def pod_ranges(node: int) -> Dual:
 
 
 def service(number: int) -> Dual:
-    """The cluster IPs of the lab's Service of that number."""
-    return Dual(str(SERVICES[0][number]), str(SERVICES[1][_as_hex(number)]))
+    """The cluster IPs of the lab's Service of that number, 1 to 255, where clusters have none of their own."""
+    return Dual(str(SERVICES[0][SERVICE_BLOCK * 256 + number]), str(SERVICES[1][SERVICE_BLOCK * 256 + number]))
 
 
 def _as_hex(number: int) -> int:

@@ -7,9 +7,11 @@ One token, of group system:masters. Nothing is durable: the data vanish with the
 import json
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 from e2e import kubernetes
@@ -27,8 +29,29 @@ urllib.request.urlopen(request, timeout=5, context=ssl.create_default_context(ca
 """
 
 
-def start(space: Space, directory: Path, logs: Path) -> Path:
-    """Starts both and waits until the API server is ready; the kubeconfig's path.
+@dataclass(frozen=True)
+class ApiServer:
+    """A running API server.
+
+    Attributes:
+        kubeconfig: of its administrator.
+        powerless: the token of a user who may do nothing.
+    """
+
+    kubeconfig: Path
+    powerless: str
+    process: "subprocess.Popen[str]"
+
+    def pause(self) -> None:
+        """Makes it silent: connections stand, and nothing is answered."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+def start(space: Space, directory: Path, logs: Path) -> ApiServer:
+    """Starts both and waits until the API server is ready.
 
     Args:
         directory: for certificates and data; is made.
@@ -42,12 +65,12 @@ def start(space: Space, directory: Path, logs: Path) -> Path:
     binary = kubernetes.command("kube-apiserver")
     directory.mkdir(mode=0o700)
     make_keys(directory)
-    token = secrets.token_hex(16)
-    (directory / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n')
+    token, powerless = secrets.token_hex(16), secrets.token_hex(16)
+    (directory / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n{powerless},nobody,nobody\n')
     etcd = space.start("etcd", *etcd_flags(directory), log=logs / "etcd.log")
     server = space.start(str(binary), *server_flags(directory), log=logs / "kube-apiserver.log")
     _wait_ready(space, [etcd, server], directory, token, logs)
-    return _kubeconfig(directory, token)
+    return ApiServer(_kubeconfig(directory, token), powerless, server)
 
 
 def etcd_flags(directory: Path) -> list[str]:

@@ -90,12 +90,12 @@ class Lab:
             kubernetes.BuildError: it cannot be built.
         """
         kubectl = kubernetes.command("kubectl")
-        return ApiSource(kubectl, self.switch, apiserver.start(self.switch, self.directory / "api", self.logs))
+        self.api = apiserver.start(self.switch, self.directory / "api", self.logs)
+        return ApiSource(kubectl, self.switch, self.api.kubeconfig)
 
     def start_nodes(self, count: int, services: Source, settings: Mapping[str, object] | None = None) -> None:
         """Adds nodes, with both daemons, and waits until they are ready."""
-        first = len(self.nodes) + 1
-        added = [self._add_node(index) for index in range(first, first + count)]
+        added = [self.add_node() for _ in range(count)]
         services.apply(NODES, [source.node(node.name, node.index, node.address) for node in self.nodes])
         for node in added:
             node.install({**services.settings(), **(settings or {})})
@@ -116,7 +116,9 @@ class Lab:
         self._record(name, made.pid)
         return made
 
-    def _add_node(self, index: int) -> Node:
+    def add_node(self) -> Node:
+        """A node on the network, with nothing of ours on it."""
+        index = len(self.nodes) + 1
         if index > addresses.NODES_MAX:
             raise LabError(f"a lab has {addresses.NODES_MAX} nodes at most")
         address = addresses.underlay(addresses.FIRST_NODE + index - 1)

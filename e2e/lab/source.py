@@ -61,11 +61,12 @@ class ApiSource:
     """
 
     def __init__(self, kubectl: Path, space: Space, kubeconfig: Path) -> None:
-        self._kubectl, self._space, self._kubeconfig = kubectl, space, kubeconfig
+        self.kubeconfig = kubeconfig
+        self._kubectl, self._space = kubectl, space
         self._applied: dict[str, list[Manifest]] = {}
 
     def settings(self) -> Mapping[str, object]:
-        return {"source": "kubernetes", "kubeconfig": str(self._kubeconfig)}
+        return {"source": "kubernetes", "kubeconfig": str(self.kubeconfig)}
 
     def apply(self, name: str, objects: Iterable[Manifest]) -> None:
         wanted = list(objects)
@@ -78,7 +79,7 @@ class ApiSource:
 
     def run(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints."""
-        command = (str(self._kubectl), "--kubeconfig", str(self._kubeconfig), *arguments)
+        command = (str(self._kubectl), "--kubeconfig", str(self.kubeconfig), *arguments)
         return self._space.run(*command, stdin=stdin).stdout
 
     def _remove(self, objects: list[Manifest]) -> None:
