@@ -4,6 +4,7 @@
 So this imports neither `cni` nor `controller`, and a daemon starts without what the other one needs. Also the flags of
 the settings, for the commands' modules.
 """
+# ruff: noqa: ARG002 -- click names the arguments of what is overridden
 
 import importlib
 import os

@@ -12,6 +12,7 @@ import platform
 import resource
 import struct
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -199,7 +200,5 @@ def _call(command: int, attr: "ctypes.Array[ctypes.c_char]", what: str) -> int:
 
 def _raise_memlock() -> None:
     """Before 5.11 maps count as locked memory; later kernels ignore the limit, and so may a missing capability."""
-    try:
+    with suppress(ValueError, PermissionError):
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    except (ValueError, PermissionError):
-        pass
