@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the controller together for a node, and runs it."""
+
+import logging
+import signal
+import sys
+from pathlib import Path
+
+import structlog
+
+from bpf import attach, node
+from bpf.settings import Settings
+from controller import health, monitor
+from controller.controller import Controller
+from controller.dataplane import Dataplane
+from controller.directory import DirectorySource
+from controller.maps import PinnedMaps
+from controller.metrics import Metrics
+from controller.network import NodeNetwork
+from controller.routes import Netlink
+from controller.source import Source
+
+log = structlog.get_logger()
+
+
+def run(settings: Settings) -> None:
+    """Runs the controller until SIGTERM or SIGINT.
+
+    Raises:
+        BpfError: the data plane could not be loaded.
+    """
+    log_to_stderr(settings.log_level)
+    pins = node.pins(settings)
+    loaded = node.load_datapath(settings)
+    log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
+    if settings.connect_time == "off":
+        attach.detach_cgroup(pins)
+    else:
+        attach.attach_cgroup(pins, node.cgroup_root(settings))
+    netlink = Netlink()
+    metrics = Metrics(pins)
+    network = NodeNetwork(settings, pins, netlink)
+    controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins)), network, metrics)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: controller.stop())
+    _serve(settings, controller, metrics)
+    monitor.watch(controller.network_changed)
+    controller.run()
+    netlink.close()
+    log.info("stopped")
+
+
+def source_of(settings: Settings) -> Source:
+    """The source that the settings name."""
+    if settings.source != "kubernetes":
+        return DirectorySource(Path(settings.source))
+    # The client takes a quarter of a second and 30 MB, which a directory has no use for.
+    from controller.kube import KubernetesSource
+
+    return KubernetesSource(settings.kubeconfig)
+
+
+def log_to_stderr(level: str) -> None:
+    """JSON lines with an event's name and keys."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+    )
+
+
+def _serve(settings: Settings, controller: Controller, metrics: Metrics) -> None:
+    """That an address is taken, by kube-proxy say, must not keep Services from working."""
+    try:
+        if settings.health_address:
+            health.serve(controller.health, settings.health_address)
+    except OSError as error:
+        log.error("health-not-served", address=settings.health_address, error=str(error))
+    try:
+        if settings.metrics_address:
+            metrics.serve(settings.metrics_address)
+    except OSError as error:
+        log.error("metrics-not-served", address=settings.metrics_address, error=str(error))

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the maps should hold of Services: pools, and which pool each frontend belongs to. Pure.
+
+A pool is one list of backends with the frontends that lead to it: one Service port, in one address family.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from controller.model import Key
+
+
+class PoolKey(NamedTuple):
+    """protocol: IPPROTO_*; family: 4 or 6."""
+
+    namespace: str
+    name: str
+    port: int
+    protocol: int
+    family: int
+
+
+class Pool(NamedTuple):
+    """Attributes:
+    frontends: (struct frontend_key, enum frontend_flag) each.
+    backends: a struct backend each, without repetition.
+    """
+
+    frontends: tuple[tuple[bytes, int], ...]
+    backends: tuple[bytes, ...]
+
+
+class Touched(NamedTuple):
+    """What a change concerns: pools to be looked at again, and frontends that may be nobody's now."""
+
+    pools: set[PoolKey]
+    frontends: set[bytes]
+
+
+class Desired:
+    """All pools. Where two claim one frontend, the one with the smaller key has it, whoever came first."""
+
+    def __init__(self) -> None:
+        self.pools: dict[PoolKey, Pool] = {}
+        self._of_service: dict[Key, tuple[PoolKey, ...]] = {}
+        self._owners: dict[bytes, PoolKey] = {}
+        self._rivals: dict[bytes, set[PoolKey]] = {}
+
+    def replace(self, service: Key, pools: Mapping[PoolKey, Pool]) -> Touched:
+        """Makes `pools` all that there is of a Service."""
+        touched = Touched(set(), set())
+        for key in self._of_service.pop(service, ()):
+            if key not in pools:
+                self._set(key, None, touched)
+        for key, pool in pools.items():
+            if self.pools.get(key) != pool:
+                self._set(key, pool, touched)
+        if pools:
+            self._of_service[service] = tuple(pools)
+        return touched
+
+    def owner(self, frontend: bytes) -> PoolKey | None:
+        return self._owners.get(frontend)
+
+    def frontends(self, key: PoolKey) -> Iterable[tuple[bytes, int]]:
+        """The frontends that a pool has, without those that another one has before it."""
+        return (item for item in self.pools[key].frontends if self._owners[item[0]] == key)
+
+    def contested(self) -> dict[bytes, list[PoolKey]]:
+        """Frontends that several pools claim, the owner first."""
+        return {frontend: sorted(keys) for frontend, keys in self._rivals.items()}
+
+    def _set(self, key: PoolKey, pool: Pool | None, touched: Touched) -> None:
+        before = self.pools.pop(key, None)
+        if pool:
+            self.pools[key] = pool
+        touched.pools.add(key)
+        old = {frontend for frontend, _ in before.frontends} if before else set()
+        new = {frontend for frontend, _ in pool.frontends} if pool else set()
+        touched.frontends.update(old - new)
+        for frontend in old ^ new:
+            self._claim(frontend, key, frontend in new, touched)
+
+    def _claim(self, frontend: bytes, key: PoolKey, claims: bool, touched: Touched) -> None:
+        owner = self._owners.get(frontend)
+        keys = self._rivals.pop(frontend, {owner} if owner else set())
+        keys = keys | {key} if claims else keys - {key}
+        if not keys:
+            self._owners.pop(frontend, None)
+            return
+        winner = min(keys)
+        self._owners[frontend] = winner
+        if len(keys) > 1:
+            self._rivals[frontend] = keys
+        touched.pools.update(one for one in (owner, winner) if one in self.pools and owner != winner)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel's Service maps hold, in memory: read once, then kept in step with every operation. Pure but for read.
+
+frontends   struct frontend_key -> struct frontend
+slots       service id -> its backend ids by slot; 0 where a slot is missing
+backends    backend id -> struct backend
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from bpf.abi import BackendKey, Slot, SlotKey, StateIndex
+from controller.maps import Maps, Op
+
+# A slot further than this behind the others of its Service is damage, not a backend.
+GAP_MAX = 65536
+
+
+class Mirror:
+    """Attributes, besides the maps:
+    state: the ids reserved so far, by index into the state map.
+    ids: struct backend -> its id.
+    references: backend id -> slots that name it.
+    strays: slots that no list of slots can hold.
+    """
+
+    def __init__(self) -> None:
+        self.frontends: dict[bytes, bytes] = {}
+        self.slots: dict[int, array[int]] = {}
+        self.backends: dict[int, bytes] = {}
+        self.state: dict[int, int] = {}
+        self.remotes: dict[bytes, bytes] = {}
+        self.ids: dict[bytes, int] = {}
+        self.references: Counter[int] = Counter()
+        self.strays: set[SlotKey] = set()
+        self.slot_count = 0
+
+    @classmethod
+    def read(cls, maps: Maps) -> "Mirror":
+        """Raises BpfError."""
+        mirror = cls()
+        for name in ("state", "frontends", "backends", "remotes"):
+            mirror.apply(Op(name, key, value) for key, value in maps.read(name).items())
+        slots = ((SlotKey.unpack(key), value) for key, value in maps.read("slots").items())
+        for key, value in sorted(slots):
+            mirror._set_slot(key, Slot.unpack(value).backend_id)
+        return mirror
+
+    def size(self, name: str) -> int:
+        """How many entries a map has."""
+        if name == "slots":
+            return self.slot_count
+        held: dict[str, int] = {
+            "frontends": len(self.frontends),
+            "backends": len(self.backends),
+            "remotes": len(self.remotes),
+        }
+        return held[name]
+
+    def apply(self, ops: Iterable[Op]) -> None:
+        """What the maps hold once `ops` have run."""
+        for name, key, value in ops:
+            if name == "slots":
+                self._set_slot(SlotKey.unpack(key), Slot.unpack(value).backend_id if value else 0)
+            elif name == "backends":
+                self._set_backend(BackendKey.unpack(key).backend_id, value)
+            elif name == "state":
+                self.state[int.from_bytes(key, "little")] = int.from_bytes(value or b"", "little")
+            else:
+                held = self.frontends if name == "frontends" else self.remotes
+                if value is None:
+                    held.pop(key, None)
+                else:
+                    held[key] = value
+
+    def differences(self, other: "Mirror") -> int:
+        """How many entries differ between two mirrors."""
+        count = 0
+        for mine, theirs in (
+            (self.frontends, other.frontends),
+            (self.remotes, other.remotes),
+            (self.backends, other.backends),
+        ):
+            count += _differences(mine, theirs)
+        for service_id in self.slots.keys() | other.slots.keys():
+            one, two = self.slots.get(service_id, _NONE), other.slots.get(service_id, _NONE)
+            if one != two:
+                count += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
+        return count + len(self.strays ^ other.strays)
+
+    def _set_slot(self, key: SlotKey, backend_id: int) -> None:
+        slots = self.slots.get(key.service_id)
+        if slots is None:
+            slots = self.slots[key.service_id] = array("I")
+        if key.slot > len(slots) + GAP_MAX:
+            (self.strays.add if backend_id else self.strays.discard)(key)
+            return
+        while len(slots) <= key.slot:
+            slots.append(0)
+        before, slots[key.slot] = slots[key.slot], backend_id
+        self.slot_count += bool(backend_id) - bool(before)
+        self._refer(backend_id, 1)
+        self._refer(before, -1)
+        while slots and not slots[-1]:
+            slots.pop()
+        if not slots:
+            del self.slots[key.service_id]
+
+    def _refer(self, backend_id: int, change: int) -> None:
+        if backend_id:
+            self.references[backend_id] += change
+            if not self.references[backend_id]:
+                del self.references[backend_id]
+
+    def _set_backend(self, backend_id: int, value: bytes | None) -> None:
+        before = self.backends.pop(backend_id, None)
+        if before is not None and self.ids.get(before) == backend_id:
+            del self.ids[before]
+        if value is not None:
+            self.backends[backend_id] = value
+            self.ids.setdefault(value, backend_id)
+
+
+_NONE: "array[int]" = array("I")
+
+
+def _differences(mine: dict[Any, bytes], theirs: dict[Any, bytes]) -> int:
+    return sum(mine.get(key) != theirs.get(key) for key in mine.keys() | theirs.keys())
+
+
+def reserved(state: StateIndex, until: int) -> Op:
+    """The operation that notes that ids below `until` are taken."""
+    return Op("state", int(state).to_bytes(4, "little"), until.to_bytes(8, "little"))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fields of Kubernetes' objects that this project reads, decoded by msgspec; all others are skipped.
+
+Pure. Objects are values that nobody changes: two that are equal need no work. Source: k8s.io/api core/v1, discovery/v1.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+
+class Kind(StrEnum):
+    """The kinds that are followed, by their name in a manifest."""
+
+    SERVICE = "Service"
+    ENDPOINT_SLICE = "EndpointSlice"
+    NODE = "Node"
+
+
+class _Object(msgspec.Struct, rename="camel", gc=False):
+    """gc=False: nothing decoded from JSON refers back to itself, and a quarter of a million endpoints cost no scan."""
+
+
+class Metadata(_Object):
+    name: str
+    namespace: str = ""
+    labels: dict[str, str] = {}
+    deletion_timestamp: str | None = None
+
+
+class ServicePort(_Object):
+    port: int
+    name: str = ""
+    protocol: str = "TCP"
+
+
+class ServiceSpec(_Object):
+    type: str = "ClusterIP"
+    cluster_ip: str = msgspec.field(name="clusterIP", default="")
+    cluster_ips: list[str] = msgspec.field(name="clusterIPs", default_factory=list)
+    ports: list[ServicePort] = []
+
+
+class Service(_Object):
+    metadata: Metadata
+    spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
+
+
+class Conditions(_Object):
+    """None is what the API leaves out: see EndpointConditions there for what each then means."""
+
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        return self.ready is not False
+
+    @property
+    def is_serving(self) -> bool:
+        return self.is_ready if self.serving is None else self.serving
+
+    @property
+    def is_terminating(self) -> bool:
+        return bool(self.terminating)
+
+
+class Endpoint(_Object):
+    addresses: list[str]
+    conditions: Conditions = msgspec.field(default_factory=Conditions)
+
+
+class EndpointPort(_Object):
+    """A slice's ports have numbers of their own: a named targetPort may differ from slice to slice."""
+
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class EndpointSlice(_Object):
+    metadata: Metadata
+    address_type: str
+    endpoints: list[Endpoint] | None = None
+    ports: list[EndpointPort] | None = None
+
+
+class Taint(_Object):
+    key: str
+
+
+class NodeSpec(_Object):
+    pod_cidr: str = msgspec.field(name="podCIDR", default="")
+    pod_cidrs: list[str] = msgspec.field(name="podCIDRs", default_factory=list)
+    taints: list[Taint] | None = None
+
+
+class NodeAddress(_Object):
+    type: str
+    address: str
+
+
+class NodeStatus(_Object):
+    addresses: list[NodeAddress] | None = None
+
+
+class Node(_Object):
+    metadata: Metadata
+    spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
+    status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+
+type_of_kind = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: Node}
+api_of_kind = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
+
+Object = Service | EndpointSlice | Node
+
+# (namespace, name); Nodes have no namespace: "".
+Key = tuple[str, str]
+
+
+def key_of(obj: Object) -> Key:
+    return obj.metadata.namespace, obj.metadata.name

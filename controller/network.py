@@ -1,0 +1,226 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the node's own network as it should be: programs on the underlay and the overlay, routes to other nodes' pods,
+forwarding, and what the CNI plugin has to know of the node (node.json).
+
+What should be there is decided in `nodes`; here it is compared with what is, and the difference carried out. Runs in
+the controller's thread, when Nodes change, when the kernel says that devices or routes did, and with the audit.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import structlog
+
+from bpf import syscall
+from bpf.errors import BpfError
+from bpf.loader import Pins
+from bpf.settings import Settings
+from controller import nodes, sysctl
+from controller.errors import NetworkError
+from controller.files import write_atomically
+from controller.model import Node
+from controller.nodes import Network, NodeFacts, Route, Ways
+from controller.routes import Netlink, Snapshot
+from controller.source import Problem
+
+log = structlog.get_logger()
+
+UNDERLAY_HOOKS = ("from_netdev", "to_netdev")
+OVERLAY_HOOKS = ("from_overlay", "to_overlay")
+
+# Routes written in one go: at 0.7 ms each, Services must not wait for those of thousands of nodes.
+ROUTES_AT_ONCE = 50
+
+
+class NodeNetwork:
+    """Attributes:
+    remotes: what the remotes map should hold.
+    problems: of Nodes, and of what could not be done.
+    failed: whether the last sync stopped midway.
+    """
+
+    def __init__(self, settings: Settings, pins: Pins, netlink: Netlink) -> None:
+        self._settings = settings
+        self._pins = pins
+        self._netlink = netlink
+        self._facts: dict[str, tuple[NodeFacts, tuple[Problem, ...]]] = {}
+        self._own: NodeFacts | None = None
+        self._own_present = False
+        self._ways: dict[str, Ways] = {}
+        self._changed: set[str] = set()
+        self._network = Network(())
+        self._attached: set[int] | None = None
+        self._told = b""
+        self.remotes: dict[bytes, bytes] = {}
+        self.problems: list[Problem] = []
+        self.failed = False
+
+    @property
+    def eligible(self) -> bool:
+        """Whether load balancers may send this node traffic: its Node has not gone, nor is about to."""
+        return self._own is None or (self._own_present and self._own.eligible)
+
+    @property
+    def node_count(self) -> int:
+        return len(self._facts)
+
+    def set_node(self, name: str, node: Node | None) -> bool:
+        """Takes note of a Node; None: it is gone. Returns whether a sync is needed."""
+        before = self._facts.get(name)
+        if node:
+            self._facts[name] = nodes.facts(node)
+        else:
+            self._facts.pop(name, None)
+        if name == self._settings.node_name:
+            self._set_own(self._facts.get(name))
+        if self._facts.get(name) == before:
+            return False
+        self._changed.add(name)
+        return True
+
+    def sync(self, listed: bool) -> bool:
+        """Brings the network in order.
+
+        Args:
+            listed: every Node is known; before, programs are attached, and nothing is taken away.
+
+        Returns:
+            Whether there is more to do: another sync goes on with it.
+        """
+        self.problems = [problem for _, problems in self._facts.values() for problem in problems]
+        self.failed = False
+        try:
+            return self._sync(listed)
+        except (NetworkError, BpfError, OSError) as error:
+            self.failed = True
+            self.problems.append(Problem("network", str(error)))
+            log.error("network-sync-failed", error=str(error))
+            return True
+
+    def _sync(self, listed: bool) -> bool:
+        snapshot = self._netlink.snapshot()
+        underlay = self._underlay(snapshot)
+        mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
+        pod_mtu = nodes.pod_mtu(mtus, self._own, self._settings.encapsulation)
+        overlay = snapshot.overlay()
+        overlay_ifindex = overlay.ifindex if overlay else 0
+        if listed:
+            self._find_ways(snapshot, overlay_ifindex)
+            if not overlay_ifindex and any(one.overlay for one in self._ways.values()):
+                overlay_ifindex = self._netlink.create_overlay(self._settings.overlay_port, pod_mtu)
+                log.info("overlay-created", device=nodes.OVERLAY_NAME, mtu=pod_mtu)
+                self._find_ways(snapshot, overlay_ifindex)
+        if overlay_ifindex:
+            self._keep_overlay(snapshot, overlay_ifindex, pod_mtu)
+        self._attach(snapshot, underlay, overlay_ifindex, listed)
+        sysctl.enable_forwarding(self._settings.state_dir, [snapshot.devices[ifindex].name for ifindex in underlay])
+        if not listed:
+            return False
+        self._tell_cni(pod_mtu)
+        self.remotes, routes, problems = nodes.merged(self._ways)
+        self.problems += problems
+        return self._sync_routes(routes, snapshot.routes)
+
+    def _set_own(self, found: tuple[NodeFacts, tuple[Problem, ...]] | None) -> None:
+        """A node whose Node is deleted keeps its addresses and pods, and works on."""
+        self._own_present = found is not None
+        if found is None:
+            log.warning("own-node-gone", node=self._settings.node_name)
+        elif found[0] != self._own:
+            self._own = found[0]
+            self._ways = {}
+
+    def _underlay(self, snapshot: Snapshot) -> set[int]:
+        if self._settings.underlay_devices:
+            names = {device.name: ifindex for ifindex, device in snapshot.devices.items()}
+            for name in self._settings.underlay_devices:
+                if name not in names:
+                    self.problems.append(Problem(f"device {name}", "not there"))
+            return {names[name] for name in self._settings.underlay_devices if name in names}
+        found = nodes.underlay(self._own, Network(snapshot.hops), snapshot.addresses) & snapshot.devices.keys()
+        if not found:
+            self.problems.append(Problem("network", "no underlay device: no default route, and no InternalIP is here"))
+        return found
+
+    def _find_ways(self, snapshot: Snapshot, overlay_ifindex: int) -> None:
+        """Works out the ways of the nodes that changed, or of all where the network did."""
+        network = Network(snapshot.hops, overlay_ifindex)
+        if network != self._network or not self._ways:
+            self._network, self._changed = network, {*self._facts, *self._ways}
+        for name in self._changed:
+            if name in self._facts and name != self._settings.node_name:
+                found = self._facts[name][0]
+                self._ways[name] = nodes.ways(found, self._own, network, self._settings.encapsulation)
+            else:
+                self._ways.pop(name, None)
+        self._changed = set()
+
+    def _keep_overlay(self, snapshot: Snapshot, ifindex: int, mtu: int) -> None:
+        device = snapshot.devices.get(ifindex)
+        if device is None or not device.up:
+            sysctl.quiet(nodes.OVERLAY_NAME)
+            self._netlink.set_up(ifindex)
+        if device and device.mtu != mtu:
+            self._netlink.set_mtu(ifindex, mtu)
+
+    def _attach(self, snapshot: Snapshot, underlay: set[int], overlay_ifindex: int, listed: bool) -> None:
+        wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS)
+        if overlay_ifindex:
+            wanted[overlay_ifindex] = OVERLAY_HOOKS
+        if self._attached is None:
+            self._attached = self._left_attached(snapshot)
+        if not listed:
+            # What an earlier controller attached stays, with the programs of today.
+            wanted |= {ifindex: UNDERLAY_HOOKS for ifindex in self._attached if ifindex not in wanted}
+        for ifindex, hooks in wanted.items():
+            self._attach_device(ifindex, hooks, snapshot)
+        if listed:
+            for ifindex in self._attached - wanted.keys():
+                for hook in (*UNDERLAY_HOOKS, *OVERLAY_HOOKS):
+                    self._netlink.detach(ifindex, hook)
+        self._attached = set(wanted)
+
+    def _attach_device(self, ifindex: int, hooks: Iterable[str], snapshot: Snapshot) -> None:
+        found = self._netlink.attached(ifindex)
+        for hook in hooks:
+            if found.get(hook) != _program_id(self._pins, hook):
+                self._netlink.attach(ifindex, hook, self._pins)
+                device = snapshot.devices.get(ifindex)
+                log.info("program-attached", hook=hook, device=device.name if device else nodes.OVERLAY_NAME)
+
+    def _left_attached(self, snapshot: Snapshot) -> set[int]:
+        """Devices, pod links apart, on which an earlier controller has left programs."""
+        return {
+            ifindex
+            for ifindex, device in snapshot.devices.items()
+            if not nodes.is_pod_link(device.name) and set(UNDERLAY_HOOKS) & self._netlink.attached(ifindex).keys()
+        }
+
+    def _tell_cni(self, mtu: int) -> None:
+        """node.json: what the CNI plugin takes for granted where its configuration says nothing."""
+        cidrs = list(self._own.pod_cidrs) if self._own else []
+        told = json.dumps({"name": self._settings.node_name, "pod_cidrs": cidrs, "mtu": mtu}).encode()
+        path: Path = self._settings.run_dir / "node.json"
+        if told != self._told or not path.exists():
+            write_atomically(path, told)
+            self._told = told
+
+    def _sync_routes(self, wanted: Mapping[str, Route], found: Mapping[str, Route]) -> bool:
+        """Writes a part of the difference, additions and changes first; returns whether there is more."""
+        changed = [route for cidr, route in wanted.items() if found.get(cidr) != route]
+        gone = [route for cidr, route in found.items() if cidr not in wanted]
+        for route in changed[:ROUTES_AT_ONCE]:
+            self._netlink.set_route(route)
+        for route in gone[: max(0, ROUTES_AT_ONCE - len(changed))]:
+            self._netlink.remove_route(route)
+        return len(changed) + len(gone) > ROUTES_AT_ONCE
+
+
+def _program_id(pins: Pins, hook: str) -> int:
+    fd = pins.open_program(hook)
+    try:
+        return syscall.program_id(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operations that lead from what the Service maps hold to what they should hold. Pure.
+
+They stand in an order in which every frontend always leads to filled slots, and every slot to a backend:
+
+    ids reserved -> backends added -> slots written -> frontends switched
+                 -> frontends removed -> surplus slots removed -> surplus backends removed
+
+What does not fit into a map is left out: its Service gets the backends that fit, and is named as short of room.
+"""
+
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
+from controller.desired import Desired, PoolKey
+from controller.ids import Ids
+from controller.maps import Op
+from controller.mirror import Mirror, reserved
+
+SERVICE_MAPS = ("frontends", "slots", "backends")
+
+_NO_SLOTS: "array[int]" = array("I")
+
+
+class Numbers:
+    """The ids in use: which pool has which service id, and those to come."""
+
+    def __init__(self, mirror: Mirror) -> None:
+        self.service_ids = Ids(mirror.state.get(StateIndex.NEXT_SERVICE_ID, 0))
+        self.backend_ids = Ids(mirror.state.get(StateIndex.NEXT_BACKEND_ID, 0))
+        self.of_pool: dict[PoolKey, int] = {}
+        self.holders: dict[int, PoolKey] = {}
+
+
+class Plan:
+    """Collects operations, pool by pool; `finish` gives them in order.
+
+    Attributes:
+        short: pools that lack room, each with the map that is full.
+    """
+
+    def __init__(self, desired: Desired, mirror: Mirror, numbers: Numbers, capacity: Mapping[str, int]) -> None:
+        self._desired = desired
+        self._mirror = mirror
+        self._numbers = numbers
+        self._room = {name: capacity[name] - mirror.size(name) for name in SERVICE_MAPS}
+        self._new_ids: dict[bytes, int] = {}
+        self._used_ids: set[int] = set()
+        self._references: Counter[int] = Counter()
+        self.short: dict[PoolKey, str] = {}
+        self._adds: list[Op] = []
+        self._slots: list[Op] = []
+        self._frontends: list[Op] = []
+        self._gone_frontends: list[Op] = []
+        self._gone_slots: list[Op] = []
+
+    def everything(self) -> None:
+        """Plans for all that there should be, and all that there should not."""
+        for key in self._numbers.of_pool.keys() - self._desired.pools.keys():
+            del self._numbers.holders[self._numbers.of_pool.pop(key)]
+        self.pools(self._desired.pools)
+        self.frontends(self._mirror.frontends)
+        self._strays()
+
+    def pools(self, keys: Iterable[PoolKey]) -> None:
+        """Plans for pools that changed, are new, or are gone."""
+        for key in sorted(keys):
+            if key in self._desired.pools:
+                self._pool(key)
+            else:
+                self._gone(key)
+
+    def frontends(self, keys: Iterable[bytes]) -> None:
+        """Plans for frontends that may be nobody's now."""
+        for key in keys:
+            if key in self._mirror.frontends and self._desired.owner(key) is None:
+                self._gone_frontends.append(Op("frontends", key, None))
+
+    def finish(self) -> list[Op]:
+        return [
+            *self._reservations(),
+            *self._adds,
+            *self._slots,
+            *self._frontends,
+            *self._gone_frontends,
+            *self._gone_slots,
+            *self._gone_backends(),
+        ]
+
+    def _strays(self) -> None:
+        """What no pool has: slots of nobody, backends that no slot names."""
+        for service_id, slots in self._mirror.slots.items():
+            if service_id not in self._numbers.holders:
+                self._drop_slots(service_id, slots, 0)
+        self._gone_slots += [Op("slots", key.pack(), None) for key in self._mirror.strays]
+        for backend_id in self._mirror.backends:
+            self._references[backend_id] += 0
+
+    def _pool(self, key: PoolKey) -> None:
+        pool = self._desired.pools[key]
+        service_id = self._service_id(key)
+        current = self._mirror.slots.get(service_id, _NO_SLOTS)
+        backends: Sequence[bytes] = pool.backends
+        most = len(current) + max(self._room["slots"], 0)
+        if len(backends) > most:
+            self.short[key] = "slots"
+            backends = sorted(backends, key=lambda backend: backend not in self._mirror.ids)[:most]
+        slots = arrange(current, [one for one in (self._backend_id(backend, key) for backend in backends) if one])
+        self._room["slots"] -= max(len(slots) - len(current), 0)
+        self._write_slots(service_id, current, slots)
+        for frontend, flags in self._desired.frontends(key):
+            self._frontend(key, frontend, Frontend(service_id, len(slots), flags).pack())
+
+    def _gone(self, key: PoolKey) -> None:
+        service_id = self._numbers.of_pool.pop(key, 0)
+        if service_id:
+            del self._numbers.holders[service_id]
+            self._drop_slots(service_id, self._mirror.slots.get(service_id, _NO_SLOTS), 0)
+
+    def _service_id(self, key: PoolKey) -> int:
+        """The pool's id: the one it has, else that which its frontends have in the kernel, else a new one."""
+        numbers = self._numbers
+        service_id = numbers.of_pool.get(key, 0)
+        if service_id:
+            return service_id
+        for frontend, _ in self._desired.frontends(key):
+            held = self._mirror.frontends.get(frontend)
+            found = Frontend.unpack(held).service_id if held else 0
+            if found and found not in numbers.holders:
+                service_id = found
+                break
+        service_id = service_id or numbers.service_ids.allocate(_Either(numbers.holders, self._mirror.slots))
+        numbers.of_pool[key], numbers.holders[service_id] = service_id, key
+        return service_id
+
+    def _backend_id(self, backend: bytes, key: PoolKey) -> int:
+        """The id of a backend; a new one is added to the map. 0: it does not fit."""
+        known = self._mirror.ids.get(backend) or self._new_ids.get(backend)
+        if known:
+            return known
+        if self._room["backends"] <= 0:
+            self.short[key] = "backends"
+            return 0
+        self._room["backends"] -= 1
+        chosen = self._numbers.backend_ids.allocate(_Either(self._mirror.backends, self._mirror.references))
+        self._new_ids[backend] = chosen
+        self._adds.append(Op("backends", BackendKey(chosen).pack(), backend))
+        return chosen
+
+    def _write_slots(self, service_id: int, current: Sequence[int], slots: Sequence[int]) -> None:
+        for index, backend_id in enumerate(slots):
+            before = current[index] if index < len(current) else 0
+            if before != backend_id:
+                self._slots.append(Op("slots", SlotKey(service_id, index).pack(), Slot(backend_id).pack()))
+                self._references[backend_id] += 1
+                self._references[before] -= 1
+        self._drop_slots(service_id, current, len(slots))
+
+    def _drop_slots(self, service_id: int, slots: Sequence[int], start: int) -> None:
+        for index in range(start, len(slots)):
+            if slots[index]:
+                self._gone_slots.append(Op("slots", SlotKey(service_id, index).pack(), None))
+                self._references[slots[index]] -= 1
+
+    def _frontend(self, pool: PoolKey, key: bytes, value: bytes) -> None:
+        held = self._mirror.frontends.get(key)
+        if held is None:
+            if self._room["frontends"] <= 0:
+                self.short[pool] = "frontends"
+                return
+            self._room["frontends"] -= 1
+        if held != value:
+            self._frontends.append(Op("frontends", key, value))
+
+    def _gone_backends(self) -> list[Op]:
+        mirror = self._mirror
+        return [
+            Op("backends", BackendKey(backend_id).pack(), None)
+            for backend_id, change in self._references.items()
+            if backend_id in mirror.backends and mirror.references.get(backend_id, 0) + change == 0
+        ]
+
+    def _reservations(self) -> list[Op]:
+        state = self._mirror.state
+        return [
+            reserved(index, ids.limit)
+            for index, ids in (
+                (StateIndex.NEXT_BACKEND_ID, self._numbers.backend_ids),
+                (StateIndex.NEXT_SERVICE_ID, self._numbers.service_ids),
+            )
+            if state.get(index, 0) != ids.limit
+        ]
+
+
+class _Either:
+    """Contains what either of two containers contains."""
+
+    def __init__(self, one: Mapping[int, object], other: Mapping[int, object]) -> None:
+        self._one, self._other = one, other
+
+    def __contains__(self, item: object) -> bool:
+        return item in self._one or item in self._other
+
+
+def arrange(current: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """`wanted` in the order that needs the fewest writes over `current`: what stays keeps its slot, new ones fill
+    gaps, and the last ones move into gaps that remain."""
+    size, keep = len(wanted), set(wanted)
+    placed: list[int] = [0] * size
+    movers: list[int] = []
+    for index, backend_id in enumerate(current):
+        if backend_id in keep:
+            keep.discard(backend_id)
+            if index < size:
+                placed[index] = backend_id
+            else:
+                movers.append(backend_id)
+    waiting = iter([*(one for one in wanted if one in keep), *movers])
+    return [one or next(waiting) for one in placed]

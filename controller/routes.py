@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Devices, routes and attachments of this network namespace, by netlink: the controller's only importer of pyroute2.
+
+Reads what is there as plain values, and carries out what others have decided. Routes of ours have protocol 206.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ipaddress import ip_network
+from socket import AF_INET, AF_INET6
+from typing import Any, NamedTuple
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from bpf import attach
+from bpf.address import packed, text
+from bpf.loader import Pins
+from controller.errors import NetworkError
+from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
+
+PROTOCOL = 206
+MAIN_TABLE = 254
+OVERLAY_MAC = "02:ce:00:00:00:01"
+
+_RTN_UNICAST = 1
+_RTNH_F_ONLINK = 4
+_SCOPE_LINK = 253
+
+
+class Device(NamedTuple):
+    """A link of this network namespace; `up` is its administrative state."""
+
+    ifindex: int
+    name: str
+    mtu: int
+    up: bool
+
+
+class Snapshot(NamedTuple):
+    """Attributes:
+    addresses: address -> ifindex.
+    hops: unicast routes of the main table that are not ours.
+    routes: ours that lead to other nodes' pods, by prefix; those of pod links are the CNI plugin's.
+    """
+
+    devices: dict[int, Device]
+    addresses: dict[bytes, int]
+    hops: tuple[Hop, ...]
+    routes: dict[str, Route]
+
+    def overlay(self) -> Device | None:
+        return next((device for device in self.devices.values() if device.name == OVERLAY_NAME), None)
+
+
+class Netlink:
+    """One netlink socket; for one thread. Methods raise NetworkError."""
+
+    def __init__(self) -> None:
+        self._netlink = IPRoute()
+
+    def close(self) -> None:
+        self._netlink.close()
+
+    def snapshot(self) -> Snapshot:
+        with _named("reading devices and routes"):
+            devices = {link["index"]: _device(link) for link in self._netlink.get_links()}
+            addresses = {
+                packed(item.get_attr("IFA_LOCAL") or item.get_attr("IFA_ADDRESS")): item["index"]
+                for item in self._netlink.get_addr()
+            }
+            messages = [
+                message
+                for family in (AF_INET, AF_INET6)
+                for message in self._netlink.get_routes(family=family, table=MAIN_TABLE)
+            ]
+        hops, routes = [], {}
+        for message in messages:
+            for hop in _hops(message):
+                if message["proto"] != PROTOCOL:
+                    hops.append(hop)
+                elif hop.ifindex in devices and not is_pod_link(devices[hop.ifindex].name):
+                    source = message.get_attr("RTA_PREFSRC")
+                    cidr = f"{text(hop.prefix)}/{hop.length}"
+                    routes[cidr] = Route(cidr, hop.ifindex, hop.gateway, packed(source) if source else b"")
+        return Snapshot(devices, addresses, tuple(hops), routes)
+
+    def set_route(self, route: Route) -> None:
+        """Adds a route, or changes the one to the same pods."""
+        with _named(f"route to {route.cidr}"):
+            self._netlink.route("replace", **_route_arguments(route))
+
+    def remove_route(self, route: Route) -> None:
+        """That it is gone already is no error."""
+        with _named(f"removing the route to {route.cidr}"), _ignored(errno.ESRCH):
+            self._netlink.route("del", **_route_arguments(route))
+
+    def create_overlay(self, port: int, mtu: int) -> int:
+        """Makes the overlay device and returns its ifindex. Its programs say where each packet goes."""
+        with _named(f"making {OVERLAY_NAME}"):
+            self._netlink.link(
+                "add",
+                ifname=OVERLAY_NAME,
+                kind="vxlan",
+                address=OVERLAY_MAC,
+                mtu=mtu,
+                vxlan_port=port,
+                vxlan_collect_metadata=True,
+                vxlan_learning=False,
+            )
+            return int(self._netlink.link_lookup(ifname=OVERLAY_NAME)[0])
+
+    def set_up(self, ifindex: int) -> None:
+        """Brings the overlay device up, without ARP."""
+        with _named(f"bringing {OVERLAY_NAME} up"):
+            self._netlink.link("set", index=ifindex, state="up", arp=False)
+
+    def set_mtu(self, ifindex: int, mtu: int) -> None:
+        with _named("setting an MTU"):
+            self._netlink.link("set", index=ifindex, mtu=mtu)
+
+    def attach(self, ifindex: int, hook: str, pins: Pins) -> None:
+        """Attaches a pinned program, or replaces what stands there.
+
+        Raises:
+            NotLoadedError: it is not pinned.
+        """
+        program = pins.open_program(hook)
+        try:
+            with _named(f"attaching {hook}"):
+                with _ignored(errno.EEXIST):
+                    attach.add_clsact(self._netlink, ifindex)
+                attach.attach_device(self._netlink, ifindex, hook, program)
+        finally:
+            os.close(program)
+
+    def detach(self, ifindex: int, hook: str) -> None:
+        """That it is gone already is no error."""
+        with _named(f"detaching {hook}"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            attach.detach_device(self._netlink, ifindex, hook)
+
+    def attached(self, ifindex: int) -> dict[str, int]:
+        """The hooks of ours on a device, with the ids of their programs."""
+        found = {}
+        with _named("reading filters"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
+            for parent in (attach.INGRESS, attach.EGRESS):
+                for message in self._netlink.get_filters(index=ifindex, parent=parent):
+                    options = message.get_attr("TCA_OPTIONS")
+                    name = options.get_attr("TCA_BPF_NAME") if options else None
+                    if name and name.startswith("calico-ebpf/"):
+                        found[name.removeprefix("calico-ebpf/")] = int(options.get_attr("TCA_BPF_ID") or 0)
+        return found
+
+
+def _device(link: Any) -> Device:
+    return Device(link["index"], link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), bool(link["flags"] & 1))
+
+
+def _hops(message: Any) -> Iterator[Hop]:
+    """The ways of a route; one with several next hops has several."""
+    if message["type"] != _RTN_UNICAST:
+        return
+    any_address = "0.0.0.0" if message["family"] == AF_INET else "::"
+    prefix = packed(message.get_attr("RTA_DST") or any_address)
+    metric = message.get_attr("RTA_PRIORITY") or 0
+    nexthops = message.get_attr("RTA_MULTIPATH") or [message]
+    for nexthop in nexthops:
+        gateway = nexthop.get_attr("RTA_GATEWAY")
+        ifindex = nexthop.get_attr("RTA_OIF") if nexthop is message else nexthop["oif"]
+        if ifindex:
+            yield Hop(prefix, message["dst_len"], ifindex, packed(gateway) if gateway else b"", metric)
+
+
+def _route_arguments(route: Route) -> dict[str, Any]:
+    network = ip_network(route.cidr)
+    arguments: dict[str, Any] = {
+        "family": AF_INET if network.version == 4 else AF_INET6,
+        "dst": str(network),
+        "oif": route.ifindex,
+        "proto": PROTOCOL,
+        "table": MAIN_TABLE,
+    }
+    if route.gateway:
+        arguments |= {"gateway": text(route.gateway), "flags": _RTNH_F_ONLINK}
+    elif network.version == 4:
+        arguments["scope"] = _SCOPE_LINK
+    if route.source:
+        arguments["prefsrc"] = text(route.source)
+    return arguments
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        raise NetworkError(f"{what}: {error.args[-1]} ({error.code})") from error
+
+
+@contextmanager
+def _ignored(*codes: int) -> Iterator[None]:
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in codes:
+            raise

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short ways to write Kubernetes objects in tests, as manifests and decoded, and to read maps as people would.
+
+Addresses: Services in 198.51.100.0/24 and 2001:db8:5::/64, pods in 203.0.113.0/24 and 2001:db8:b::/64, nodes in
+192.0.2.0/24 and 2001:db8::/64.
+"""
+
+from typing import Any
+
+import msgspec
+
+from bpf.abi import Backend, BackendKey, Frontend, FrontendKey, Slot, SlotKey
+from bpf.address import text
+from controller.model import EndpointSlice, Kind, Node, Object, Service, key_of
+from controller.source import Changed
+
+JSON = dict[str, Any]
+
+
+def service(name: str = "web", ips: list[str] | None = None, ports: list[JSON] | None = None, **spec: Any) -> JSON:
+    """A Service manifest; without ports it has http: 80/TCP."""
+    ips = ["198.51.100.1"] if ips is None else ips
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name, "namespace": "shop", "labels": spec.pop("labels", {})},
+        "spec": {
+            "clusterIP": ips[0] if ips else "",
+            "clusterIPs": ips,
+            "ports": [{"name": "http", "port": 80}] if ports is None else ports,
+            **spec,
+        },
+    }
+
+
+def endpoint(address: str, **conditions: bool) -> JSON:
+    return {"addresses": [address], "conditions": conditions}
+
+
+def endpoint_slice(
+    name: str, endpoints: list[JSON], owner: str = "web", ports: list[JSON] | None = None, **fields: Any
+) -> JSON:
+    """An EndpointSlice manifest; without ports it has http: 8080/TCP."""
+    labels = {"kubernetes.io/service-name": owner, **fields.pop("labels", {})}
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": name, "namespace": "shop", "labels": labels},
+        "addressType": "IPv4",
+        "endpoints": endpoints,
+        "ports": [{"name": "http", "port": 8080}] if ports is None else ports,
+        **fields,
+    }
+
+
+def node(name: str, addresses: list[str], cidrs: list[str]) -> JSON:
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name},
+        "spec": {"podCIDRs": cidrs},
+        "status": {"addresses": [{"type": "InternalIP", "address": address} for address in addresses]},
+    }
+
+
+def decoded_service(manifest: JSON) -> Service:
+    return msgspec.convert(manifest, Service)
+
+
+def decoded_slice(manifest: JSON) -> EndpointSlice:
+    return msgspec.convert(manifest, EndpointSlice)
+
+
+def decoded_node(manifest: JSON) -> Node:
+    return msgspec.convert(manifest, Node)
+
+
+def changed(obj: Object) -> Changed:
+    return Changed(Kind(type(obj).__name__), key_of(obj), obj)
+
+
+def gone(obj: Object) -> Changed:
+    return Changed(Kind(type(obj).__name__), key_of(obj), None)
+
+
+def shown_frontend(key: bytes) -> str:
+    """address:port/protocol."""
+    frontend = FrontendKey.unpack(key)
+    return f"{text(frontend.address)}:{frontend.port}/{frontend.protocol}"
+
+
+def shown_backend(value: bytes) -> str:
+    backend = Backend.unpack(value)
+    return f"{text(backend.address)}:{backend.port}"
+
+
+def served(maps: dict[str, dict[bytes, bytes]]) -> dict[str, list[str]]:
+    """Frontend -> its backends in order of their text, as a client would come to know them."""
+    found = {}
+    for key, value in maps["frontends"].items():
+        frontend = Frontend.unpack(value)
+        backends = []
+        for index in range(frontend.slot_count):
+            slot = Slot.unpack(maps["slots"][SlotKey(frontend.service_id, index).pack()])
+            backends.append(shown_backend(maps["backends"][BackendKey(slot.backend_id).pack()]))
+        found[shown_frontend(key)] = sorted(backends)
+    return found

@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The difference between desired and kernel: property tests over histories, failures, restarts and full maps."""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from bpf.abi import BackendKey, Slot, SlotKey
+from bpf.errors import BpftoolError
+from controller.dataplane import Dataplane
+from controller.plan import arrange
+from controller.services import ServiceTracker
+from controller.source import Changed
+from controller.tests.fakes import FakeMaps
+from controller.tests.objects import (
+    changed,
+    decoded_service,
+    decoded_slice,
+    endpoint,
+    endpoint_slice,
+    gone,
+    served,
+    service,
+)
+
+SERVICES = ("mail", "news", "web")
+PODS = tuple(f"203.0.113.{number}" for number in range(1, 6))
+
+
+class Rig:
+    """Trackers and data plane over the same maps; `restart` begins anew, as a killed controller does."""
+
+    def __init__(self, maps: FakeMaps) -> None:
+        self.maps = maps
+        self.objects: dict[tuple[object, object], Changed] = {}
+        self._begin()
+
+    def _begin(self) -> None:
+        self.tracker = ServiceTracker()
+        self.dataplane = Dataplane(self.maps)
+
+    def apply(self, event: Changed) -> None:
+        self.objects[event.kind, event.key] = event
+        self.tracker.apply(event)
+
+    def sync(self) -> None:
+        for key, compiled in self.tracker.compile_changed():
+            self.dataplane.set_service(key, compiled.pools)
+        self.dataplane.sync()
+
+    def restart(self) -> None:
+        self._begin()
+        for event in self.objects.values():
+            self.tracker.apply(event)
+
+
+class Step(NamedTuple):
+    """One thing that happens; `what` is an event's making, or sync, restart, or a failure after so many writes."""
+
+    what: str
+    event: Changed | None = None
+    number: int = 0
+
+
+def _services() -> st.SearchStrategy[Changed]:
+    ips = st.lists(st.sampled_from(["198.51.100.1", "198.51.100.2"]), min_size=1, max_size=1)
+    ports = st.lists(st.sampled_from([80, 443]), min_size=1, max_size=2, unique=True)
+    made = st.builds(
+        lambda name, addresses, numbers: decoded_service(
+            service(name, addresses, [{"name": f"p{number}", "port": number} for number in numbers])
+        ),
+        st.sampled_from(SERVICES),
+        ips,
+        ports,
+    )
+    return st.one_of(made.map(changed), made.map(gone))
+
+
+def _slices() -> st.SearchStrategy[Changed]:
+    endpoints = st.lists(
+        st.builds(lambda address, ready: endpoint(address, ready=ready), st.sampled_from(PODS), st.booleans()),
+        max_size=4,
+    )
+    ports = st.lists(st.sampled_from([80, 443]), max_size=2, unique=True)
+    made = st.builds(
+        lambda name, items, owner, numbers: decoded_slice(
+            endpoint_slice(name, items, owner, [{"name": f"p{number}", "port": 8000 + number} for number in numbers])
+        ),
+        st.sampled_from(["s1", "s2", "s3", "s4"]),
+        endpoints,
+        st.sampled_from(SERVICES),
+        ports,
+    )
+    return st.one_of(made.map(changed), made.map(changed), made.map(gone))
+
+
+def _steps() -> st.SearchStrategy[list[Step]]:
+    events = st.one_of(_services(), _slices()).map(lambda event: Step("event", event))
+    others = st.one_of(
+        st.just(Step("sync")),
+        st.just(Step("restart")),
+        st.integers(0, 12).map(lambda number: Step("fail", None, number)),
+    )
+    return st.lists(st.one_of(events, events, others), max_size=40)
+
+
+def _live(rig: Rig, steps: Iterable[Step]) -> None:
+    for step in steps:
+        if step.event:
+            rig.apply(step.event)
+        elif step.what == "restart":
+            rig.restart()
+        elif step.what == "fail":
+            rig.maps.fail_after = step.number
+            with suppress(BpftoolError):
+                rig.sync()
+            rig.maps.fail_after = None
+        else:
+            rig.sync()
+    rig.sync()
+
+
+def _fresh(rig: Rig) -> dict[str, list[str]]:
+    """What the final objects alone come to."""
+    other = Rig(FakeMaps())
+    for event in rig.objects.values():
+        other.apply(event)
+    other.sync()
+    return served(other.maps.maps)
+
+
+def _assert_no_leftovers(maps: FakeMaps) -> None:
+    slots = {Slot.unpack(value).backend_id for value in maps.maps["slots"].values()}
+    assert {BackendKey.unpack(key).backend_id for key in maps.maps["backends"]} == slots
+    assert len(set(maps.maps["backends"].values())) == len(maps.maps["backends"])
+    assert 0 not in slots
+    assert len(maps.maps["slots"]) == sum(map(len, served(maps.maps).values())), "slots that no frontend leads to"
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_steps())
+def test_maps_after_any_history_equal_those_of_the_final_objects(steps: list[Step]) -> None:
+    """Whatever happened, restarts and failures included, the maps end as if only the final objects had ever been."""
+    rig = Rig(FakeMaps())
+    _live(rig, steps)
+    assert served(rig.maps.maps) == _fresh(rig)
+    if not rig.dataplane.contested():
+        _assert_no_leftovers(rig.maps)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_steps())
+def test_restart_with_unchanged_input_writes_nothing(steps: list[Step]) -> None:
+    """Ids are taken over: a controller that finds the maps right writes not one line."""
+    rig = Rig(FakeMaps())
+    _live(rig, steps)
+    written = rig.maps.written
+    rig.restart()
+    rig.sync()
+    if not rig.dataplane.contested():
+        assert rig.maps.written == written
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(_steps(), st.integers(1, 6), st.integers(1, 6), st.integers(1, 3))
+def test_full_map_serves_what_fits_and_the_rest_once_there_is_room(
+    steps: list[Step], backends: int, slots: int, frontends: int
+) -> None:
+    """Too small a map never stops a sync; with room again, everything is served."""
+    maps = FakeMaps(backends=backends, slots=slots, frontends=frontends)
+    rig = Rig(maps)
+    _live(rig, steps)
+    wanted = _fresh(rig)
+    for frontend, found in served(maps.maps).items():
+        assert set(found) <= set(wanted[frontend])
+    if not rig.dataplane.short:
+        assert served(maps.maps) == wanted
+    maps.capacities |= {"backends": 100, "slots": 100, "frontends": 100}
+    rig.restart()
+    rig.sync()
+    assert served(maps.maps) == wanted
+
+
+@given(st.lists(st.integers(1, 9), unique=True), st.lists(st.integers(1, 9), unique=True))
+def test_arrange_keeps_what_stays_in_its_slot(current: list[int], wanted: list[int]) -> None:
+    """The result holds exactly what is wanted, and writes no slot that could have stayed."""
+    slots = arrange(current, wanted)
+    assert sorted(slots) == sorted(wanted)
+    for index, backend_id in enumerate(current[: len(slots)]):
+        if backend_id in wanted:
+            assert slots[index] == backend_id
+
+
+def _rig_with(addresses: Iterable[str]) -> Rig:
+    rig = Rig(FakeMaps())
+    rig.apply(changed(decoded_service(service())))
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(address) for address in addresses]))))
+    rig.sync()
+    return rig
+
+
+def test_endpoint_replaced_writes_backend_slot_and_removal_only() -> None:
+    """One endpoint of many costs three lines, however many there are."""
+    rig = _rig_with([f"203.0.113.{number}" for number in range(1, 101)])
+    written = rig.maps.written
+    others = [endpoint(f"203.0.113.{number}") for number in range(2, 101)]
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [*others, endpoint("203.0.113.200")]))))
+    rig.sync()
+    assert rig.maps.written - written == 3
+
+
+def test_service_without_endpoints_keeps_a_frontend_with_no_slots() -> None:
+    """So that its clients are refused instead of left to wait."""
+    rig = _rig_with([])
+    assert served(rig.maps.maps) == {"198.51.100.1:80/6": []}
+
+
+def test_drift_in_every_map_is_counted_and_repaired() -> None:
+    """What somebody else changed in the maps is found by the audit and put right by the next sync."""
+    rig = _rig_with(PODS)
+    maps = rig.maps.maps
+    before = {name: dict(entries) for name, entries in maps.items()}
+    rig.maps.damaged = True
+    slot = SlotKey.unpack(next(iter(maps["slots"])))
+    del maps["slots"][slot.pack()]
+    maps["slots"][SlotKey(slot.service_id, 9_000_000).pack()] = Slot(1).pack()
+    maps["slots"][SlotKey(4711, 0).pack()] = Slot(4711).pack()
+    maps["backends"][BackendKey(4711).pack()] = bytes(20)
+    maps["frontends"][bytes(20)] = bytes(12)
+    maps["remotes"][bytes(20)] = bytes(24)
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 6
+    rig.sync()
+    assert maps == before
+
+
+def test_audit_beside_a_change_finds_no_drift() -> None:
+    """What the controller writes while the maps are read is no drift, read before or after."""
+    rig = _rig_with(PODS)
+    rig.dataplane.record()
+    early = rig.dataplane.read_back()
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(PODS[0])]))))
+    rig.sync()
+    assert rig.dataplane.audit(early) == 0
+
+
+def test_audit_after_a_failed_sync_says_nothing() -> None:
+    """A failed sync reads everything again by itself."""
+    rig = _rig_with(PODS)
+    rig.dataplane.record()
+    found = rig.dataplane.read_back()
+    rig.maps.fail_after = 0
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", []))))
+    with pytest.raises(BpftoolError):
+        rig.sync()
+    assert rig.dataplane.audit(found) is None
+
+
+def test_ids_after_a_restart_are_new() -> None:
+    """A backend that comes back after a restart gets another id: flows of the old one may still be there."""
+    rig = _rig_with(PODS[:1])
+    first = set(rig.maps.maps["backends"])
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", []))))
+    rig.sync()
+    rig.restart()
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(PODS[1])]))))
+    rig.sync()
+    assert not first & set(rig.maps.maps["backends"])
+
+
+def test_remotes_full_keep_what_fits() -> None:
+    """A remotes map that is too small holds what it can, and says so."""
+    dataplane = Dataplane(FakeMaps(remotes=2))
+    dataplane.set_remotes({bytes([number]) * 20: bytes(24) for number in range(3)})
+    dataplane.sync()
+    assert dataplane.remotes_short
+    assert dataplane.sizes()["remotes"] == (2, 2)
