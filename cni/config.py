@@ -29,7 +29,13 @@ Json = dict[str, Any]
 
 
 class Request(NamedTuple):
-    """The variables of a call. `netns` is the path as it was given, `path` CNI_PATH's directories."""
+    """A call.
+
+    Attributes:
+        netns: the path as it was given; it is never opened.
+        path: the directories of CNI_PATH.
+        held: descriptors of locks, which other plugins that are executed for the call are to hold as well.
+    """
 
     verb: str
     container_id: str = ""
@@ -37,6 +43,7 @@ class Request(NamedTuple):
     netns: str = ""
     args: Mapping[str, str] = {}
     path: tuple[str, ...] = ()
+    held: tuple[int, ...] = ()
 
     @property
     def pod(self) -> str:

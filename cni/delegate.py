@@ -54,6 +54,7 @@ def _execute(request: Request, network: Network, verb: str) -> str:
             capture_output=True,
             text=True,
             timeout=TIMEOUT_S,
+            pass_fds=request.held,
             check=False,
         )
     except subprocess.TimeoutExpired as error:

@@ -8,6 +8,7 @@ Ranges come from the configuration, else from what the controller has left of th
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,7 @@ from typing import NamedTuple
 from bpf.settings import Settings
 from cni import delegate, ranges, result
 from cni.config import Json, Network, Request
-from cni.errors import ConfigError, DifferenceError, NodeError, TryAgainError
+from cni.errors import CniError, ConfigError, DifferenceError, NodeError, TryAgainError
 from cni.ipam import Reservations
 from cni.ranges import Address, Destination, RangeSet
 from cni.records import Record
@@ -46,15 +47,16 @@ class Leases:
         self._settings = settings
 
     def reserve(self, request: Request, network: Network) -> Lease:
-        """Raises ConfigError, ExhaustedError, TryAgainError, NodeError, and what `delegate.add` raises."""
+        """Reserves addresses of each family, or none.
+
+        Raises:
+            ConfigError, ExhaustedError, TryAgainError, NodeError, and what `delegate.add` raises.
+        """
         if network.delegated:
-            given = delegate.add(request, network)
-            addresses = [ip_interface(ip["address"]).ip for ip in given.ips]
-            return Lease(addresses, _destinations(given.routes, addresses), given.dns or network.dns)
-        addresses = self._reservations(network).allocate(
-            request.container_id, request.ifname, self._range_sets(network)
-        )
-        return Lease(addresses, _destinations(network.ipam.get("routes", []), addresses), network.dns)
+            return self._delegated(request, network)
+        destinations, range_sets = _destinations(network.ipam.get("routes", [])), self._range_sets(network)
+        addresses = self._reservations(network).allocate(request.container_id, request.ifname, range_sets)
+        return _lease(addresses, destinations, network.dns)
 
     def release(self, request: Request, network: Network, record: Record | None) -> None:
         """Gives back what an interface has; nothing is no error. Raises NodeError, DelegateError."""
@@ -92,6 +94,17 @@ class Leases:
         except (ValueError, LookupError, TypeError) as error:
             raise NodeError(f"{path}: not what the controller writes: {error!r}") from error
 
+    def _delegated(self, request: Request, network: Network) -> Lease:
+        try:
+            given = delegate.add(request, network)
+            addresses = [ip_interface(ip["address"]).ip for ip in given.ips]
+            return _lease(addresses, _destinations(given.routes), given.dns or network.dns)
+        except CniError:
+            # A plugin that failed midway may hold an address; if this fails, too, the runtime's DEL says it again.
+            with suppress(CniError):
+                delegate.delete(request, network)
+            raise
+
     def _range_sets(self, network: Network) -> list[RangeSet]:
         named = ranges.range_sets(network.ipam)
         if named:
@@ -108,13 +121,17 @@ class Leases:
         return Reservations(Path(network.ipam.get("dataDir", self._settings.cni_networks_dir)), network.name)
 
 
-def _destinations(routes: object, addresses: Sequence[Address]) -> list[Destination]:
-    """The destinations of routes, everywhere where there are none, of the families that a pod has an address of."""
+def _lease(addresses: list[Address], destinations: Sequence[Destination], dns: Json) -> Lease:
+    """Where a pod has no address of a family, it has no routes of it either."""
+    families = {address.version for address in addresses}
+    return Lease(addresses, [item for item in destinations if item.version in families], dns)
+
+
+def _destinations(routes: object) -> list[Destination]:
+    """The destinations of routes; everywhere, where there are none."""
     if not isinstance(routes, list):
         raise ConfigError(f"ipam.routes: expected a list, not {routes!r}")
     try:
-        destinations = [ip_network(route["dst"]) for route in routes or _EVERYWHERE]
+        return [ip_network(route["dst"]) for route in routes or _EVERYWHERE]
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"routes: {error!r}: not of the form {{'dst': '192.0.2.0/24'}}") from error
-    families = {address.version for address in addresses}
-    return [destination for destination in destinations if destination.version in families]

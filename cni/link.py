@@ -26,7 +26,8 @@ from cni.ranges import Address, Destination
 PROTOCOL, _BOOT = 206, 3
 PREFIX = "ce"
 GATEWAYS = {4: bytes([169, 254, 1, 1]), 6: bytes.fromhex("fe80" + "00" * 13 + "01")}
-_ANYWHERE = {4: bytes([192, 0, 2, 1]), 6: bytes.fromhex("20010db8" + "00" * 11 + "01")}
+# Reserved, hence nobody's: the way to them is the default route.
+_NOWHERE = {4: bytes([240, 0, 0, 1]), 6: bytes.fromhex("2000" + "00" * 13 + "01")}
 _MTU_DEFAULT = 1500
 
 
@@ -56,11 +57,10 @@ def planned(container_id: str, ifname: str) -> PodLink:
 
 def require_foreign(netns_fd: int) -> None:
     """Raises VariableError where the descriptor is of this process's own network namespace, or of none."""
-    given, own = os.fstat(netns_fd), os.stat("/proc/self/ns/net")
-    if (given.st_dev, given.st_ino) == (own.st_dev, own.st_ino):
-        raise VariableError("CNI_NETNS: it is the host's own network namespace")
-    if given.st_dev != own.st_dev:
+    if not netlink.is_netns(netns_fd):
         raise VariableError("CNI_NETNS: it is not a network namespace")
+    if os.fstat(netns_fd).st_ino == os.stat("/proc/self/ns/net").st_ino:
+        raise VariableError("CNI_NETNS: it is the host's own network namespace")
 
 
 def create(link: PodLink, netns_fd: int, mtu: int) -> int:
@@ -138,7 +138,7 @@ def device_mtu() -> int:
     """The MTU in bytes of the device that leads out of this node, else Ethernet's."""
     with _explained(), Netlink() as host:
         for family in (4, 6):
-            for route in host.call(netlink.get_route(_ANYWHERE[family])):
+            for route in host.call(netlink.get_route(_NOWHERE[family])):
                 index = netlink.attributes(route[12:]).get(netlink.RTA_OIF)
                 if index:
                     for _, _, found in netlink.links(host.call(netlink.get_device(netlink.number(index)))):

@@ -10,6 +10,7 @@ Sources: include/uapi/linux/{netlink,rtnetlink,if_link,if_addr,neighbour,pkt_sch
 
 import ctypes
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -45,6 +46,7 @@ _CLSACT_HANDLE, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
 
 _SOL_NETLINK, _CAP_ACK, _EXT_ACK = 270, 10, 11
 _CLONE_NEWNET = 0x40000000
+_NS_GET_NSTYPE = 0xB703
 _BUFFER_BYTES = 65536
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -141,6 +143,13 @@ def inside(netns_fd: int) -> Iterator[None]:
             _enter(own)
     finally:
         os.close(own)
+
+
+def is_netns(fd: int) -> bool:
+    try:
+        return fcntl.ioctl(fd, _NS_GET_NSTYPE) == _CLONE_NEWNET
+    except OSError:  # ENOTTY: of no namespace
+        return False
 
 
 def _enter(netns_fd: int) -> None:

@@ -86,7 +86,8 @@ class Plugin:
         if request.verb == "VERSION":
             return result.versions(config.version_asked(text))
         network = config.network(text)
-        with self._records.locked(request.container_id):
+        with self._records.locked(request.container_id) as lock:
+            request = request._replace(held=(lock,))
             if request.verb == "DEL":
                 self._delete(request, network)
                 return None
@@ -105,10 +106,9 @@ class Plugin:
         if left:
             self._delete(request, network)
         record = Record(request.container_id, request.ifname, network.name, request.pod)
-        self._records.write(name, record)
+        lease = self._reserve(request, network, record)
+        record = record._replace(addresses=tuple(map(str, lease.addresses)))
         try:
-            lease = self._leases.reserve(request, network)
-            record = record._replace(addresses=tuple(map(str, lease.addresses)))
             self._records.write(name, record)
             made = self._connect(request, network.mtu, lease, netns_fd)
             self._records.write(name, record._replace(complete=True))
@@ -117,6 +117,16 @@ class Plugin:
             raise
         ours = _result(request, made, lease)
         return result.chained(before, ours) if before else ours
+
+    def _reserve(self, request: Request, network: Network, record: Record) -> Lease:
+        """Records the intention, then reserves addresses."""
+        name = link.host_name(request.container_id, request.ifname)
+        self._records.write(name, record)
+        try:
+            return self._leases.reserve(request, network)
+        except Exception:
+            self._records.remove(name)
+            raise
 
     def _connect(self, request: Request, mtu: int | None, lease: Lease, netns_fd: int) -> PodLink:
         made = link.planned(request.container_id, request.ifname)

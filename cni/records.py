@@ -52,11 +52,11 @@ class Records:
         """The record of a link; one that cannot be understood counts as incomplete."""
         try:
             fields = json.loads((self._directory / link).read_bytes())
+            return Record(**{**fields, "addresses": tuple(fields["addresses"])})
         except FileNotFoundError:
             return None
-        except ValueError:
+        except (ValueError, LookupError, TypeError):
             return Record("", "", "", "")
-        return Record(**{**fields, "addresses": tuple(fields["addresses"])})
 
     def write(self, link: str, record: Record) -> None:
         """Raises NodeError."""
@@ -78,11 +78,15 @@ class Records:
             return []
 
     @contextmanager
-    def locked(self, container_id: str) -> Iterator[None]:
-        """Keeps other threads and processes from the same container. Raises NodeError.
+    def locked(self, container_id: str) -> Iterator[int]:
+        """Keeps other threads and processes from the same container; gives the lock's descriptor.
 
         An open-file-description lock: unlike those of a process it holds between threads as well, and unlike flock(2)
-        it needs no file for each container.
+        it needs no file for each container. A child that inherits the descriptor holds it, too: what a killed process
+        had begun is not cleared away while a child of it is still at work.
+
+        Raises:
+            NodeError: the lock's file cannot be made.
         """
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -91,7 +95,7 @@ class Records:
             raise NodeError(f"locking {self._lock}: {error}") from error
         try:
             fcntl.fcntl(fd, fcntl.F_OFD_SETLKW, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _byte(container_id), 1, 0))
-            yield
+            yield fd
         finally:
             os.close(fd)
 

@@ -69,7 +69,7 @@ def versions(version: str) -> Json:
 
 
 def _objects(data: Json, name: str) -> list[Json]:
-    items: Any = data.get(name) or []
+    items: Any = [] if data.get(name) is None else data[name]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ConfigError(f"{name} of a result: expected a list of objects, not {items!r}")
     return items

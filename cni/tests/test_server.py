@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server under load, killed, stopped, beside another one, and after a reload of the programs."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import pytest
+
+from bpf import syscall
+from cni.link import host_name
+from cni.tests.conftest import CLEAN, Node, wait_for
+from cni.tests.test_verbs import CONFIG, added, config, hooks, ping
+
+pytestmark = pytest.mark.root
+
+PARALLEL = 30
+# An IPAM plugin that says that it was asked, and then takes its time.
+SLOW = """#!/bin/sh
+if [ "$CNI_COMMAND" = ADD ]; then touch {mark}; sleep {seconds}; fi
+exec /usr/lib/cni/host-local
+"""
+
+
+def slow_ipam(node: Node, seconds: float) -> tuple[dict[str, object], dict[str, str]]:
+    """A configuration and variables with an IPAM plugin that takes long over ADD."""
+    plugin = node.directory / "slow"
+    plugin.write_text(SLOW.format(mark=node.directory / "asked", seconds=seconds))
+    plugin.chmod(0o755)
+    ipam = {"type": "slow", "dataDir": str(node.networks), "ranges": [[{"subnet": "10.244.7.0/24"}]]}
+    return config(ipam=ipam), {"CNI_PATH": str(node.directory)}
+
+
+def test_thirty_pods_at_once_each_get_their_own(node: Node) -> None:
+    """Parallel calls neither share an address nor fail, and parallel DELs leave nothing."""
+    names = [f"p{number}" for number in range(PARALLEL)]
+    with node.pods(*names), ThreadPoolExecutor(PARALLEL) as pool:
+        replies = list(pool.map(lambda name: node.call("ADD", name, CONFIG), names))
+        assert {reply.status for reply in replies} == {0}
+        assert len({reply.data["ips"][0]["address"] for reply in replies}) == PARALLEL
+        replies = list(pool.map(lambda name: node.call("DEL", name, CONFIG), names))
+        assert {reply.status for reply in replies} == {0}
+        assert node.leftovers() == CLEAN
+
+
+def test_server_killed_in_the_middle_of_an_add_is_stood_in_for(node: Node) -> None:
+    """The launcher's one-shot process clears away what the server had begun, and the pod comes up."""
+    settings, variables = slow_ipam(node, 1)
+    with node.pods("a"):
+        process = node.launch("ADD", "a", variables)
+        assert process.stdin
+        process.stdin.write(json.dumps(settings))
+        process.stdin.close()
+        process.stdin = None
+        wait_for((node.directory / "asked").exists, node.log)
+        node.stop_server(signal.SIGKILL)
+        output, _ = process.communicate(timeout=30)
+        assert process.returncode == 0, output
+        address = json.loads(output)["ips"][0]["address"].removesuffix("/32")
+        assert ping(node, address)
+        assert node.call("DEL", "a", settings, **variables).status == 0
+        assert node.leftovers() == CLEAN
+
+
+def test_server_killed_and_restarted_serves_the_same_pods(node: Node) -> None:
+    """What one server made, the one-shot process and the next server know."""
+    with node.pods("a", "b"):
+        result = added(node, "a")
+        node.stop_server(signal.SIGKILL)
+        added(node, "b")
+        node.start_server()
+        assert node.call("CHECK", "a", config(prevResult=result)).status == 0
+        assert ping(node, "10.244.0.2")
+        assert ping(node, "10.244.0.3")
+        for pod in ("a", "b"):
+            assert node.call("DEL", pod, CONFIG).status == 0
+        assert node.leftovers() == CLEAN
+
+
+def test_server_told_to_stop_finishes_what_is_under_way(node: Node) -> None:
+    """SIGTERM costs no call: that under way is answered, the next one finds the one-shot process."""
+    settings, variables = slow_ipam(node, 1)
+    with node.pods("a"), ThreadPoolExecutor(1) as pool:
+        reply = pool.submit(node.call, "ADD", "a", settings, **variables)
+        wait_for((node.directory / "asked").exists, node.log)
+        assert node.stop_server() == 0
+        assert not (node.run_dir / "cni.sock").exists()
+        assert reply.result().status == 0
+        assert '"call_done"' in node.log()
+        assert node.call("DEL", "a", settings, **variables).status == 0
+
+
+def test_calls_for_one_container_wait_for_each_other(node: Node) -> None:
+    """A DEL that comes while ADD is still at work takes away what that made."""
+    settings, variables = slow_ipam(node, 0.5)
+    with node.pods("a"), ThreadPoolExecutor(2) as pool:
+        adding = pool.submit(node.call, "ADD", "a", settings, **variables)
+        wait_for((node.directory / "asked").exists, node.log)
+        deleting = pool.submit(node.call, "DEL", "a", settings, **variables)
+        assert adding.result().status == 0
+        assert deleting.result().status == 0
+        assert node.leftovers() == CLEAN
+
+
+def test_second_server_refuses_to_start(node: Node) -> None:
+    """Two servers would take each other's socket."""
+    command = node.inside(sys.executable, "-m", "bpf.cli", "cni-server")
+    process = subprocess.run(command, env=node.environment, capture_output=True, text=True, timeout=30, check=False)
+    assert process.returncode == 1
+    assert "another cni-server runs" in process.stderr
+    assert node.call("VERSION", "a", {}).status == 0
+
+
+def test_caller_who_is_not_root_gets_no_answer(node: Node) -> None:
+    """The socket's mode and the kernel's word both keep others out."""
+    (node.run_dir / "cni.sock").chmod(0o666)
+    program = "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX)\n"
+    program += "s.connect(sys.argv[1]); print(len(s.recv(10)))"
+    node.run_dir.chmod(0o755)
+    for parent in node.run_dir.parents[:3]:
+        parent.chmod(0o755)
+    command = ["python3", "-c", program, str(node.run_dir / "cni.sock")]
+    assert subprocess.run(command, capture_output=True, text=True, check=False).stdout == "0\n"
+    assert "caller_refused" in node.log()
+
+
+def test_caller_who_says_nothing_or_nonsense_is_hung_up_on(node: Node) -> None:
+    """The server goes on after each."""
+    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", bytes(64)):
+        with socket.socket(socket.AF_UNIX) as caller:
+            caller.connect(str(node.run_dir / "cni.sock"))
+            caller.sendall(data)
+            caller.shutdown(socket.SHUT_WR)
+            caller.settimeout(10)
+            with suppress(ConnectionResetError):
+                assert caller.recv(10) == b""
+    assert node.call("VERSION", "a", {}).status == 0
+
+
+def attached_ids(node: Node, device: str) -> set[int]:
+    found = set()
+    for direction in ("ingress", "egress"):
+        command = node.inside("tc", "-json", "filter", "show", "dev", device, direction)
+        filters = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+        found |= {item["options"]["prog"]["id"] for item in filters if "options" in item}
+    return found
+
+
+def test_programs_that_another_daemon_has_replaced_reach_the_pod_links(node: Node) -> None:
+    """When the controller loads newer programs, those at the pod links follow, and CHECK stays content."""
+    with node.pods("a"):
+        result = added(node, "a")
+        before = attached_ids(node, host_name("a", "eth0"))
+        program = "from bpf.node import load_datapath; from bpf.settings import Settings\n"
+        program += "assert load_datapath(Settings.load({'tcp_new_s': 61}))"
+        subprocess.run(node.inside(sys.executable, "-c", program), env=node.environment, check=True)
+        wait_for(lambda: attached_ids(node, host_name("a", "eth0")).isdisjoint(before), node.log)
+        pinned = {syscall.program_id(node.pins.open_program(hook)) for hook in ("from_pod", "to_pod")}
+        assert attached_ids(node, host_name("a", "eth0")) == pinned
+        assert node.call("CHECK", "a", config(prevResult=result)).status == 0
+
+
+def test_maps_that_were_removed_under_the_server_are_made_anew(node: Node) -> None:
+    """After `uninstall` the next pod loads the data plane again; its entry is in the map that is pinned."""
+    with node.pods("a"):
+        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        added(node, "a")
+        assert node.pod_entry("10.244.0.2")
+        assert hooks(node, host_name("a", "eth0")) == {"from_pod", "to_pod"}
