@@ -375,9 +375,9 @@ def reference() -> str:
         "",
         f"One YAML file, {CONFIG_FILE}, holds them all, each as `name: value`. Each is also a flag of the",
         f"daemons (`--flows-max`) and a variable (`{PREFIX}FLOWS_MAX`). A flag wins over a variable, that over the",
-        "file, and the file over the default. An unknown key, or a value out of its range, is an error that says where it",
-        "stands. Lists are YAML lists in the file, and separated by commas elsewhere. `calico-ebpf doctor` shows each",
-        "effective value and where it came from.",
+        "file, and the file over the default. An unknown key, or a value out of its range, is an error that says",
+        "where it stands. Lists are YAML lists in the file, and separated by commas elsewhere. `calico-ebpf doctor`",
+        "shows each effective value and where it came from.",
         "",
         "A size (`*_max`) applies when its map is made: after a reboot, or `calico-ebpf uninstall`.",
     ]

@@ -7,9 +7,7 @@ from pathlib import Path
 from bpf.settings import Settings
 from controller.commands import daemons, links
 from controller.commands.checks import Check, Verdict, check, sysctl
-
-# What VXLAN adds to an IPv6 underlay's packets: Ethernet, IPv6, UDP and VXLAN headers.
-OVERLAY_BYTES = 70
+from controller.nodes import OVERLAY_BYTES, OVERLAY_NAME
 
 KUBE_PROXY = "kube-proxy"
 REMOVE_KUBE_PROXY = (
@@ -21,7 +19,7 @@ REMOVE_KUBE_PROXY = (
 def network_checks(settings: Settings) -> Iterator[Check]:
     with links.Links() as here:
         devices = here.underlay(settings.underlay_devices)
-        overlay = here.device(links.OVERLAY_DEVICE)
+        overlay = here.device(OVERLAY_NAME)
     yield _devices(devices, settings)
     yield from _forwarding()
     yield _rp_filter(devices)
@@ -65,7 +63,7 @@ def _mtu(devices: Sequence[links.Device], overlay: bool, settings: Settings) -> 
     pods = daemons.report(settings, "node.json").get("mtu")
     if not pods or not devices:
         return Check("mtu", Verdict.OK, "not known yet: the controller has left no node.json")
-    room = min(device.mtu for device in devices) - (OVERLAY_BYTES if overlay else 0)
+    room = min(device.mtu for device in devices) - (min(OVERLAY_BYTES.values()) if overlay else 0)
     seen = f"pods {pods}, room for {room}"
     return check("mtu", pods <= room, seen, "restart the controller; pods made before keep theirs", Verdict.WARN)
 

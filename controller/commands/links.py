@@ -8,10 +8,8 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from bpf import attach, bpftool
-
-# Marks our routes; RTPROT_* numbers from 4 on are free to use, and the kernel ignores them.
-ROUTE_PROTOCOL = 206
-OVERLAY_DEVICE = "calico-vxlan"
+from controller.nodes import OVERLAY_NAME
+from controller.routes import PROTOCOL
 
 __all__ = ["Attached", "Device", "Links", "NetlinkError", "attached", "firewall_chains"]
 
@@ -89,7 +87,7 @@ class Links:
 
     def remove_overlay(self) -> bool:
         """Removes the overlay device; returns whether there was one."""
-        found = self.device(OVERLAY_DEVICE)
+        found = self.device(OVERLAY_NAME)
         if found:
             self._netlink.link("del", index=found.ifindex)
         return bool(found)
@@ -100,7 +98,7 @@ class Links:
             route
             for family in (AF_INET, AF_INET6)
             for route in self._netlink.get_routes(family=family)
-            if route["proto"] == ROUTE_PROTOCOL
+            if route["proto"] == PROTOCOL
         ]
         for route in ours:
             self._netlink.route("del", **_identity(route))
@@ -143,5 +141,5 @@ def _identity(route: Any) -> dict[str, Any]:
         "table": _table(route),
         "type": route["type"],
         "scope": route["scope"],
-        "proto": ROUTE_PROTOCOL,
+        "proto": PROTOCOL,
     }

@@ -2,6 +2,7 @@
 """`calico-ebpf status`: what is loaded, attached and running on this node. It is doctor that judges."""
 
 import os
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +16,7 @@ from bpf.loader import Pins
 from bpf.settings import Settings
 from controller.commands import daemons, drops, links
 from controller.commands.options import output_flag
-from controller.commands.output import show_json, table
+from controller.commands.output import duration, show_json, table
 from controller.commands.reading import raw_entries
 
 # From here on a map is said to be nearly full.
@@ -99,9 +100,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     if found["health"]:
         answered = found["health"]["status"] or "no answer"
         lines += [f"health at {found['health']['address']}: {answered} {found['health']['answer']}"]
-    for key, value in found["controller"].items():
-        if key != "errors":
-            lines.append(f"controller {key}: {value}")
+    lines += controller_lines(found["controller"])
     attached = [(device, ", ".join(hooks)) for device, hooks in found["attached"].items()]
     attached.append(("cgroup", ", ".join(found["cgroup"]) or "nothing"))
     lines += ["", *table(("DEVICE", "PROGRAMS"), attached)]
@@ -112,6 +111,20 @@ def describe(found: dict[str, Any]) -> list[str]:
         lines += ["", *table(("MAP", "ENTRIES", "SIZE", "FULL"), levels)]
         lines += ["", f"{found['drops']} packets did not get through: `calico-ebpf drops` says why"]
     return lines + [f"warning: {warning}" for warning in found["warnings"]]
+
+
+def controller_lines(report: dict[str, Any]) -> list[str]:
+    """What the controller last said of itself."""
+    if not report:
+        return []
+    state = "in step" if report.get("synced") else "not in step"
+    if report.get("waiting_for"):
+        state += f", waiting for the first list of {', '.join(report['waiting_for'])}"
+    objects = ", ".join(f"{count} {kind}" for kind, count in report.get("objects", {}).items())
+    since = (
+        f"last write {duration(time.time() - report['last_sync'])} ago" if report.get("last_sync") else "no write yet"
+    )
+    return [f"source {report.get('source')}: {objects or 'nothing'}; {state}, {since}"]
 
 
 def _share(level: dict[str, Any]) -> str:

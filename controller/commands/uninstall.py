@@ -17,14 +17,13 @@ from bpf.attach import detach_cgroup
 from bpf.cli import settings_flags
 from bpf.errors import BpfError
 from bpf.settings import Settings
+from controller import sysctl
 from controller.commands import cnifiles, daemons
 from controller.commands.checks import PROC_SYS
 from controller.commands.links import Links, NetlinkError, attached
 from controller.commands.options import output_flag
 from controller.commands.output import show_json
 from controller.commands.reading import raw_entries
-
-SYSCTLS = "sysctl.json"
 
 # A directory of addresses may hold these without holding an address.
 BOOKKEEPING = ("last_reserved_ip", "lock")
@@ -110,7 +109,7 @@ def _pins(settings: Settings) -> Iterator[Step]:
 
 def _sysctls(settings: Settings) -> Iterator[Step]:
     """Puts back what the controller has noted: paths below /proc/sys, with their values before."""
-    for name, value in daemons.read_json(settings.state_dir / SYSCTLS).items():
+    for name, value in daemons.read_json(settings.state_dir / sysctl.FILE_NAME).items():
         path = PROC_SYS / name
         if path.exists():
             path.write_text(f"{value}\n")

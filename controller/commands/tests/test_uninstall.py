@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""uninstall as a whole, in a process with network and mount namespaces of its own, which vanish with it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.root
+
+# Everything that uninstall removes, and beside it a filter, a route and files that are not ours.
+SCRIPT = """
+set -eu
+shopt -s nullglob
+for directory in /run /etc /opt /var/lib; do mount -t tmpfs tmpfs $directory; done
+mount -t bpf bpf /sys/fs/bpf
+mkdir -p /etc/cni/net.d /opt/cni/bin /run/calico-ebpf /var/lib/calico-ebpf /var/lib/cni/networks/{empty,held}
+echo '{"name": "empty", "plugins": [{"type": "calico-ebpf"}]}' > /etc/cni/net.d/10-calico-ebpf.conflist
+echo '{"name": "held", "type": "calico-ebpf"}' > /etc/cni/net.d/20-held.conf
+echo '{"name": "other", "plugins": [{"type": "bridge"}, {"type": "calico-ebpf"}]}' > /etc/cni/net.d/30-other.conflist
+echo nonsense > /etc/cni/net.d/40-nonsense.conf
+touch /opt/cni/bin/calico-ebpf /opt/cni/bin/bridge
+touch /var/lib/cni/networks/{empty,held}/{lock,last_reserved_ip.0} /var/lib/cni/networks/held/10.244.0.9
+echo '{"net/ipv4/ip_forward": "0", "net/ipv6/conf/gone/accept_ra": "1"}' > /var/lib/calico-ebpf/sysctl.json
+echo 1 > /proc/sys/net/ipv4/ip_forward
+ip link add under0 type veth peer name peer0
+ip link add calico-vxlan type vxlan external dstport 4789
+for device in lo under0 peer0 calico-vxlan; do ip link set $device up; done
+ip address add 192.0.2.1/24 dev under0
+ip route add 198.51.100.0/24 via 192.0.2.9
+ip route add 10.244.1.0/24 via 192.0.2.2 proto 206
+ip route add 10.244.2.0/24 dev calico-vxlan proto 206
+ip route add default via 192.0.2.2 proto 206 table 77
+ip -6 route add fd00:10:244::/64 dev under0 proto 206
+%(python)s -c '
+from pyroute2 import IPRoute
+from bpf import attach, node
+from bpf.settings import Settings
+settings = Settings()
+node.load_datapath(settings)
+pins = node.pins(settings)
+with IPRoute() as netlink:
+    for name in ("under0", "peer0"):
+        index = netlink.link_lookup(ifname=name)[0]
+        attach.add_clsact(netlink, index)
+        for hook in ("from_netdev", "to_netdev"):
+            attach.attach_device(netlink, index, hook, pins.open_program(hook))
+    netlink.tc("add-filter", "bpf", index, handle=1, fd=pins.open_program("from_netdev"), name="theirs",
+               parent=attach.INGRESS, prio=9, protocol=3, direct_action=True)
+'
+%(python)s -m bpf.cli uninstall --yes --output json
+%(python)s -m bpf.cli uninstall --yes --output json
+echo left
+echo /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/*
+cat /proc/sys/net/ipv4/ip_forward
+ip route show table all proto 206
+ip route show 198.51.100.0/24
+ip -o link show type vxlan
+for device in under0 peer0; do tc qdisc show dev $device clsact | cut -d' ' -f2; done
+bpftool net show | grep -o 'theirs'
+"""
+
+
+def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
+    """Attachments, pins, routes, device, files and sysctls of ours are gone; a second run finds nothing."""
+    script = tmp_path / "script"
+    script.write_text(SCRIPT % {"python": sys.executable})
+    unshared = ["unshare", "--net", "--mount", "--propagation", "private", "bash", script]
+    ran = subprocess.run(unshared, capture_output=True, text=True, cwd=Path(__file__).parents[3])
+    assert ran.returncode == 0, ran.stderr
+    steps, left = ran.stdout.split("left\n")
+    decoder = json.JSONDecoder()
+    first, end = decoder.raw_decode(steps)
+    second, _ = decoder.raw_decode(steps[end:].lstrip())
+    assert [step["done"] for step in first] == [
+        "removed /etc/cni/net.d/10-calico-ebpf.conflist",
+        "removed /var/lib/cni/networks/empty",
+        "removed /etc/cni/net.d/20-held.conf",
+        "left /var/lib/cni/networks/held, which holds 1 addresses",
+        "removed /opt/cni/bin/calico-ebpf",
+        *(f"detached {hook} from {device}" for device in ("peer0", "under0") for hook in ("from_netdev", "to_netdev")),
+        "removed the overlay device",
+        "removed 3 routes",
+        "removed /sys/fs/bpf/calico-ebpf",
+        "restored net/ipv4/ip_forward to 0",
+        "removed /var/lib/calico-ebpf",
+        "removed /run/calico-ebpf",
+    ]
+    assert second == [{"done": "nothing of ours was there", "failed": ""}]
+    assert left.splitlines() == [
+        "/var/lib/cni/networks/held /etc/cni/net.d/30-other.conflist /etc/cni/net.d/40-nonsense.conf /opt/cni/bin/bridge",
+        "0",
+        "198.51.100.0/24 via 192.0.2.9 dev under0 ",
+        "clsact",
+        "theirs",
+    ]
