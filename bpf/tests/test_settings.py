@@ -155,6 +155,11 @@ def test_defaults_pass_their_own_checks() -> None:
         assert getattr(Settings.load({setting.name: default}, {}, ABSENT), setting.name) == default, setting.name
 
 
+def test_sample_file_holds_defaults() -> None:
+    """conf/config.yaml is accepted, and changes nothing."""
+    assert Settings.load({}, {}, Path(__file__).parents[2] / "conf" / "config.yaml") == Settings()
+
+
 def test_reference_describes_every_setting() -> None:
     """No field of Settings is without meaning, reason and place on the page."""
     page = reference()

@@ -53,7 +53,7 @@ with IPRoute() as netlink:
 %(python)s -m bpf.cli uninstall --yes --output json
 %(python)s -m bpf.cli uninstall --yes --output json
 echo left
-echo /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/*
+printf '%%s\\n' /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/*
 cat /proc/sys/net/ipv4/ip_forward
 ip route show table all proto 206
 ip route show 198.51.100.0/24
@@ -90,7 +90,10 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
     ]
     assert second == [{"done": "nothing of ours was there", "failed": ""}]
     assert left.splitlines() == [
-        "/var/lib/cni/networks/held /etc/cni/net.d/30-other.conflist /etc/cni/net.d/40-nonsense.conf /opt/cni/bin/bridge",
+        "/var/lib/cni/networks/held",
+        "/etc/cni/net.d/30-other.conflist",
+        "/etc/cni/net.d/40-nonsense.conf",
+        "/opt/cni/bin/bridge",
         "0",
         "198.51.100.0/24 via 192.0.2.9 dev under0 ",
         "clsact",
