@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Connect and first byte through a cluster IP, on one node and across two: ours against kube-proxy in nftables mode.
+
+All nodes are up at once on one switch, and follow the same Services of one API server. Client and server share a core,
+so that the path is what is seen, and not how fast the scheduler wakes another core.
+"""
+
+import os
+import time
+
+from e2e.bench import rounds
+from e2e.bench.contenders import IN_FORCE_S, Contender, Nftables, Ours
+from e2e.bench.lab import BenchLab
+from e2e.bench.objects import PORT, TARGET_PORT, endpoint_slice, service
+from e2e.bench.outcome import Outcome, Series
+from e2e.bench.tool import BenchError, Tool
+from e2e.lab import addresses
+from e2e.lab.runtime import Pod
+from e2e.lab.source import Source
+
+TITLE = "New connections: connect and first byte through a cluster IP, IPv4"
+ROUNDS, WARM_UP = 60, 3
+# A turn of a path: each round has two of every contender. All of them together stay below the ports that there are.
+CONNECTIONS = 200
+SETTLE_S = 0.01
+
+SAME, ACROSS = "same node", "across nodes"
+FIRST_SERVICE = 100
+
+
+def run() -> Outcome:
+    """Raises LabError, BenchError, kubernetes.BuildError."""
+    contenders: list[Contender] = [Ours(), Nftables()]
+    outcome = Outcome(TITLE)
+    series = {path: Series(f"connect + first byte, {path}", "us") for path in (SAME, ACROSS)}
+    with BenchLab("connect") as lab:
+        source = lab.api_source()
+        for contender in contenders:
+            contender.set_up(lab, 2, source)
+            outcome.versions |= contender.versions()
+        turns: dict[str, rounds.Turn] = {}
+        for number, contender in enumerate(contenders):
+            turns[contender.name] = Clients(contender, source, FIRST_SERVICE + 2 * number).turn
+        rounds.play(turns, series, ROUNDS, WARM_UP)
+    outcome.series = list(series.values())
+    for path in (SAME, ACROSS):
+        outcome.compare(series[path], contenders[1].name, bar=0.85, aim=0.75)
+        outcome.compare_tails(series[path], contenders[1].name, aim=0.9)
+    return outcome
+
+
+class Clients:
+    """A contender's client on its first node, with a server on each, each behind a Service of its own.
+
+    Args:
+        first_service: number of the first Service's address; the second has the next.
+    """
+
+    def __init__(self, contender: Contender, source: Source, first_service: int) -> None:
+        near, far = contender.nodes
+        client = near.add_pod("client", serve=False)
+        servers = {SAME: near.add_pod("server", serve=False), ACROSS: far.add_pod("server", serve=False)}
+        self._tools = {}
+        self._servers = []
+        for number, (path, server) in enumerate(servers.items(), first_service):
+            self._servers.append(start_server(server))
+            name, cluster_ip = f"bench-{number}", addresses.service(number).v4
+            slices = endpoint_slice(name, [(server.address.v4, server.node.name)])
+            source.apply(name, [service(name, cluster_ip), slices])
+            self._tools[path] = start_client(client, cluster_ip)
+
+    def turn(self) -> dict[str, list[float]]:
+        """Microseconds of each connection, by path."""
+        took = {}
+        for path, tool in self._tools.items():
+            took[path] = [nanoseconds / 1e3 for nanoseconds in tool.ask(str(CONNECTIONS))]
+            time.sleep(SETTLE_S)
+        return took
+
+
+def start_server(pod: Pod) -> Tool:
+    """A server in a pod, once it listens. Raises BenchError."""
+    server = Tool(pod.space, "connect", "server", str(TARGET_PORT), cpu=core())
+    server.answer()
+    return server
+
+
+def start_client(pod: Pod, cluster_ip: str) -> Tool:
+    """A client of a Service, once that is in force. Raises BenchError."""
+    deadline = time.monotonic() + IN_FORCE_S
+    while True:
+        client = Tool(pod.space, "connect", "client", cluster_ip, str(PORT), cpu=core())
+        try:
+            client.ask("1")
+            return client
+        except BenchError as error:
+            client.close()
+            if time.monotonic() > deadline:
+                raise BenchError(f"{pod.node.name}: not in force after {IN_FORCE_S} s: {error}") from error
+            time.sleep(0.2)
+
+
+def core() -> int:
+    """The last core: interrupts and daemons tend to run on the first."""
+    return max(os.sched_getaffinity(0))

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The statistics of the benchmark. Pure; all quantities keep the unit they come in.
+
+Contenders take turns within a round, so that both meet the machine in the same state: what is compared is a round's
+ratio, and the rounds are what the bootstrap draws from. A machine that drifts from one round to the next moves both.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+DRAWS = 2000
+CONFIDENCE = 0.95
+# Fixed, so that the same samples give the same interval.
+SEED = 206
+
+# An interval wider than this share of its value says little about a bar a few hundredths away.
+WIDE = 0.10
+# Quartiles of a contender's rounds further apart than this share of their median: something else used the machine.
+RESTLESS = 0.25
+
+
+class Interval(NamedTuple):
+    """An estimate, and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """Samples of one contender. `spread` is the distance of the quartiles as a share of the median."""
+
+    median: float
+    p99: float
+    spread: float
+
+
+def quantile(samples: Sequence[float], share: float) -> float:
+    """The value below which `share` of the samples lie, between two neighbours in proportion. Raises ValueError."""
+    if not samples:
+        raise ValueError("no samples")
+    ordered = sorted(samples)
+    place = share * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (ordered[above] - ordered[below]) * (place - below)
+
+
+def p99(samples: Sequence[float]) -> float:
+    return quantile(samples, 0.99)
+
+
+def spread(samples: Sequence[float]) -> float:
+    """The distance of the quartiles as a share of the median."""
+    return (quantile(samples, 0.75) - quantile(samples, 0.25)) / median(samples)
+
+
+def summary(rounds: Sequence[Sequence[float]]) -> Summary:
+    """All samples of a contender, whatever the round; the spread is that of its rounds' medians."""
+    flat = [sample for samples in rounds for sample in samples]
+    return Summary(median(flat), p99(flat), spread([median(samples) for samples in rounds]))
+
+
+def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], float] = median) -> Interval:
+    """A statistic of `values`, with the interval in which it lies when they are drawn anew with replacement."""
+    chance = random.Random(SEED)
+    drawn = [statistic(chance.choices(values, k=len(values))) for _ in range(DRAWS)]
+    tail = (1 - CONFIDENCE) / 2
+    return Interval(statistic(values), quantile(drawn, tail), quantile(drawn, 1 - tail))
+
+
+def paired_ratio(
+    ours: Sequence[Sequence[float]],
+    theirs: Sequence[Sequence[float]],
+    of_round: Callable[[Sequence[float]], float] = median,
+) -> Interval:
+    """The median over the rounds of ours / theirs, with its interval.
+
+    Args:
+        ours, theirs: the samples of each round, in the same order of rounds.
+        of_round: what stands for a round: median or p99 of its samples.
+
+    Raises:
+        ValueError: not as many rounds on either side.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    return interval([of_round(mine) / of_round(other) for mine, other in pairs])
+
+
+def doubts(name: str, ratio: Interval, sides: Sequence[Sequence[Sequence[float]]]) -> list[str]:
+    """Why a ratio should not be trusted; empty where nothing speaks against it."""
+    found = []
+    width = (ratio.high - ratio.low) / ratio.value
+    if width > WIDE:
+        found.append(f"{name}: the interval of the ratio spans {width:.0%} of it: more rounds, or a quieter machine")
+    worst = max(summary(rounds).spread for rounds in sides)
+    if worst > RESTLESS:
+        found.append(f"{name}: a contender's rounds spread by {worst:.0%} of their median: the machine was not quiet")
+    return found
