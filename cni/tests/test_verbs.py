@@ -3,6 +3,7 @@
 
 import json
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -372,3 +373,44 @@ def test_fifty_pods_made_and_removed_leave_nothing(node: Node) -> None:
             assert node.call("ADD", "a", CONFIG, **variables).status == 0
             assert node.call("DEL", "a", CONFIG, **variables).status == 0
     assert node.leftovers() == CLEAN
+
+
+def test_add_killed_at_any_point_is_cleared_away(bare_node: Node) -> None:
+    """Whatever a killed process had made, DEL takes it away, and so does an ADD of the same interface."""
+    node = bare_node
+    with node.pods("a"):
+        added(node, "a")  # loads the data plane
+        node.call("DEL", "a", CONFIG)
+        for number in range(12):
+            process = node.launch("ADD", "a", {})
+            assert process.stdin
+            process.stdin.write(json.dumps(CONFIG))
+            process.stdin.close()
+            time.sleep(0.05 + number * 0.012)
+            process.kill()
+            process.wait()
+            if process.returncode == 0 or number % 2:
+                assert node.call("DEL", "a", CONFIG) == (0, {})
+                assert node.leftovers() == CLEAN
+            else:
+                reply = node.call("ADD", "a", CONFIG)
+                assert reply.status == 0 or reply.data["code"] == 102, reply  # killed when all was done
+                assert node.call("DEL", "a", CONFIG) == (0, {})
+                assert node.leftovers() == CLEAN
+
+
+def test_add_with_a_full_map_of_pods_says_which_setting(bare_node: Node) -> None:
+    """The pod that does not fit is refused whole; those before it are unharmed."""
+    node = bare_node
+    node.environment["CALICO_EBPF_PODS_MAX"] = "16"
+    node.start_server()
+    names = [f"p{number}" for number in range(9)]
+    with node.pods(*names):
+        for name in names[:8]:
+            added(node, name)
+        before = node.leftovers()
+        reply = node.call("ADD", names[8], CONFIG)
+        refused(reply, 104, "map of pods")
+        assert "pods_max" in reply.data["details"]
+        assert node.leftovers() == before
+        assert ping(node, "10.244.0.2")
