@@ -10,6 +10,8 @@ from controller.commands.checks import Check, Verdict, check, sysctl
 from controller.nodes import OVERLAY_BYTES, OVERLAY_NAME
 
 KUBE_PROXY = "kube-proxy"
+# What its /proxyMode answers.
+MODES = {"iptables", "ipvs", "nftables"}
 REMOVE_KUBE_PROXY = (
     "kubectl -n kube-system delete daemonset kube-proxy, then `kube-proxy --cleanup` on each node: "
     "both would translate the same Services"
@@ -77,11 +79,11 @@ def _attached(devices: Sequence[links.Device]) -> Check:
 
 def _kube_proxy(settings: Settings) -> Iterator[Check]:
     pids = kube_proxy_processes()
-    mode = daemons.get(settings.metrics_address, "/proxyMode") if settings.metrics_address else (0, "")
+    _, mode = daemons.get(settings.metrics_address, "/proxyMode") if settings.metrics_address else (0, "")
     if pids:
         yield Check(KUBE_PROXY, Verdict.FAIL, f"running, process {', '.join(map(str, pids))}", REMOVE_KUBE_PROXY)
-    elif mode[0] == 200:
-        yield Check(KUBE_PROXY, Verdict.FAIL, f"answers at {settings.metrics_address}: {mode[1]}", REMOVE_KUBE_PROXY)
+    elif mode in MODES:
+        yield Check(KUBE_PROXY, Verdict.FAIL, f"answers at {settings.metrics_address}: {mode}", REMOVE_KUBE_PROXY)
     else:
         yield Check(KUBE_PROXY, Verdict.OK, "does not run")
     rules = links.firewall_chains(table=KUBE_PROXY, chain="KUBE-SERVICES")

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""doctor's view of devices and of kube-proxy, and how daemons are asked over HTTP."""
+
+import json
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from bpf.settings import Settings
+from controller.commands import checks_network, daemons, links
+from controller.commands.checks import Verdict
+from controller.commands.links import Device
+
+ETH0, ETH1 = Device("eth0", 2, 1500), Device("eth1", 3, 1400)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """503 for /healthz, 200 for anything else."""
+
+    def do_GET(self) -> None:
+        self.send_response(503 if self.path == "/healthz" else 200)
+        self.end_headers()
+        self.wfile.write(self.path.encode() + b"\n")
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """The port of a server on the loopback address."""
+    with HTTPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_get_gives_status_and_body_whatever_the_status(port: int) -> None:
+    """An unhealthy daemon's answer is an answer; a wildcard address is asked on loopback."""
+    assert daemons.get(f"127.0.0.1:{port}", "/livez") == (200, "/livez")
+    assert daemons.get(f"0.0.0.0:{port}", "/healthz") == (503, "/healthz")
+
+
+def test_get_where_nobody_listens_says_why() -> None:
+    """No answer has status 0."""
+    status, why = daemons.get("127.0.0.1:1", "/healthz")
+    assert status == 0
+    assert "refused" in why
+
+
+@pytest.mark.parametrize(
+    ("answer", "verdict"), [("nftables", Verdict.FAIL), ("# HELP calico_ebpf_objects", Verdict.OK), ("", Verdict.OK)]
+)
+def test_kube_proxy_is_known_by_its_mode(monkeypatch: pytest.MonkeyPatch, answer: str, verdict: Verdict) -> None:
+    """Our own metrics at the same address are not taken for it."""
+    monkeypatch.setattr(checks_network, "kube_proxy_processes", list)
+    monkeypatch.setattr(daemons, "get", lambda *_: (200, answer))
+    monkeypatch.setattr(links, "firewall_chains", lambda **_: [])
+    found = {item.name: item.verdict for item in checks_network._kube_proxy(Settings())}
+    assert found == {"kube-proxy": verdict, "kube-proxy's rules": Verdict.OK}
+
+
+def test_kube_proxy_is_known_by_its_process(tmp_path: Path) -> None:
+    """A process of that name in this network namespace is found while it runs."""
+    program = tmp_path / "kube-proxy"
+    shutil.copy(shutil.which("sleep") or "", program)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            assert process.pid in checks_network.kube_proxy_processes()
+        finally:
+            process.kill()
+    assert process.pid not in checks_network.kube_proxy_processes()
+
+
+@pytest.mark.parametrize(
+    ("pods", "overlay", "verdict"),
+    [
+        (1400, False, Verdict.OK),
+        (1401, False, Verdict.WARN),
+        (1350, True, Verdict.OK),
+        (1351, True, Verdict.WARN),
+        (None, True, Verdict.OK),
+    ],
+)
+def test_mtu_of_pods_must_fit_the_smallest_device(
+    tmp_path: Path, pods: int | None, overlay: bool, verdict: Verdict
+) -> None:
+    """The narrowest way counts, less what the overlay adds."""
+    (tmp_path / "node.json").write_text(json.dumps({"mtu": pods}))
+    assert checks_network._mtu([ETH0, ETH1], overlay, Settings(run_dir=tmp_path)).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("values", "devices", "verdict"),
+    [
+        ({"all": "0", "eth0": "1"}, [ETH0], Verdict.OK),
+        ({"all": "1", "eth0": "0"}, [ETH0, ETH1], Verdict.WARN),
+        ({"all": "1", "eth0": "2", "eth1": "2"}, [ETH0, ETH1], Verdict.OK),
+    ],
+)
+def test_rp_filter_is_the_stricter_number_of_all_and_device(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], devices: list[Device], verdict: Verdict
+) -> None:
+    """Strict filtering matters where there are several ways in; the kernel takes the larger number."""
+    monkeypatch.setattr(checks_network, "sysctl", lambda name: values.get(name.split("/")[3], ""))
+    assert checks_network._rp_filter(devices).verdict == verdict
+
+
+def test_devices_that_were_set_but_are_absent_fail() -> None:
+    """A name that no device has is told."""
+    found = checks_network._devices([ETH0], Settings(underlay_devices=("eth0", "bond7")))
+    assert (found.verdict, found.seen) == (Verdict.FAIL, "no device bond7")
+
+
+@pytest.mark.root
+def test_links_find_the_devices_of_default_routes(tmp_path: Path) -> None:
+    """In a namespace of its own: by route, by name."""
+    script = """
+import subprocess
+from controller.commands.links import Links
+def ip(text): subprocess.run(["ip", *text.split()], check=True)
+for name, net in (("a0", 1), ("b0", 2)):
+    ip(f"link add {name} type veth peer name {name}p")
+    ip(f"address add 192.0.2.{net}/32 dev {name}")
+    ip(f"link set {name} up"); ip(f"link set {name}p up")
+def names(*wanted):
+    with Links() as links: return [device.name for device in links.underlay(wanted)]
+print(names())
+ip("route add default dev a0")
+ip("-6 route add default dev b0")
+print(names(), names("b0p"))
+"""
+    (tmp_path / "script.py").write_text(script)
+    command = ["unshare", "--net", sys.executable, tmp_path / "script.py"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines() == ["[]", "['a0', 'b0'] ['b0p']"], ran.stderr
