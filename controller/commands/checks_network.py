@@ -7,7 +7,8 @@ from pathlib import Path
 from bpf.settings import Settings
 from controller.commands import daemons, links
 from controller.commands.checks import Check, Verdict, check, sysctl
-from controller.nodes import OVERLAY_BYTES, OVERLAY_NAME
+from controller.nodes import OVERLAY_BYTES
+from controller.routes import Device
 
 KUBE_PROXY = "kube-proxy"
 # What its /proxyMode answers.
@@ -19,18 +20,17 @@ REMOVE_KUBE_PROXY = (
 
 
 def network_checks(settings: Settings) -> Iterator[Check]:
-    with links.Links() as here:
-        devices = here.underlay(settings.underlay_devices)
-        overlay = here.device(OVERLAY_NAME)
+    snapshot = links.seen()
+    devices = links.underlay(snapshot, settings.underlay_devices)
     yield _devices(devices, settings)
     yield from _forwarding()
     yield _rp_filter(devices)
-    yield _mtu(devices, overlay is not None, settings)
+    yield _mtu(devices, snapshot.overlay() is not None, settings)
     yield _attached(devices)
     yield from _kube_proxy(settings)
 
 
-def _devices(devices: Sequence[links.Device], settings: Settings) -> Check:
+def _devices(devices: Sequence[Device], settings: Settings) -> Check:
     seen = ", ".join(f"{device.name} (MTU {device.mtu})" for device in devices)
     absent = sorted(set(settings.underlay_devices) - {device.name for device in devices})
     if absent:
@@ -46,7 +46,7 @@ def _forwarding() -> Iterator[Check]:
         yield check(name, value != "0", seen, advice, Verdict.WARN)
 
 
-def _rp_filter(devices: Sequence[links.Device]) -> Check:
+def _rp_filter(devices: Sequence[Device]) -> Check:
     """The kernel takes the stricter of `all` and the device's own."""
     values = {device.name: max(_rp_value("all"), _rp_value(device.name)) for device in devices}
     strict = [name for name, value in values.items() if value == 1]
@@ -60,7 +60,7 @@ def _rp_value(device: str) -> int:
     return int(value) if value.isdigit() else 0
 
 
-def _mtu(devices: Sequence[links.Device], overlay: bool, settings: Settings) -> Check:
+def _mtu(devices: Sequence[Device], overlay: bool, settings: Settings) -> Check:
     """The pods' MTU, as the controller has told the CNI plugin, must fit the underlay."""
     pods = daemons.report(settings, "node.json").get("mtu")
     if not pods or not devices:
@@ -70,7 +70,7 @@ def _mtu(devices: Sequence[links.Device], overlay: bool, settings: Settings) -> 
     return check("mtu", pods <= room, seen, "restart the controller; pods made before keep theirs", Verdict.WARN)
 
 
-def _attached(devices: Sequence[links.Device]) -> Check:
+def _attached(devices: Sequence[Device]) -> Check:
     attached = {(item.device, item.hook) for item in links.attached()}
     bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"

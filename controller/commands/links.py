@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, filters, routes and firewall tables as the commands see and remove them: their only importer of pyroute2."""
+"""Devices, filters, routes and firewall tables as the commands see and remove them; here alone do they use pyroute2."""
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
@@ -8,14 +12,13 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from bpf import attach, bpftool
+from controller import nodes
+from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME
-from controller.routes import PROTOCOL
-
-__all__ = ["Attached", "Device", "Links", "NetlinkError", "attached", "firewall_chains"]
+from controller.routes import PROTOCOL, Device, Netlink, Snapshot
 
 FILTER_PREFIX = "calico-ebpf/"
-GONE = (2, 22)  # ENOENT, EINVAL: no such filter, or no clsact
-AF_INET, AF_INET6 = 2, 10
+GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 ANY_FAMILY = 0
 
 
@@ -27,20 +30,31 @@ class Attached(NamedTuple):
     hook: str
 
 
-class Device(NamedTuple):
-    name: str
-    ifindex: int
-    mtu: int
-
-
 def attached() -> list[Attached]:
     """Our programs on the devices of this network namespace. Raises BpftoolError."""
     found = [item for item in bpftool.filters() if str(item.get("name", "")).startswith(FILTER_PREFIX)]
     return [Attached(item["devname"], item["ifindex"], item["name"].removeprefix(FILTER_PREFIX)) for item in found]
 
 
+def seen() -> Snapshot:
+    """Devices and routes as the controller sees them. Raises NetworkError."""
+    netlink = Netlink()
+    try:
+        return netlink.snapshot()
+    finally:
+        netlink.close()
+
+
+def underlay(snapshot: Snapshot, names: tuple[str, ...]) -> list[Device]:
+    """The devices of these names; where none are named, those of the default routes."""
+    if names:
+        return [device for device in snapshot.devices.values() if device.name in names]
+    found = nodes.underlay(None, nodes.Network(snapshot.hops), snapshot.addresses)
+    return [snapshot.devices[index] for index in sorted(found & snapshot.devices.keys())]
+
+
 class Links:
-    """The caller's network namespace. Use it in a `with`."""
+    """Removes what is ours from the caller's network namespace. Use it in a `with`; methods raise NetworkError."""
 
     def __init__(self) -> None:
         self._netlink = IPRoute()
@@ -51,80 +65,61 @@ class Links:
     def __exit__(self, *exception: object) -> None:
         self._netlink.close()
 
-    def underlay(self, names: tuple[str, ...]) -> list[Device]:
-        """The devices of these names; where there are none, those of the default routes."""
-        devices = {link["index"]: _device(link) for link in self._netlink.get_links()}
-        if names:
-            return [device for device in devices.values() if device.name in names]
-        found = {_out(route) for family in (AF_INET, AF_INET6) for route in self._default_routes(family)}
-        return [devices[index] for index in sorted(found & devices.keys())]
-
-    def device(self, name: str) -> Device | None:
-        for link in self._netlink.get_links():
-            if link.get_attr("IFLA_IFNAME") == name:
-                return _device(link)
-        return None
-
     def detach(self, attachment: Attached) -> None:
         """Takes a program of ours off its device; it is no error that it is gone."""
-        try:
+        with _named(f"detaching {attachment.hook} from {attachment.device}", *GONE):
             attach.detach_device(self._netlink, attachment.ifindex, attachment.hook)
-        except NetlinkError as error:
-            if error.code not in GONE:
-                raise
 
-    def remove_clsact(self, ifindex: int) -> bool:
-        """Removes a device's clsact where nobody's filter is left on it; returns whether it did."""
-        if any(self._netlink.get_filters(ifindex, parent=parent) for parent in (attach.INGRESS, attach.EGRESS)):
-            return False
-        try:
-            self._netlink.tc("del", "clsact", ifindex)
-        except NetlinkError as error:
-            if error.code not in GONE:
-                raise
-            return False
-        return True
+    def remove_clsact(self, ifindex: int) -> None:
+        """Removes a device's clsact where nobody's filter is left on it."""
+        with _named(f"removing clsact from device {ifindex}", *GONE):
+            if not any(self._netlink.get_filters(ifindex, parent=parent) for parent in (attach.INGRESS, attach.EGRESS)):
+                self._netlink.tc("del", "clsact", ifindex)
 
     def remove_overlay(self) -> bool:
         """Removes the overlay device; returns whether there was one."""
-        found = self.device(OVERLAY_NAME)
-        if found:
-            self._netlink.link("del", index=found.ifindex)
+        with _named(f"removing {OVERLAY_NAME}"):
+            found = self._netlink.link_lookup(ifname=OVERLAY_NAME)
+            for ifindex in found:
+                self._netlink.link("del", index=ifindex)
         return bool(found)
 
     def remove_routes(self) -> int:
         """Removes every route of ours; returns how many there were."""
-        ours = [
-            route
-            for family in (AF_INET, AF_INET6)
-            for route in self._netlink.get_routes(family=family)
-            if route["proto"] == PROTOCOL
-        ]
-        for route in ours:
-            self._netlink.route("del", **_identity(route))
+        with _named("removing routes"):
+            ours = [
+                route
+                for family in (AF_INET, AF_INET6)
+                for route in self._netlink.get_routes(family=family)
+                if route["proto"] == PROTOCOL
+            ]
+            for route in ours:
+                self._netlink.route("del", **_identity(route))
         return len(ours)
-
-    def _default_routes(self, family: int) -> list[Any]:
-        routes = self._netlink.get_routes(family=family)
-        return [route for route in routes if not route["dst_len"] and route["type"] == 1 and _table(route) == 254]
 
 
 def firewall_chains(table: str, chain: str) -> list[str]:
-    """The names of nftables' tables called `table`, and of chains called `chain` (iptables-nft's), here."""
-    with NFTables(nfgen_family=ANY_FAMILY) as nft:
-        tables = [found.get_attr("NFTA_TABLE_NAME") for found in nft.get_tables()]
-        chains = [found.get_attr("NFTA_CHAIN_NAME") for found in nft.get_chains()]
+    """The names of nftables' tables called `table`, and of chains called `chain` (iptables-nft's), here.
+
+    None where the kernel has no nftables.
+    """
+    try:
+        with NFTables(nfgen_family=ANY_FAMILY) as nft:
+            tables = [found.get_attr("NFTA_TABLE_NAME") for found in nft.get_tables()]
+            chains = [found.get_attr("NFTA_CHAIN_NAME") for found in nft.get_chains()]
+    except (NetlinkError, OSError):
+        return []
     return sorted({name for name in tables if name == table} | {name for name in chains if name == chain})
 
 
-def _device(link: Any) -> Device:
-    return Device(link.get_attr("IFLA_IFNAME"), link["index"], link.get_attr("IFLA_MTU"))
-
-
-def _out(route: Any) -> int:
-    """The device of a route; of several next hops the first."""
-    hops = route.get_attr("RTA_MULTIPATH")
-    return int(hops[0]["oif"] if hops else route.get_attr("RTA_OIF") or 0)
+@contextmanager
+def _named(what: str, *ignored: int) -> Iterator[None]:
+    """Turns netlink's errors, but for those ignored, into one that says what was done."""
+    try:
+        yield
+    except NetlinkError as error:
+        if error.code not in ignored:
+            raise NetworkError(f"{what}: {error}") from error
 
 
 def _table(route: Any) -> int:
@@ -137,7 +132,7 @@ def _identity(route: Any) -> dict[str, Any]:
     return {
         "family": route["family"],
         "dst": f"{route.get_attr('RTA_DST') or anywhere}/{route['dst_len']}",
-        "oif": _out(route),
+        "oif": route.get_attr("RTA_OIF"),
         "table": _table(route),
         "type": route["type"],
         "scope": route["scope"],

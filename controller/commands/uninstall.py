@@ -20,10 +20,11 @@ from bpf.settings import Settings
 from controller import sysctl
 from controller.commands import cnifiles, daemons
 from controller.commands.checks import PROC_SYS
-from controller.commands.links import Links, NetlinkError, attached
+from controller.commands.links import Links, attached
 from controller.commands.options import output_flag
 from controller.commands.output import show_json
 from controller.commands.reading import raw_entries
+from controller.errors import ControllerError
 
 # A directory of addresses may hold these without holding an address.
 BOOKKEEPING = ("last_reserved_ip", "lock")
@@ -49,7 +50,7 @@ def uninstall(settings: Settings) -> Iterator[Step]:
     for take in (_cni_files, _cgroup, _devices, _pins, _sysctls, _directories):
         try:
             yield from take(settings)
-        except (OSError, ValueError, BpfError, NetlinkError) as error:
+        except (OSError, ValueError, BpfError, ControllerError) as error:
             yield Step(f"{take.__name__.strip('_').replace('_', ' ')}: not finished", str(error))
 
 
