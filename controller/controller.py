@@ -98,10 +98,13 @@ class Controller:
         """Says that devices or routes changed; may be called from any thread."""
         self._queue.put(Signal.NETWORK)
 
-    def run(self) -> None:
-        """Returns after `stop`."""
+    def start(self) -> None:
+        """Has the source begin to list; what it posts waits for `run`."""
         gc.disable()  # until what is listed first stands: it is kept, and would be scanned over and over
         self._source.start(self._queue.put)
+
+    def run(self) -> None:
+        """Returns after `stop`."""
         try:
             while self._take():
                 self.step()

@@ -9,6 +9,7 @@ from pathlib import Path
 import structlog
 
 from bpf import attach, node
+from bpf.loader import Pins
 from bpf.settings import Settings
 from controller import health, monitor
 from controller.controller import Controller
@@ -31,23 +32,29 @@ def run(settings: Settings) -> None:
     """
     log_to_stderr(settings.log_level)
     pins = node.pins(settings)
-    loaded = node.load_datapath(settings)
-    log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
-    if settings.connect_time == "off":
-        attach.detach_cgroup(pins)
-    else:
-        attach.attach_cgroup(pins, node.cgroup_root(settings))
     netlink = Netlink()
     metrics = Metrics(pins)
     network = NodeNetwork(settings, pins, netlink)
     controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins)), network, metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())
+    # The source reads while the programs are loaded.
+    controller.start()
+    _load(settings, pins)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
     controller.run()
     netlink.close()
     log.info("stopped")
+
+
+def _load(settings: Settings, pins: Pins) -> None:
+    loaded = node.load_datapath(settings)
+    log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
+    if settings.connect_time == "off":
+        attach.detach_cgroup(pins)
+    else:
+        attach.attach_cgroup(pins, node.cgroup_root(settings))
 
 
 def source_of(settings: Settings) -> Source:

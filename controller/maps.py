@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from bpf import bpftool, syscall
+from bpf.errors import BatchError
 from bpf.loader import Pins
 from controller import mapread
 
@@ -43,15 +44,26 @@ class PinnedMaps:
         return mapread.read(self._pins, name)
 
     def capacity(self, name: str) -> int:
+        return self._info(name).max_entries
+
+    def write(self, ops: Sequence[Op]) -> None:
+        # By id, a line takes bpftool a third less than by path.
+        ids = {name: self._info(name).map_id for name in {op.map for op in ops}}
+        try:
+            bpftool.batch([_line(op, ids[op.map]) for op in ops])
+        except BatchError as error:
+            names = [name for name, number in ids.items() if f" id {number} " in error.line]
+            raise BatchError(f"map {', '.join(names)}: {error}", error.line, error.full) from error
+
+    def _info(self, name: str) -> syscall.MapInfo:
         fd = self._pins.open_map(name)
         try:
-            return syscall.map_info(fd).max_entries
+            return syscall.map_info(fd)
         finally:
             os.close(fd)
 
-    def write(self, ops: Sequence[Op]) -> None:
-        bpftool.batch([self._line(op) for op in ops])
 
-    def _line(self, op: Op) -> str:
-        pin = self._pins.map(op.map)
-        return bpftool.delete(pin, op.key) if op.value is None else bpftool.update(pin, op.key, op.value)
+def _line(op: Op, map_id: int) -> str:
+    if op.value is None:
+        return f"map delete id {map_id} key hex {op.key.hex(' ')}"
+    return f"map update id {map_id} key hex {op.key.hex(' ')} value hex {op.value.hex(' ')}"

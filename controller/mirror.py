@@ -7,11 +7,11 @@ backends    backend id -> struct backend
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable
+from sys import byteorder
 from typing import Any
 
-from bpf.abi import BackendKey, Slot, SlotKey, StateIndex
+from bpf.abi import Slot, SlotKey, StateIndex
 from controller.maps import Maps, Op
 
 # A slot further than this behind the others of its Service is damage, not a backend.
@@ -22,7 +22,7 @@ class Mirror:
     """Attributes, besides the maps:
     state: the ids reserved so far, by index into the state map.
     ids: struct backend -> its id.
-    references: backend id -> slots that name it.
+    references: backend id -> how many slots name it.
     strays: slots that no list of slots can hold.
     """
 
@@ -33,7 +33,7 @@ class Mirror:
         self.state: dict[int, int] = {}
         self.remotes: dict[bytes, bytes] = {}
         self.ids: dict[bytes, int] = {}
-        self.references: Counter[int] = Counter()
+        self.references: dict[int, int] = {}
         self.strays: set[SlotKey] = set()
         self.slot_count = 0
 
@@ -45,7 +45,7 @@ class Mirror:
             mirror.apply(Op(name, key, value) for key, value in maps.read(name).items())
         slots = ((SlotKey.unpack(key), value) for key, value in maps.read("slots").items())
         for key, value in sorted(slots):
-            mirror._set_slot(key, Slot.unpack(value).backend_id)
+            mirror._set_slot(*key, Slot.unpack(value).backend_id)
         return mirror
 
     def size(self, name: str) -> int:
@@ -63,11 +63,11 @@ class Mirror:
         """What the maps hold once `ops` have run."""
         for name, key, value in ops:
             if name == "slots":
-                self._set_slot(SlotKey.unpack(key), Slot.unpack(value).backend_id if value else 0)
+                self._set_slot(*SlotKey.unpack(key), Slot.unpack(value).backend_id if value else 0)
             elif name == "backends":
-                self._set_backend(BackendKey.unpack(key).backend_id, value)
+                self._set_backend(int.from_bytes(key, byteorder), value)
             elif name == "state":
-                self.state[int.from_bytes(key, "little")] = int.from_bytes(value or b"", "little")
+                self.state[int.from_bytes(key, byteorder)] = int.from_bytes(value or b"", byteorder)
             else:
                 held = self.frontends if name == "frontends" else self.remotes
                 if value is None:
@@ -90,29 +90,32 @@ class Mirror:
                 count += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
         return count + len(self.strays ^ other.strays)
 
-    def _set_slot(self, key: SlotKey, backend_id: int) -> None:
-        slots = self.slots.get(key.service_id)
+    def _set_slot(self, service_id: int, slot: int, backend_id: int) -> None:
+        slots = self.slots.get(service_id)
         if slots is None:
-            slots = self.slots[key.service_id] = array("I")
-        if key.slot > len(slots) + GAP_MAX:
-            (self.strays.add if backend_id else self.strays.discard)(key)
-            return
-        while len(slots) <= key.slot:
-            slots.append(0)
-        before, slots[key.slot] = slots[key.slot], backend_id
-        self.slot_count += bool(backend_id) - bool(before)
-        self._refer(backend_id, 1)
-        self._refer(before, -1)
+            slots = self.slots[service_id] = array("I")
+        if slot > len(slots) + GAP_MAX:
+            (self.strays.add if backend_id else self.strays.discard)(SlotKey(service_id, slot))
+        else:
+            if slot >= len(slots):
+                slots.extend([0] * (slot + 1 - len(slots)))
+            before, slots[slot] = slots[slot], backend_id
+            self._refer(before, backend_id)
         while slots and not slots[-1]:
             slots.pop()
         if not slots:
-            del self.slots[key.service_id]
+            del self.slots[service_id]
 
-    def _refer(self, backend_id: int, change: int) -> None:
-        if backend_id:
-            self.references[backend_id] += change
-            if not self.references[backend_id]:
-                del self.references[backend_id]
+    def _refer(self, before: int, now: int) -> None:
+        """A slot named `before`, and names `now`; 0: nothing."""
+        if now:
+            self.slot_count += 1
+            self.references[now] = self.references.get(now, 0) + 1
+        if before:
+            self.slot_count -= 1
+            self.references[before] -= 1
+            if not self.references[before]:
+                del self.references[before]
 
     def _set_backend(self, backend_id: int, value: bytes | None) -> None:
         before = self.backends.pop(backend_id, None)
@@ -132,4 +135,4 @@ def _differences(mine: dict[Any, bytes], theirs: dict[Any, bytes]) -> int:
 
 def reserved(state: StateIndex, until: int) -> Op:
     """The operation that notes that ids below `until` are taken."""
-    return Op("state", int(state).to_bytes(4, "little"), until.to_bytes(8, "little"))
+    return Op("state", int(state).to_bytes(4, byteorder), until.to_bytes(8, byteorder))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from bpf import syscall
+from bpf import bpftool, syscall
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -29,6 +29,8 @@ log = structlog.get_logger()
 
 UNDERLAY_HOOKS = ("from_netdev", "to_netdev")
 OVERLAY_HOOKS = ("from_overlay", "to_overlay")
+
+FILTER_PREFIX = "calico-ebpf/"
 
 # Routes written in one go: at 0.7 ms each, Services must not wait for those of thousands of nodes.
 ROUTES_AT_ONCE = 50
@@ -169,34 +171,27 @@ class NodeNetwork:
         wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS)
         if overlay_ifindex:
             wanted[overlay_ifindex] = OVERLAY_HOOKS
+        found = _programs()
         if self._attached is None:
-            self._attached = self._left_attached(snapshot)
+            # What an earlier controller left.
+            self._attached = {ifindex for ifindex, hooks in found.items() if set(UNDERLAY_HOOKS) & hooks.keys()}
         if not listed:
-            # What an earlier controller attached stays, with the programs of today.
+            # It stays until it is known whether it is still wanted, with the programs of today.
             wanted |= {ifindex: UNDERLAY_HOOKS for ifindex in self._attached if ifindex not in wanted}
         for ifindex, hooks in wanted.items():
-            self._attach_device(ifindex, hooks, snapshot)
+            self._attach_device(ifindex, hooks, found.get(ifindex, {}), snapshot)
         if listed:
             for ifindex in self._attached - wanted.keys():
                 for hook in (*UNDERLAY_HOOKS, *OVERLAY_HOOKS):
                     self._netlink.detach(ifindex, hook)
         self._attached = set(wanted)
 
-    def _attach_device(self, ifindex: int, hooks: Iterable[str], snapshot: Snapshot) -> None:
-        found = self._netlink.attached(ifindex)
+    def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:
             if found.get(hook) != _program_id(self._pins, hook):
                 self._netlink.attach(ifindex, hook, self._pins)
                 device = snapshot.devices.get(ifindex)
                 log.info("program-attached", hook=hook, device=device.name if device else nodes.OVERLAY_NAME)
-
-    def _left_attached(self, snapshot: Snapshot) -> set[int]:
-        """Devices, pod links apart, on which an earlier controller has left programs."""
-        return {
-            ifindex
-            for ifindex, device in snapshot.devices.items()
-            if not nodes.is_pod_link(device.name) and set(UNDERLAY_HOOKS) & self._netlink.attached(ifindex).keys()
-        }
 
     def _tell_cni(self, mtu: int) -> None:
         """node.json: what the CNI plugin takes for granted where its configuration says nothing."""
@@ -216,6 +211,15 @@ class NodeNetwork:
         for route in gone[: max(0, ROUTES_AT_ONCE - len(changed))]:
             self._netlink.remove_route(route)
         return len(changed) + len(gone) > ROUTES_AT_ONCE
+
+
+def _programs() -> dict[int, dict[str, int]]:
+    """Our hooks on each device, pod links included, with the ids of their programs."""
+    found: dict[int, dict[str, int]] = {}
+    for item in bpftool.filters():
+        if item.get("name", "").startswith(FILTER_PREFIX):
+            found.setdefault(item["ifindex"], {})[item["name"].removeprefix(FILTER_PREFIX)] = item["id"]
+    return found
 
 
 def _program_id(pins: Pins, hook: str) -> int:

@@ -10,7 +10,6 @@ What does not fit into a map is left out: its Service gets the backends that fit
 """
 
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
@@ -47,8 +46,7 @@ class Plan:
         self._numbers = numbers
         self._room = {name: capacity[name] - mirror.size(name) for name in SERVICE_MAPS}
         self._new_ids: dict[bytes, int] = {}
-        self._used_ids: set[int] = set()
-        self._references: Counter[int] = Counter()
+        self._references: dict[int, int] = {}
         self.short: dict[PoolKey, str] = {}
         self._adds: list[Op] = []
         self._slots: list[Op] = []
@@ -96,7 +94,7 @@ class Plan:
                 self._drop_slots(service_id, slots, 0)
         self._gone_slots += [Op("slots", key.pack(), None) for key in self._mirror.strays]
         for backend_id in self._mirror.backends:
-            self._references[backend_id] += 0
+            self._references.setdefault(backend_id, 0)
 
     def _pool(self, key: PoolKey) -> None:
         pool = self._desired.pools[key]
@@ -150,19 +148,20 @@ class Plan:
         return chosen
 
     def _write_slots(self, service_id: int, current: Sequence[int], slots: Sequence[int]) -> None:
+        references, known = self._references, len(current)
         for index, backend_id in enumerate(slots):
-            before = current[index] if index < len(current) else 0
+            before = current[index] if index < known else 0
             if before != backend_id:
                 self._slots.append(Op("slots", SlotKey(service_id, index).pack(), Slot(backend_id).pack()))
-                self._references[backend_id] += 1
-                self._references[before] -= 1
+                references[backend_id] = references.get(backend_id, 0) + 1
+                references[before] = references.get(before, 0) - 1
         self._drop_slots(service_id, current, len(slots))
 
     def _drop_slots(self, service_id: int, slots: Sequence[int], start: int) -> None:
         for index in range(start, len(slots)):
             if slots[index]:
                 self._gone_slots.append(Op("slots", SlotKey(service_id, index).pack(), None))
-                self._references[slots[index]] -= 1
+                self._references[slots[index]] = self._references.get(slots[index], 0) - 1
 
     def _frontend(self, pool: PoolKey, key: bytes, value: bytes) -> None:
         held = self._mirror.frontends.get(key)

@@ -141,18 +141,6 @@ class Netlink:
         with _named(f"detaching {hook}"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
             attach.detach_device(self._netlink, ifindex, hook)
 
-    def attached(self, ifindex: int) -> dict[str, int]:
-        """The hooks of ours on a device, with the ids of their programs."""
-        found = {}
-        with _named("reading filters"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
-            for parent in (attach.INGRESS, attach.EGRESS):
-                for message in self._netlink.get_filters(index=ifindex, parent=parent):
-                    options = message.get_attr("TCA_OPTIONS")
-                    name = options.get_attr("TCA_BPF_NAME") if options else None
-                    if name and name.startswith("calico-ebpf/"):
-                        found[name.removeprefix("calico-ebpf/")] = int(options.get_attr("TCA_BPF_ID") or 0)
-        return found
-
 
 def _device(link: Any) -> Device:
     return Device(link["index"], link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), bool(link["flags"] & 1))
