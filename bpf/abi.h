@@ -93,6 +93,7 @@ struct pod {
 	__u32 flags;   /* none yet: 0 */
 	__u8 pod_mac[6];
 	__u8 host_mac[6];
+	__u8 pad[4];
 	__u64 container_hash; /* first 8 bytes of SHA-256 of the container id: whose entry this is */
 };
 ABI_LAYOUT(pod, 32);

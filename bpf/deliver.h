@@ -17,14 +17,18 @@
 #define AF_INET6 10
 #endif
 
-/* The overlay device of every node has the same address: a frame in the tunnel is always for who takes it out. */
+/*
+ * The overlay device of every node has the same address: a frame in the tunnel is always for who takes it out. Its
+ * source must be another one: the kernel takes a frame from the device's own address for a loop, and drops it.
+ */
 static const __u8 overlay_mac[ETH_ALEN] = {0x02, 0xce, 0, 0, 0, 1};
+static const __u8 overlay_source_mac[ETH_ALEN] = {0x02, 0xce, 0, 0, 0, 2};
 
 #define OVERLAY_VNI 206
 #define OVERLAY_TTL 64
 
-/* Says to the overlay device, by the packet's metadata, where the tunnel ends. */
-static __always_inline int set_tunnel(struct __sk_buff *skb, const struct remote *remote)
+/* Makes a packet one for the overlay device: its frame, and by its metadata where the tunnel ends. */
+static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct remote *remote)
 {
 	struct bpf_tunnel_key key = {.tunnel_id = OVERLAY_VNI, .tunnel_ttl = OVERLAY_TTL};
 	__u64 flags = BPF_F_ZERO_CSUM_TX;
@@ -35,16 +39,16 @@ static __always_inline int set_tunnel(struct __sk_buff *skb, const struct remote
 		__builtin_memcpy(key.remote_ipv6, &remote->next_hop, sizeof(key.remote_ipv6));
 		flags = BPF_F_TUNINFO_IPV6;
 	}
+	if (rewrite_macs(skb, overlay_mac, overlay_source_mac))
+		return -DROP_REWRITE_FAILED;
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
 static __always_inline int deliver_to_overlay(struct __sk_buff *skb, const struct remote *remote)
 {
-	if (rewrite_macs(skb, overlay_mac, overlay_mac))
-		return -DROP_REWRITE_FAILED;
-	if (set_tunnel(skb, remote))
-		return -DROP_REWRITE_FAILED;
-	return bpf_redirect(remote->ifindex, 0);
+	int error = enter_tunnel(skb, remote);
+
+	return error ? error : bpf_redirect(remote->ifindex, 0);
 }
 
 static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct remote *remote)

@@ -134,7 +134,10 @@ int to_overlay(struct __sk_buff *skb)
 
 	if (skb->mark == config.mark || parse(skb, &packet))
 		return PASS; /* sent by us, with its tunnel set */
+	if (link_scoped(&packet.tuple.daddr))
+		return TC_ACT_SHOT; /* the device's own multicast, which has no far end and is nobody's loss: not
+				       counted */
 	remote = remote_at(&packet.tuple.daddr);
-	result = remote ? set_tunnel(skb, remote) : -DROP_NO_REMOTE;
+	result = remote ? enter_tunnel(skb, remote) : -DROP_NO_REMOTE;
 	return verdict(skb, result ? result : PASS);
 }

@@ -142,12 +142,12 @@ class TestFromPod:
     def test_remote_pod_through_the_overlay_gets_the_overlays_addresses(
         self, datapath: Datapath, family: Family
     ) -> None:
-        """In the tunnel every frame goes from and to the address that all overlay devices share."""
+        """In the tunnel a frame is for the address that all overlay devices share, from one that none of them has."""
         datapath.remote(family.remote_range, family.other_node, flags=RemoteFlag.OVERLAY)
         packet = tcp(family, (family.client, 40000), (family.remote, 8080))
         result = datapath.run("from_pod", packet)
         assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
-        same(result.packet, expected(packet, hops=1, eth_src=dp.OVERLAY_MAC, eth_dst=dp.OVERLAY_MAC))
+        same(result.packet, expected(packet, hops=1, eth_src=dp.OVERLAY_SOURCE_MAC, eth_dst=dp.OVERLAY_MAC))
 
     @BOTH
     def test_remote_backend_is_translated_and_sent_to_its_node(self, datapath: Datapath, family: Family) -> None:
@@ -572,7 +572,7 @@ class TestToOverlay:
         packet = tcp(family, (family.node, 40000), (family.remote, 8080))
         result = datapath.run("to_overlay", packet)
         assert result.verdict == PASS
-        same(result.packet, packet)
+        same(result.packet, expected(packet, eth_src=dp.OVERLAY_SOURCE_MAC, eth_dst=dp.OVERLAY_MAC))
         assert datapath.run("to_overlay", tcp(family, (family.node, 1), (family.outside, 2))).verdict == SHOT
         assert datapath.dropped(DropReason.NO_REMOTE) == 1
 
