@@ -4,7 +4,8 @@
     python -I -S reuse.py serve 8080 8081
     python -I -S reuse.py ask 10.96.0.10:80 10.244.2.3:8080 --manner server --rounds 3000
 
-Who closes is the manner: `server` or `client` first, or both at once by `reset`. Prints a line of JSON:
+Who closes is the manner: `server` or `client` first, both at once by `reset`, or the client `hasty`, which does not
+wait for the server to close as well. Prints a line of JSON:
 
     {"connections": 6000, "wrong": [], "slowest_ms": 2.1, "median_ms": 0.2, "over_200_ms": 0}
 
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-MANNERS = ("server", "client", "reset")
+MANNERS = ("server", "client", "reset", "hasty")
 TIMEOUT_S = 10
 BUSY_S = 2
 
@@ -43,7 +44,7 @@ def _listen(port: int) -> socket.socket:
 def _accept(listener: socket.socket) -> None:
     while True:
         connection, _ = listener.accept()
-        threading.Thread(target=_answer, args=(connection,), daemon=True).start()
+        _answer(connection)
 
 
 def _answer(connection: socket.socket) -> None:
@@ -55,7 +56,7 @@ def _answer(connection: socket.socket) -> None:
             if line.startswith(b"reset"):
                 _linger_none(connection)
             connection.sendall(line)
-            if line.startswith(b"client"):
+            if line.startswith((b"client", b"hasty")):
                 connection.recv(1)
         except OSError:
             return
@@ -92,7 +93,9 @@ def _ask_once(target: tuple[str, int], source_port: int, manner: str, question: 
     with _connected(target, source_port) as client:
         client.sendall(question)
         said = _line(client)
-        if manner == "server":
+        if manner == "client":
+            client.shutdown(socket.SHUT_WR)
+        if manner in ("server", "client"):
             said += client.recv(1)
         if manner == "reset":
             _linger_none(client)

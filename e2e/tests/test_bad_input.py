@@ -115,7 +115,7 @@ def test_manifest_broken_is_named_and_the_good_ones_apply(directory_stage: Stage
     stage.expose("beside", addresses.service(50), ["web-1"])
     directory.write("broken", "kind: Service\nmetadata: [unclosed\n")
     try:
-        wait(lambda: "broken.yaml:" in stage.node(1).log(CONTROLLER).read_text())
+        wait(lambda: ("broken.yaml", 3) in _problems(stage.node(1)))
         stage.expose("beside", addresses.service(50), ["web-2"])
         wait(lambda: names(ask(stage.place("ask-1"), "tcp", addresses.service(50).v4, count=5)) == {"web-2"})
         assert names(ask(stage.place("ask-1"), "tcp", WEB.v4, count=20)) == {"web-1", "web-2"}
@@ -131,7 +131,7 @@ def test_manifest_that_breaks_keeps_its_last_good_content(directory_stage: Stage
     stage.expose("spoilt", addresses.service(51), ["web-1"])
     wait(lambda: names(ask(stage.place("ask-1"), "tcp", addresses.service(51).v4)) == {"web-1"})
     directory.write("spoilt", "apiVersion: v1\nkind: Service\nmetadata: {name: spoilt\n")
-    wait(lambda: "spoilt.yaml:" in stage.node(1).log(CONTROLLER).read_text())
+    wait(lambda: ("spoilt.yaml", 4) in _problems(stage.node(1)))
     assert names(ask(stage.place("ask-1"), "tcp", addresses.service(51).v4, count=5)) == {"web-1"}
     directory.delete("spoilt")
     wait(lambda: "web-1" not in names(ask(stage.place("ask-1"), "tcp", addresses.service(51).v4)))
@@ -264,6 +264,12 @@ def _pods(node: Node) -> int:
 def _pods_of(node: Node) -> int:
     """How many it should have."""
     return 2 * len(node.pods)
+
+
+def _problems(node: Node) -> set[tuple[str, int]]:
+    """The files and lines of which the controller has complained so far."""
+    events = [json.loads(line) for line in node.log(CONTROLLER).read_text().splitlines() if line.startswith("{")]
+    return {(event["file"], event["line"]) for event in events if event["event"] == "problem" and "file" in event}
 
 
 def _bare_node(lab: Lab, settings: dict[str, object]) -> Node:

@@ -4,6 +4,7 @@
 The hard part is that both are the same five-tuple at the backend. Beside it runs the ideal: the same client and server
 joined by a veth pair of their own, with an address that nftables rewrites without state, to a second port of the
 server, so that nothing can be mistaken. Neither end keeps TIME_WAIT: else the ends refuse, not what lies between.
+A hasty client may come again while the server still holds the last connection: then TCP stalls for a second by itself.
 """
 
 import json
@@ -23,6 +24,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 ROUNDS = int(os.environ.get("REUSE_ROUNDS", "3000"))
 MARGIN_MS = 200
+TCP_STALL_MS = 1000
 SERVER_PORT, IDEAL_PORT = 8090, 8091
 REUSED = addresses.service(20)
 
@@ -46,7 +48,8 @@ def test_source_port_reused_for_service_and_backend_is_never_mistaken(
     print(f"\n{client} {family} {manner}\n  ideal {ideal}\n  ours  {ours}")
     assert ours["wrong"] == []
     assert ideal["wrong"] == []
-    assert ours["slowest_ms"] <= ideal["slowest_ms"] + MARGIN_MS
+    own_stall_ms = TCP_STALL_MS if manner == "hasty" else 0
+    assert ours["slowest_ms"] <= max(ideal["slowest_ms"], own_stall_ms) + MARGIN_MS
 
 
 @pytest.fixture(scope="module")
