@@ -4,6 +4,7 @@
 import logging
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import structlog
@@ -38,6 +39,8 @@ def run(settings: Settings) -> None:
     controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins)), network, metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())
+    deaths: list[BaseException] = []
+    threading.excepthook = lambda death: _thread_died(death, deaths, controller)
     # The source reads while the programs are loaded.
     controller.start()
     _load(settings, pins)
@@ -46,6 +49,16 @@ def run(settings: Settings) -> None:
     controller.run()
     netlink.close()
     log.info("stopped")
+    if deaths:
+        raise deaths[0]
+
+
+def _thread_died(death: threading.ExceptHookArgs, deaths: list[BaseException], controller: Controller) -> None:
+    """Ends the process, which is started again: without one of its threads it would stand still, and look well."""
+    log.error("thread-died", thread=death.thread.name if death.thread else "", exc_info=death.exc_value)
+    if death.exc_value:
+        deaths.append(death.exc_value)
+    controller.stop()
 
 
 def _load(settings: Settings, pins: Pins) -> None:

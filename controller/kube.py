@@ -120,7 +120,11 @@ class Server:
             )
             headers["Accept"] = "application/json"
             answer: urllib3.BaseHTTPResponse = api.rest_client.pool_manager.request(
-                method, url, headers=headers, preload_content=False, timeout=urllib3.Timeout(CONNECT_S, read_s)
+                method,
+                url,
+                headers=headers,
+                preload_content=False,
+                timeout=urllib3.Timeout(connect=CONNECT_S, read=read_s),
             )
             if answer.status != 200:
                 body = answer.read()
@@ -232,7 +236,7 @@ class Follower:
             answer.release_conn()
 
     def _watch(self) -> None:
-        """Returns when the server ends the watch. Raises ApiError."""
+        """Returns when the server ends the watch, or says nothing for too long. Raises ApiError."""
         query = self._query(
             watch="true",
             allowWatchBookmarks="true",
@@ -250,6 +254,8 @@ class Follower:
                     self._post(events)
                 if self._stopping.is_set():
                     return
+        except urllib3.exceptions.ReadTimeoutError:
+            log.info("watch-silent", kind=self._kind, seconds=WATCH_READ_S)
         except (urllib3.exceptions.HTTPError, OSError, msgspec.MsgspecError) as error:
             raise ApiError(f"watching {self._path}: {error}") from error
         finally:

@@ -1,0 +1,257 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop: when it syncs, when it waits, and what it says of itself; time is the test's own."""
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from bpf.loader import Pins
+from bpf.settings import Settings
+from controller.controller import Audited, Controller, Signal
+from controller.dataplane import Dataplane
+from controller.metrics import Metrics
+from controller.model import Kind, Node
+from controller.network import NodeNetwork
+from controller.source import Event, Post, Problem, Problems, Synced
+from controller.tests.fakes import FakeMaps
+from controller.tests.objects import (
+    changed,
+    decoded_node,
+    decoded_service,
+    decoded_slice,
+    endpoint,
+    endpoint_slice,
+    gone,
+    node,
+    served,
+    service,
+)
+
+LISTED: list[Event] = [Synced(kind) for kind in Kind]
+
+
+class FakeNetwork:
+    """A network in which everything succeeds at once; counts its syncs."""
+
+    def __init__(self) -> None:
+        self.remotes: dict[bytes, bytes] = {}
+        self.problems: list[Problem] = []
+        self.failed = False
+        self.eligible = True
+        self.nodes: dict[str, Node | None] = {}
+        self.syncs: list[bool] = []
+
+    def set_node(self, name: str, found: Node | None) -> bool:
+        self.nodes[name] = found
+        self.remotes = {bytes(20): bytes(24)} if found else {}
+        self.eligible = found is not None
+        return True
+
+    @property
+    def node_count(self) -> int:
+        return len(self.nodes)
+
+    def sync(self, listed: bool) -> bool:
+        self.syncs.append(listed)
+        return False
+
+
+class QuietSource:
+    """Posts nothing: the tests do."""
+
+    def start(self, post: Post) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class Rig:
+    """A controller over fakes, and the clock; `tell` posts events and lets it do what is due."""
+
+    def __init__(self, run_dir: Path, **settings: Any) -> None:
+        self.now = 100.0
+        self.maps = FakeMaps()
+        self.network = FakeNetwork()
+        self.metrics = Metrics(Pins(run_dir))
+        self.run_dir = run_dir
+        self.dataplane = Dataplane(self.maps)
+        self.controller = Controller(
+            Settings(run_dir=run_dir, sync_interval_ms=1000, **settings),
+            QuietSource(),
+            self.dataplane,
+            cast(NodeNetwork, self.network),
+            self.metrics,
+            clock=lambda: self.now,
+        )
+
+    def tell(self, *events: Event) -> None:
+        self.controller.handle(events)
+        self.controller.step()
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+        self.controller.step()
+
+    def report(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.run_dir / "controller.json").read_bytes())
+        return found
+
+    def served(self) -> dict[str, list[str]]:
+        return served(self.maps.maps)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
+
+
+WEB = changed(decoded_service(service()))
+WEB_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.1")])))
+OTHER_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.2")])))
+
+
+@pytest.mark.parametrize("missing", list(Kind))
+def test_nothing_is_written_until_every_kind_is_listed(rig: Rig, missing: Kind) -> None:
+    """One list that is late must not make another one's objects look gone."""
+    rig.maps.maps["frontends"][bytes(20)] = bytes(12)
+    rig.tell(WEB, *(Synced(kind) for kind in Kind if kind != missing))
+    rig.wait(100)
+    assert rig.maps.written == 0
+    assert rig.report()["waiting_for"] == [missing]
+    rig.tell(Synced(missing))
+    assert list(rig.served()) == ["198.51.100.1:80/6"]
+
+
+def test_change_after_a_quiet_time_is_written_at_once(rig: Rig) -> None:
+    """No timer stands between an event and the kernel."""
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    rig.now += 10
+    rig.tell(OTHER_SLICE)
+    assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.2:8080"]}
+
+
+def test_changes_in_quick_succession_are_written_together(rig: Rig) -> None:
+    """The first at once, the others when the interval is over."""
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    rig.now += 10
+    rig.tell(gone(decoded_slice(endpoint_slice("s1", []))))
+    written = rig.maps.written
+    for _ in range(5):
+        rig.now += 0.1
+        rig.tell(OTHER_SLICE)
+        rig.tell(WEB_SLICE)
+    assert rig.maps.written == written
+    rig.wait(0.6)
+    assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+
+
+def test_failed_sync_is_retried_later_and_later(rig: Rig) -> None:
+    """Pending stays pending, the report names the error, and success clears it."""
+    rig.maps.fail_reads = True
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    rig.wait(1)
+    assert "bpftool is not installed" in rig.report()["errors"][0]
+    assert not rig.report()["synced"]
+    failures = rig.metrics.sync_failures._value.get()
+    rig.wait(0.05)
+    assert rig.metrics.sync_failures._value.get() == failures, "retried too early"
+    rig.maps.fail_reads = False
+    rig.wait(40)
+    assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+    rig.wait(2)
+    assert rig.report()["errors"] == []
+
+
+def test_health_fails_when_a_change_waits_too_long(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the reason; it is well again when everything is in the kernel."""
+    monkeypatch.setattr("controller.health.TIMEOUT_S", 0.0)
+    rig.maps.fail_reads = True
+    rig.tell(WEB, *LISTED)
+    assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez", "/else")] == [503, 503, 404]
+    rig.maps.fail_reads = False
+    rig.wait(60)
+    assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [200, 200]
+
+
+def test_healthz_alone_fails_when_the_node_is_gone(rig: Rig) -> None:
+    """Load balancers should leave; kubelet has no reason to restart the controller."""
+    own = decoded_node(node("own", [], []))
+    rig.tell(changed(own), *LISTED)
+    rig.tell(gone(own))
+    assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [503, 200]
+
+
+def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:
+    """By the next sync, without any event."""
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    rig.maps.maps["frontends"].clear()
+    rig.now += 10
+    rig.dataplane.record()
+    rig.controller.handle(Audited(rig.dataplane.read_back()))
+    rig.controller.step()
+    assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+    assert rig.metrics.drift._value.get() == 1
+
+
+def test_full_map_is_named_and_served_when_there_is_room(tmp_path: Path) -> None:
+    """The Service that does not fit waits; the others are served."""
+    rig = Rig(tmp_path)
+    rig.maps.capacities["frontends"] = 1
+    mail = decoded_service(service("mail", ["198.51.100.2"]))
+    rig.tell(changed(mail), WEB, *LISTED)
+    assert len(rig.served()) == 1
+    rig.wait(2)
+    assert any("frontends_max" in line for line in rig.report()["errors"])
+    rig.tell(gone(mail))
+    rig.wait(1)
+    rig.wait(1)
+    assert list(rig.served()) == ["198.51.100.1:80/6"]
+    rig.wait(2)
+    assert rig.report()["errors"] == []
+    assert rig.report()["synced"]
+
+
+def test_services_with_the_same_address_are_named(rig: Rig) -> None:
+    """Two that contradict each other: the first by name is served."""
+    other = changed(decoded_service(service("aaa")))
+    rig.tell(WEB, other, *LISTED)
+    rig.wait(2)
+    assert rig.report()["errors"] == ["Service shop/web: has the address of Service shop/aaa, which is used"]
+
+
+def test_problems_are_reported_with_file_and_line_until_solved(rig: Rig) -> None:
+    """As `calico-ebpf status` shows them."""
+    rig.tell(Problems("a.yaml", (Problem("Service shop/a", "no kind", "a.yaml", 7),)), *LISTED)
+    assert rig.report()["errors"] == ["a.yaml:7: Service shop/a: no kind"]
+    rig.now += 2
+    rig.tell(Problems("a.yaml", ()))
+    assert rig.report()["errors"] == []
+
+
+def test_report_is_written_once_a_second_at_most(rig: Rig) -> None:
+    """And not at all while nothing changes."""
+    rig.tell(*LISTED)
+    first = rig.report()["written"]
+    rig.now += 0.5
+    rig.tell(WEB)
+    assert rig.report()["written"] == first
+    rig.wait(1)
+    assert rig.report()["objects"]["Service"] == 1
+    second = rig.report()["written"]
+    rig.wait(10)
+    assert rig.report()["written"] == second
+
+
+def test_network_is_synced_when_nodes_or_devices_change(rig: Rig) -> None:
+    """Before Nodes are listed nothing is taken away."""
+    rig.controller.step()
+    assert rig.network.syncs == [False]
+    rig.now += 1
+    rig.tell(changed(decoded_node(node("n", [], []))), *LISTED)
+    assert rig.network.syncs == [False, True]
+    assert rig.maps.maps["remotes"]
+    rig.now += 1
+    rig.controller.handle(Signal.NETWORK)
+    rig.controller.step()
+    assert rig.network.syncs == [False, True, True]

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Kubernetes source against a fake API server: lists, watches, and how they fail."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from controller import kube
+from controller.kube import KubernetesSource
+from controller.model import Kind, Service
+from controller.pacing import Backoff
+from controller.tests.apiserver import SERVICES, FakeApi, Query
+from controller.tests.collector import Collector
+from controller.tests.objects import node, service
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses of a fiftieth of a second instead of half a second and more."""
+    monkeypatch.setattr(kube, "Backoff", lambda _: Backoff(0.02, 0.05))
+
+
+@pytest.fixture
+def api() -> Iterator[FakeApi]:
+    server = FakeApi()
+    try:
+        server.put(SERVICES, service("a"))
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def seen(api: FakeApi, tmp_path: Path) -> Iterator[Collector]:
+    """What a source that follows `api` posts, from the start."""
+    collector = Collector()
+    source = KubernetesSource(api.kubeconfig(tmp_path))
+    source.start(collector.post)
+    try:
+        yield collector
+    finally:
+        source.stop()
+
+
+def _listed(seen: Collector) -> bool:
+    return set(seen.synced) == set(Kind)
+
+
+def test_objects_are_listed_then_watched(api: FakeApi, seen: Collector) -> None:
+    """Added, changed and deleted ones are posted as they come."""
+    seen.wait(_listed)
+    assert seen.names() == {"a"}
+    api.put(SERVICES, service("b"))
+    api.put("/api/v1/nodes", node("n", [], []))
+    seen.wait(lambda now: now.names() == {"a", "b"} and now.names(Kind.NODE) == {"n"})
+    api.put(SERVICES, service("b", ports=[{"port": 81}]))
+    seen.wait(lambda now: _ports(now, "b") == [81])
+    api.delete(SERVICES, "a")
+    seen.wait(lambda now: now.names() == {"b"})
+
+
+def _ports(seen: Collector, name: str) -> list[int]:
+    found = seen.objects.get((Kind.SERVICE, name))
+    return [port.port for port in found.spec.ports] if isinstance(found, Service) else []
+
+
+def test_selectors_and_credentials_are_sent(api: FakeApi, seen: Collector) -> None:
+    """The API server filters what nobody here needs."""
+    tokens = []
+    api.behave = lambda handler, *_: tokens.append(handler.headers["Authorization"])  # type: ignore[func-returns-value]
+    seen.wait(_listed)
+    seen.wait(lambda _: api.watching("/apis/discovery.k8s.io/v1/endpointslices") > 0)
+    selectors = {path: query.get("labelSelector") for path, query in api.requests}
+    assert selectors == {
+        SERVICES: "!service.kubernetes.io/service-proxy-name",
+        "/apis/discovery.k8s.io/v1/endpointslices": "!service.kubernetes.io/headless",
+        "/api/v1/nodes": None,
+    }
+    assert set(tokens) <= {"Bearer secret"}
+
+
+def test_long_list_is_read_in_pages(api: FakeApi, seen: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page by the token of the one before."""
+    seen.wait(_listed)
+    monkeypatch.setattr(kube, "PAGE", 2)
+    for name in "bcdefg":
+        api.put(SERVICES, service(name))
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
+    seen.wait(lambda now: len(now.names()) == 7)
+    seen.wait(lambda _: any(query.get("continue") == "6" for _, query in api.requests))
+
+
+def test_watch_expired_lists_again_and_finds_what_was_missed(api: FakeApi, seen: Collector) -> None:
+    """410 in the watch: level-triggered, a deletion that nobody told of is applied."""
+    seen.wait(lambda _: api.watching(SERVICES) > 0)
+    api.delete(SERVICES, "a", tell=False)
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old resource version"})
+    seen.wait(lambda now: not now.names())
+    lists = [query for path, query in api.requests if path == SERVICES and "watch" not in query]
+    assert [query.get("resourceVersion") for query in lists] == ["0", None]
+
+
+def test_watch_answered_410_lists_again(api: FakeApi, seen: Collector) -> None:
+    """410 as the status of the watch itself."""
+    seen.wait(lambda _: api.watching(SERVICES) > 0)
+    refused: list[str] = []
+
+    def once(handler: Any, path: str, query: Query) -> bool:
+        if path == SERVICES and "watch" in query and not refused:
+            refused.append(path)
+            return bool(handler.refuse(410, "expired"))
+        return False
+
+    api.behave = once
+    api.put(SERVICES, service("b"))
+    api.cut_watches()
+    seen.wait(lambda now: now.names() == {"a", "b"} and bool(refused))
+
+
+def test_connection_lost_resumes_where_it_was(api: FakeApi, seen: Collector) -> None:
+    """The next watch starts from the last version seen: nothing is listed again, nothing is lost."""
+    api.put(SERVICES, service("b"))
+    seen.wait(lambda now: now.names() == {"a", "b"} and api.watching(SERVICES) > 0)
+    changes = seen.changes
+    api.cut_watches()
+    api.put(SERVICES, service("c"))
+    seen.wait(lambda now: now.names() == {"a", "b", "c"})
+    assert seen.changes == changes + 1
+    assert sum(1 for path, query in api.requests if path == SERVICES and "watch" not in query) == 1
+
+
+def test_bookmark_moves_the_version_to_resume_from(api: FakeApi, seen: Collector) -> None:
+    """After a quiet time the version of the last change would be too old."""
+    seen.wait(lambda _: api.watching(SERVICES) > 0)
+    api.send(SERVICES, "BOOKMARK", {"metadata": {"resourceVersion": "4711"}})
+    time.sleep(0.1)
+    api.cut_watches()
+    seen.wait(lambda _: api.watching(SERVICES) > 1)
+    assert [query for path, query in api.requests if path == SERVICES][-1]["resourceVersion"] == "4711"
+
+
+def test_forbidden_is_named_and_tried_again(api: FakeApi, seen: Collector) -> None:
+    """What is in force stays; the other kinds go on."""
+    seen.wait(_listed)
+    api.behave = lambda handler, path, _: path == SERVICES and handler.refuse(403, "services is forbidden")
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
+    seen.wait(lambda now: any("403 services is forbidden" in message for message in now.messages()))
+    api.put("/api/v1/nodes", node("n", [], []))
+    seen.wait(lambda now: now.names(Kind.NODE) == {"n"})
+    assert seen.names() == {"a"}
+    api.behave = lambda *_: False
+    api.put(SERVICES, service("b"))
+    seen.wait(lambda now: now.names() == {"a", "b"} and not now.messages())
+
+
+def test_unauthorized_reads_the_credentials_again(api: FakeApi, seen: Collector, tmp_path: Path) -> None:
+    """A token that was replaced in the file is taken up."""
+    seen.wait(lambda _: api.watching(SERVICES) > 0)
+    api.behave = lambda handler, *_: (
+        handler.headers["Authorization"] != "Bearer fresh" and handler.refuse(401, "Unauthorized")
+    )
+    api.cut_watches()
+    seen.wait(lambda now: any("401" in message for message in now.messages()))
+    path = tmp_path / "kubeconfig"
+    path.write_text(path.read_text().replace("secret", "fresh"))
+    api.put(SERVICES, service("b"))
+    seen.wait(lambda now: now.names() == {"a", "b"})
+
+
+def test_server_slow_or_silent_keeps_what_is_in_force(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A watch that says nothing is given up after the read time-out, and begun again."""
+    monkeypatch.setattr(kube, "WATCH_READ_S", 0.3)
+    collector = Collector()
+    source = KubernetesSource(api.kubeconfig(tmp_path))
+    source.start(collector.post)
+    try:
+        collector.wait(lambda _: api.watching(SERVICES) > 2)
+        assert collector.names() == {"a"}
+    finally:
+        source.stop()
+
+
+def test_server_away_at_start_is_named_and_nothing_synced(tmp_path: Path) -> None:
+    """Not one kind is listed, so nothing will be programmed."""
+    server = FakeApi()
+    path = server.kubeconfig(tmp_path)
+    server.close()
+    collector = Collector()
+    source = KubernetesSource(path)
+    source.start(collector.post)
+    try:
+        collector.wait(lambda now: len(now.messages()) == len(Kind))
+        assert not collector.synced
+    finally:
+        source.stop()
+
+
+def test_no_configuration_is_named(tmp_path: Path) -> None:
+    """The message says which file."""
+    collector = Collector()
+    source = KubernetesSource(tmp_path / "absent")
+    source.start(collector.post)
+    try:
+        collector.wait(lambda now: any("no way to the API server" in message for message in now.messages()))
+    finally:
+        source.stop()
+
+
+def test_object_that_cannot_be_decoded_stays_as_it_was(api: FakeApi, seen: Collector) -> None:
+    """It is named until it can be."""
+    seen.wait(lambda now: _listed(now) and api.watching(SERVICES) > 0)
+    bad = service("a", ports=[{"port": "x"}])
+    api.put(SERVICES, bad)
+    seen.wait(lambda now: bool(now.messages()))
+    assert _ports(seen, "a") == [80]
+    api.put(SERVICES, service("a", ports=[{"port": 81}]))
+    seen.wait(lambda now: _ports(now, "a") == [81] and not now.messages())

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes to remotes and routes: who is reached how, with and without the overlay."""
+
+import pytest
+
+from bpf.abi import Remote, RemoteFlag, RemoteKey
+from bpf.address import packed, text
+from controller.nodes import Hop, Network, NodeFacts, Ways, facts, merged, pod_mtu, underlay, ways
+from controller.tests.objects import decoded_node, node
+
+ETH, OVERLAY = 4, 9
+OWN = NodeFacts("own", (packed("192.0.2.1"), packed("2001:db8::1")), ("10.244.0.0/24",), True)
+
+
+def _hop(prefix: str, gateway: str = "", ifindex: int = ETH, metric: int = 0) -> Hop:
+    address, _, length = prefix.partition("/")
+    return Hop(packed(address), int(length), ifindex, packed(gateway) if gateway else b"", metric)
+
+
+NETWORK = Network(
+    (
+        _hop("192.0.2.0/24"),
+        _hop("2001:db8::/64"),
+        _hop("0.0.0.0/0", "192.0.2.254"),
+        _hop("::/0", "2001:db8::fffe"),
+    ),
+    OVERLAY,
+)
+
+
+def _facts(addresses: list[str], cidrs: list[str], name: str = "n") -> NodeFacts:
+    found, problems = facts(decoded_node(node(name, addresses, cidrs)))
+    assert not problems
+    return found
+
+
+def _shown(found: Ways) -> dict[str, str]:
+    """Prefix -> how: plain ADDRESS or overlay ADDRESS."""
+    shown = {}
+    for key, value in found.remotes.items():
+        prefix, remote = RemoteKey.unpack(key), Remote.unpack(value)
+        tunnelled = bool(remote.flags & RemoteFlag.OVERLAY)
+        assert remote.ifindex == (OVERLAY if tunnelled else ETH)
+        length = prefix.prefix_bits - (96 if prefix.address.startswith(bytes(10) + b"\xff\xff") else 0)
+        shown[f"{text(prefix.address)}/{length}"] = f"{'overlay' if tunnelled else 'plain'} {text(remote.next_hop)}"
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("encapsulation", "address", "host", "pods"),
+    [
+        pytest.param("auto", "192.0.2.2", "plain 192.0.2.2", "plain 192.0.2.2", id="on-link in auto"),
+        pytest.param("auto", "198.51.100.2", "plain 192.0.2.254", "overlay 198.51.100.2", id="routed in auto"),
+        pytest.param("always", "192.0.2.2", "plain 192.0.2.2", "overlay 192.0.2.2", id="on-link in always"),
+        pytest.param("never", "192.0.2.2", "plain 192.0.2.2", "plain 192.0.2.2", id="on-link in never"),
+        pytest.param("never", "198.51.100.2", "plain 192.0.2.254", "plain 192.0.2.254", id="routed in never"),
+    ],
+)
+def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str, pods: str) -> None:
+    """The node itself is never behind the overlay; where it is routed, the next hop is the gateway."""
+    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, encapsulation)
+    assert _shown(found) == {f"{address}/32": host, "10.244.1.0/24": pods}
+    assert found.overlay == pods.startswith("overlay")
+    (route,) = found.routes
+    assert route.ifindex == (OVERLAY if found.overlay else ETH)
+    assert text(route.source) == "192.0.2.1"
+
+
+def test_both_families_each_have_their_way() -> None:
+    """By the node's address of that family."""
+    found = ways(_facts(["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10:244:1::/64"]), OWN, NETWORK, "auto")
+    assert _shown(found) == {
+        "192.0.2.2/32": "plain 192.0.2.2",
+        "2001:db8::2/128": "plain 2001:db8::2",
+        "10.244.1.0/24": "plain 192.0.2.2",
+        "fd00:10:244:1::/64": "plain 2001:db8::2",
+    }
+
+
+def test_pods_of_a_family_that_the_node_lacks_go_through_the_overlay() -> None:
+    """An IPv6 route has no IPv4 next hop; a tunnel does not care."""
+    node_facts = _facts(["192.0.2.2"], ["fd00:10:244:1::/64"])
+    assert _shown(ways(node_facts, OWN, NETWORK, "auto"))["fd00:10:244:1::/64"] == "overlay 192.0.2.2"
+    found = ways(node_facts, OWN, NETWORK, "never")
+    assert [problem.subject for problem in found.problems] == ["Node n"]
+
+
+def test_node_without_a_route_is_named() -> None:
+    """Nothing is guessed."""
+    found = ways(_facts(["203.0.113.9"], ["10.244.1.0/24"]), OWN, Network(()), "auto")
+    assert not found.remotes
+    assert len(found.problems) == 1
+
+
+def test_overlay_that_is_needed_and_missing_leaves_the_pods_out_until_it_is_there() -> None:
+    """The caller makes it, and asks again."""
+    found = ways(_facts(["198.51.100.2"], ["10.244.1.0/24"]), OWN, NETWORK._replace(overlay_ifindex=0), "auto")
+    assert found.overlay
+    assert list(_shown(found)) == ["198.51.100.2/32"]
+
+
+def test_own_address_on_another_node_is_no_remote() -> None:
+    """A Node with a stale copy of our address must not draw our traffic away."""
+    found = ways(_facts(["192.0.2.1"], []), OWN, NETWORK, "auto")
+    assert not found.remotes
+
+
+def test_longest_prefix_then_smallest_metric_wins() -> None:
+    """As the kernel chooses."""
+    network = Network(
+        (_hop("0.0.0.0/0", "192.0.2.254"), _hop("192.0.2.0/24", "", 7, 200), _hop("192.0.2.0/24", "", 8, 100))
+    )
+    hop = network.way(packed("192.0.2.9"))
+    assert hop
+    assert hop.ifindex == 8
+
+
+def test_two_nodes_with_the_same_pods_first_by_name_has_them() -> None:
+    """Whichever was seen first; the other one is named."""
+    both = {
+        name: ways(_facts([address], ["10.244.1.0/24"], name), OWN, NETWORK, "auto")
+        for name, address in (("b", "192.0.2.3"), ("a", "192.0.2.2"))
+    }
+    remotes, routes, problems = merged(both)
+    assert text(routes["10.244.1.0/24"].gateway) == "192.0.2.2"
+    assert len(remotes) == 3
+    assert [problem.subject for problem in problems] == ["Node b"]
+
+
+def test_underlay_is_where_own_addresses_and_default_routes_are() -> None:
+    """However the devices are named."""
+    addresses = {packed("192.0.2.1"): 4, packed("198.51.100.1"): 5}
+    network = Network((_hop("0.0.0.0/0", "203.0.113.1", 6), _hop("192.0.2.0/24", "", 4)))
+    assert underlay(OWN, network, addresses) == {4, 6}
+    assert underlay(None, network, addresses) == {6}
+
+
+@pytest.mark.parametrize(("encapsulation", "mtu"), [("never", 1400), ("auto", 1350), ("always", 1350)])
+def test_pod_mtu_leaves_room_for_the_overlay_where_it_may_be_used(encapsulation: str, mtu: int) -> None:
+    """The smallest device decides."""
+    assert pod_mtu([1500, 1400], OWN, encapsulation) == mtu
+
+
+def test_pod_mtu_of_an_ipv6_only_node_leaves_room_for_its_longer_header() -> None:
+    """40 bytes instead of 20."""
+    assert pod_mtu([1500], _facts(["2001:db8::1"], []), "auto") == 1430
+
+
+def test_nonsense_in_a_node_is_named_and_the_rest_used() -> None:
+    """A malformed address or prefix spoils nothing else."""
+    found, problems = facts(decoded_node(node("n", ["nonsense", "192.0.2.2"], ["10.244.1.0/24", "10.244.1.1/24"])))
+    assert (found.addresses, found.pod_cidrs) == ((packed("192.0.2.2"),), ("10.244.1.0/24",))
+    assert len(problems) == 2
+
+
+def test_node_going_away_is_not_eligible() -> None:
+    """Being deleted, or tainted by the autoscaler."""
+    leaving = node("n", [], [])
+    leaving["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+    tainted = node("n", [], [])
+    tainted["spec"]["taints"] = [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]
+    assert [facts(decoded_node(one))[0].eligible for one in (node("n", [], []), leaving, tainted)] == [
+        True,
+        False,
+        False,
+    ]

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which endpoints a Service port has: the rules of the Service API, as tables."""
+
+import pytest
+
+from controller.services import ServiceTracker, compile_service
+from controller.tests.objects import (
+    JSON,
+    changed,
+    decoded_service,
+    decoded_slice,
+    endpoint,
+    endpoint_slice,
+    gone,
+    service,
+    shown_backend,
+    shown_frontend,
+)
+
+A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
+
+
+def _compiled(manifest: JSON, *slices: JSON) -> dict[str, list[str]]:
+    """Frontend -> backends, as text."""
+    compiled = compile_service(decoded_service(manifest), [decoded_slice(one) for one in slices])
+    return {
+        shown_frontend(frontend): [shown_backend(backend) for backend in pool.backends]
+        for pool in compiled.pools.values()
+        for frontend, _ in pool.frontends
+    }
+
+
+@pytest.mark.parametrize(
+    ("endpoints", "expected"),
+    [
+        pytest.param([endpoint(A), endpoint(B)], [A, B], id="no conditions at all mean ready"),
+        pytest.param([endpoint(A, ready=False), endpoint(B, ready=True)], [B], id="an unready one is left out"),
+        pytest.param([endpoint(A, ready=False)], [], id="unready alone is nothing, as serving follows ready"),
+        pytest.param(
+            [endpoint(A, ready=False, serving=True, terminating=True)], [A], id="none is ready: serving and terminating"
+        ),
+        pytest.param(
+            [endpoint(A, ready=False, serving=True, terminating=True), endpoint(B)], [B], id="one ready: no terminating"
+        ),
+        pytest.param(
+            [endpoint(A, ready=False, serving=True)], [], id="serving without terminating is not the fallback"
+        ),
+        pytest.param(
+            [endpoint(A, ready=False, serving=False, terminating=True)], [], id="terminating that no longer serves"
+        ),
+        pytest.param(
+            [endpoint(A, ready=True, terminating=True)], [A], id="ready while terminating: unready ones are published"
+        ),
+        pytest.param([{"addresses": [A, B]}], [A], id="only the first address counts"),
+        pytest.param([{"addresses": []}], [], id="an endpoint without address is none"),
+        pytest.param([endpoint("2001:db8::1"), endpoint(B)], [B], id="an address of the wrong family is left out"),
+        pytest.param([endpoint("nonsense"), endpoint(B)], [B], id="a malformed address is left out"),
+    ],
+)
+def test_endpoints_by_condition_select_as_the_api_says(endpoints: list[JSON], expected: list[str]) -> None:
+    """Ready endpoints; where there are none, those serving and terminating."""
+    found = _compiled(service(), endpoint_slice("s1", endpoints))
+    assert found == {"198.51.100.1:80/6": [f"{address}:8080" for address in expected]}
+
+
+def test_endpoint_in_two_slices_counts_once_and_the_one_not_terminating_wins() -> None:
+    """While an endpoint moves between slices, the copy that lags behind says nothing."""
+    dying = endpoint(A, ready=False, serving=True, terminating=True)
+    for first, second in ((dying, endpoint(A)), (endpoint(A), dying)):
+        found = _compiled(service(), endpoint_slice("s1", [first]), endpoint_slice("s2", [second]))
+        assert found == {"198.51.100.1:80/6": [f"{A}:8080"]}
+
+
+def test_named_target_port_may_differ_from_slice_to_slice() -> None:
+    """The number comes from the slice."""
+    other = endpoint_slice("s2", [endpoint(B)], ports=[{"name": "http", "port": 9090}])
+    found = _compiled(service(), endpoint_slice("s1", [endpoint(A)]), other)
+    assert found == {"198.51.100.1:80/6": [f"{A}:8080", f"{B}:9090"]}
+
+
+def test_same_port_number_of_two_protocols_makes_two_frontends() -> None:
+    """The protocol is part of the key, in Services and slices."""
+    ports = [{"name": "dns", "port": 53, "protocol": "UDP"}, {"name": "dns-tcp", "port": 53, "protocol": "TCP"}]
+    numbers = [{"name": "dns", "port": 5353, "protocol": "UDP"}, {"name": "dns-tcp", "port": 5354}]
+    found = _compiled(service(ports=ports), endpoint_slice("s1", [endpoint(A)], ports=numbers))
+    assert found == {"198.51.100.1:53/17": [f"{A}:5353"], "198.51.100.1:53/6": [f"{A}:5354"]}
+
+
+def test_slice_port_of_another_protocol_is_not_the_services() -> None:
+    """A name alone does not make a match."""
+    ports = [{"name": "http", "port": 8080, "protocol": "UDP"}]
+    assert _compiled(service(), endpoint_slice("s1", [endpoint(A)], ports=ports)) == {"198.51.100.1:80/6": []}
+
+
+def test_unnamed_port_matches_a_slices_unnamed_port() -> None:
+    """A Service with one port need not name it; a slice then has an empty or no name."""
+    for name in ({}, {"name": ""}, {"name": None}):
+        found = _compiled(
+            service(ports=[{"port": 80}]), endpoint_slice("s1", [endpoint(A)], ports=[{"port": 8080, **name}])
+        )
+        assert found == {"198.51.100.1:80/6": [f"{A}:8080"]}
+
+
+def test_slice_without_port_numbers_adds_nothing() -> None:
+    """A port of None stands for all ports, which no Service port is."""
+    assert _compiled(service(), endpoint_slice("s1", [endpoint(A)], ports=[{"name": "http"}])) == {
+        "198.51.100.1:80/6": []
+    }
+
+
+def test_dual_stack_service_has_backends_of_each_frontends_family() -> None:
+    """Slices of one family never serve the other; FQDN slices serve nobody."""
+    found = _compiled(
+        service(ips=["198.51.100.1", "2001:db8:5::1"]),
+        endpoint_slice("v4", [endpoint(A)]),
+        endpoint_slice("v6", [endpoint("2001:db8:b::1")], addressType="IPv6"),
+        endpoint_slice("names", [endpoint("web.example.org")], addressType="FQDN"),
+    )
+    assert found == {"198.51.100.1:80/6": [f"{A}:8080"], "2001:db8:5::1:80/6": ["2001:db8:b::1:8080"]}
+
+
+def test_cluster_ip_alone_serves_where_cluster_ips_is_absent() -> None:
+    """Hand-written manifests leave clusterIPs out."""
+    manifest = service()
+    del manifest["spec"]["clusterIPs"]
+    assert list(_compiled(manifest)) == ["198.51.100.1:80/6"]
+
+
+@pytest.mark.parametrize(
+    "manifest",
+    [
+        pytest.param(service(ips=["None"]), id="headless"),
+        pytest.param(service(ips=[]), id="without address yet"),
+        pytest.param(service(type="ExternalName"), id="a mere name"),
+        pytest.param(service(labels={"service.kubernetes.io/service-proxy-name": "other"}), id="another proxy's"),
+    ],
+)
+def test_service_that_is_not_ours_makes_no_frontend(manifest: JSON) -> None:
+    """And one that becomes so loses the frontends that it had."""
+    tracker = ServiceTracker()
+    tracker.apply(changed(decoded_service(service())))
+    assert [bool(compiled.pools) for _, compiled in tracker.compile_changed()] == [True]
+    tracker.apply(changed(decoded_service(manifest)))
+    assert [bool(compiled.pools) for _, compiled in tracker.compile_changed()] == [False]
+
+
+def test_headless_slices_are_ignored() -> None:
+    """The label says that no proxy has use for them."""
+    tracker = ServiceTracker()
+    labelled = endpoint_slice("s1", [endpoint(A)], labels={"service.kubernetes.io/headless": ""})
+    tracker.apply(changed(decoded_slice(labelled)))
+    assert list(tracker.compile_changed()) == []
+
+
+def test_slice_that_changes_owner_leaves_the_old_service() -> None:
+    """Both Services are compiled again, and no others."""
+    tracker = ServiceTracker()
+    for name, address in (("web", "198.51.100.1"), ("mail", "198.51.100.2"), ("news", "198.51.100.3")):
+        tracker.apply(changed(decoded_service(service(name, [address]))))
+    tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "web"))))
+    list(tracker.compile_changed())
+    tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "mail"))))
+    found = {key[1]: [len(p.backends) for p in one.pools.values()] for key, one in tracker.compile_changed()}
+    assert found == {"web": [0], "mail": [1]}
+
+
+def test_slice_before_its_service_is_kept_for_it() -> None:
+    """The two kinds come from two lists, in any order."""
+    tracker = ServiceTracker()
+    tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)]))))
+    list(tracker.compile_changed())
+    tracker.apply(changed(decoded_service(service())))
+    ((_, compiled),) = tracker.compile_changed()
+    assert [len(pool.backends) for pool in compiled.pools.values()] == [1]
+
+
+def test_deleted_slice_takes_its_endpoints_along() -> None:
+    """Those of the Service's other slices stay."""
+    tracker = ServiceTracker()
+    tracker.apply(changed(decoded_service(service())))
+    slices = [decoded_slice(endpoint_slice(name, [endpoint(ip)])) for name, ip in (("s1", A), ("s2", B))]
+    for one in slices:
+        tracker.apply(changed(one))
+    tracker.apply(gone(slices[0]))
+    ((_, compiled),) = tracker.compile_changed()
+    assert [shown_backend(one) for pool in compiled.pools.values() for one in pool.backends] == [f"{B}:8080"]
+
+
+def test_impossible_ports_and_addresses_are_named_and_the_rest_serves() -> None:
+    """What makes no sense is reported with its object."""
+    manifest = service(
+        ips=["198.51.100.1", "2001:db8:5::zz"], ports=[{"name": "http", "port": 80}, {"name": "x", "port": 70000}]
+    )
+    compiled = compile_service(
+        decoded_service(manifest), [decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.300"), endpoint(C)]))]
+    )
+    assert sorted((problem.subject, problem.message) for problem in compiled.problems) == [
+        ("EndpointSlice shop/s1", "not an IP address: '203.0.113.300'"),
+        ("Service shop/web", "not an IP address: '2001:db8:5::zz'"),
+        ("Service shop/web", "port 70000/TCP cannot be"),
+    ]
+    assert [shown_backend(one) for pool in compiled.pools.values() for one in pool.backends] == [f"{C}:8080"]
