@@ -28,9 +28,14 @@ LOAD_RATE, LOAD_LASTING, LOAD_S = 500, 20, 6
 
 
 class Demo:
-    """The steps, on one lab; `steps` gives them in order."""
+    """The steps, on one lab; `steps` gives them in order.
+
+    Attributes:
+        boxes: the picture, once there are pods.
+    """
 
     def __init__(self, lab: Lab) -> None:
+        self.boxes: list[Box] = []
         self._lab = lab
         self._source = lab.directory_source()
 
@@ -49,15 +54,6 @@ class Demo:
             self.daemons_killed,
             self.pods_removed,
         ]
-
-    def boxes(self) -> list[Box]:
-        """The picture: the nodes with their pods, and the client outside."""
-        boxes = []
-        for node in self._lab.nodes:
-            pods = [(name, f"{pod.address.v4}  {pod.address.v6}") for name, pod in node.pods.items()]
-            lines = [f"{node.address.v4}  {node.address.v6}", f"pods {'  '.join(addresses.pod_ranges(node.index))}"]
-            boxes.append(Box(node.name, lines, pods))
-        return [*boxes, Box("client, outside", ["  ".join(addresses.underlay(addresses.CLIENT))])]
 
     def nodes(self, step: Step) -> None:
         """Two nodes start: Each runs the CNI server and the controller, which follows a directory of manifests."""
@@ -82,6 +78,7 @@ class Demo:
         step.did = ["CNI_COMMAND=ADD CNI_NETNS=… /opt/cni/bin/calico-ebpf < 10-calico-ebpf.conf"]
         columns = ("pod", "node", "IPv4", "IPv6", "host end of the link", "ms, sandbox included")
         step.figures.append(Figure(columns, rows))
+        self.boxes = self._picture()
 
     def balancing(self, step: Step) -> None:
         """Connections to a cluster IP are balanced: 200 from one pod reach all four backends, which see its address."""
@@ -201,6 +198,15 @@ class Demo:
         rows = [(kind, str(before[kind]), str(during[kind]), str(after[kind])) for kind in before]
         step.figures.append(Figure(("on node2", "before", "with ten more pods", "after"), rows))
         _expect(before == after, "something of the pods is left")
+
+    def _picture(self) -> list[Box]:
+        """The nodes with their pods, and the client outside."""
+        boxes = []
+        for node in self._lab.nodes:
+            pods = [(name, f"{pod.address.v4}  {pod.address.v6}") for name, pod in node.pods.items()]
+            lines = [f"{node.address.v4}  {node.address.v6}", f"pods {'  '.join(addresses.pod_ranges(node.index))}"]
+            boxes.append(Box(node.name, lines, pods))
+        return [*boxes, Box("client, outside", ["  ".join(addresses.underlay(addresses.CLIENT))])]
 
     def _node(self, index: int) -> Node:
         return self._lab.nodes[index - 1]

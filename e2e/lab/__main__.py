@@ -118,7 +118,7 @@ def pod_list(name: str) -> None:
 @click.pass_obj
 def kubectl(name: str, arguments: tuple[str, ...]) -> None:
     """Run kubectl against the lab's API server."""
-    config = cluster.HOME / name / "api" / "kubeconfig"
+    config = cluster.HOME / name / cluster.API / "kubeconfig"
     inside = _space(name, cluster.SWITCH)
     space.join(inside.group)
     argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])

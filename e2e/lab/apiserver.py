@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""etcd and a real kube-apiserver in a space of the lab, and the kubeconfig to reach it.
+"""An API server for the lab: etcd and a real kube-apiserver in a space of it, or a cluster's own by relay.
 
-One token, of group system:masters. Nothing is durable: the data vanish with the lab.
+The lab's own has one administrator, of group system:masters. Nothing is durable: the data vanish with the lab.
 """
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -13,6 +14,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from e2e import kubernetes
 from e2e.lab import addresses
@@ -21,6 +23,7 @@ from e2e.lab.space import LabError, Space
 PORT = 6443
 ETCD = "http://127.0.0.1:2379"
 READY_S = 60
+TOOLS = Path(__file__).parent
 
 READY = """
 import ssl, sys, urllib.request
@@ -71,6 +74,47 @@ def start(space: Space, directory: Path, logs: Path) -> ApiServer:
     server = space.start(str(binary), *server_flags(directory), log=logs / "kube-apiserver.log")
     _wait_ready(space, [etcd, server], directory, token, logs)
     return ApiServer(_kubeconfig(directory, token), powerless, server)
+
+
+def borrow(space: Space, kubeconfig: Path, directory: Path) -> Path:
+    """Relays the API server of a cluster into the lab; the kubeconfig to reach it there.
+
+    Args:
+        kubeconfig: its current context is used, with the credentials in it.
+
+    Raises:
+        LabError: the kubeconfig names no server.
+    """
+    directory.mkdir(mode=0o700)
+    kubectl = [str(kubernetes.command("kubectl")), "--kubeconfig", str(kubeconfig)]
+    flat = subprocess.run(
+        [*kubectl, "config", "view", "--minify", "--flatten", "-o", "json"], capture_output=True, check=False
+    )
+    if flat.returncode:
+        raise LabError(f"{kubeconfig}: {flat.stderr.decode().strip()}")
+    config = json.loads(flat.stdout)
+    cluster = config["clusters"][0]["cluster"]
+    server = urlsplit(cluster["server"])
+    address = addresses.underlay(addresses.SWITCH).v4
+    relay = TOOLS / "relay.py"
+    command = [
+        sys.executable,
+        "-I",
+        "-S",
+        str(relay),
+        address,
+        str(PORT),
+        str(server.hostname),
+        str(server.port or 443),
+    ]
+    process = space.start(*command, "--from", f"/proc/{os.getpid()}/ns/net")
+    if not process.stdout or process.stdout.readline() != "ready\n":
+        raise LabError(f"relay to {cluster['server']}: {process.communicate()[1].strip()}")
+    cluster.setdefault("tls-server-name", server.hostname)
+    cluster["server"] = f"https://{address}:{PORT}"
+    path = directory / "kubeconfig"
+    path.write_text(json.dumps(config, indent=2))
+    return path
 
 
 def etcd_flags(directory: Path) -> list[str]:

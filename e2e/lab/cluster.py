@@ -28,6 +28,7 @@ from e2e.lab.space import LabError, Space
 HOME = Path("/run/calico-ebpf-lab")
 SWITCH, CLIENT = "switch", "client"
 NODES = "nodes"
+API = "api"
 KEEP, SPACES = "keep", "spaces.json"
 
 
@@ -89,9 +90,17 @@ class Lab:
             LabError: one of them did not start.
             kubernetes.BuildError: it cannot be built.
         """
-        kubectl = kubernetes.command("kubectl")
-        self.api = apiserver.start(self.switch, self.directory / "api", self.logs)
-        return ApiSource(kubectl, self.switch, self.api.kubeconfig)
+        self.api = apiserver.start(self.switch, self.directory / API, self.logs)
+        return ApiSource(kubernetes.command("kubectl"), self.switch, self.api.kubeconfig)
+
+    def cluster_source(self, kubeconfig: Path) -> ApiSource:
+        """Follows the API server of a cluster that is there already. What is applied there, `ApiSource.clear` removes.
+
+        Raises:
+            LabError: the kubeconfig names none.
+        """
+        relayed = apiserver.borrow(self.switch, kubeconfig, self.directory / API)
+        return ApiSource(kubernetes.command("kubectl"), self.switch, relayed)
 
     def start_nodes(self, count: int, services: Source, settings: Mapping[str, object] | None = None) -> None:
         """Adds nodes, with both daemons, and waits until they are ready."""

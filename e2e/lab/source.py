@@ -77,6 +77,11 @@ class ApiSource:
     def delete(self, name: str) -> None:
         self._remove(self._applied.pop(name))
 
+    def clear(self) -> None:
+        """Removes everything that was applied."""
+        for name in list(self._applied):
+            self.delete(name)
+
     def run(self, *arguments: str, stdin: str | None = None) -> str:
         """What kubectl prints."""
         command = (str(self._kubectl), "--kubeconfig", str(self.kubeconfig), *arguments)

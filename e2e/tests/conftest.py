@@ -31,7 +31,7 @@ def _stages() -> Iterator[Callable[[str], Stage]]:
 
     yield stage
     for one in made.values():
-        one.lab.down()
+        one.down()
 
 
 @pytest.fixture(params=KINDS)

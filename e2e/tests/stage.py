@@ -6,8 +6,10 @@ ask-1/2  clients, pods of node1 and node2
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from e2e.lab import addresses, runtime, source
@@ -15,7 +17,7 @@ from e2e.lab.addresses import Dual
 from e2e.lab.cluster import Lab
 from e2e.lab.node import Node
 from e2e.lab.runtime import Pod, tool
-from e2e.lab.source import Source
+from e2e.lab.source import ApiSource, Source
 from e2e.lab.space import Space
 
 KINDS = ("directory", "overlay", "api")
@@ -29,13 +31,25 @@ class Stage:
     """A lab with its cast.
 
     Attributes:
-        kind: directory; overlay: the same with encapsulation always; api: an API server.
+        kind: directory; overlay: the same with encapsulation always; api: an API server, that of KUBECONFIG where it is
+            set. Its cluster must be dual-stack with the lab's service ranges, and have no Services in 10.96.206.0/24.
     """
 
     def __init__(self, lab: Lab, kind: str) -> None:
         self.lab = lab
         self.kind = kind
-        self.source: Source = lab.api_source() if kind == "api" else lab.directory_source()
+        self.source = self._source()
+
+    def _source(self) -> Source:
+        if self.kind != "api":
+            return self.lab.directory_source()
+        given = os.environ.get("KUBECONFIG")
+        return self.lab.cluster_source(Path(given)) if given else self.lab.api_source()
+
+    def down(self) -> None:
+        if isinstance(self.source, ApiSource):
+            self.source.clear()
+        self.lab.down()
 
     def set_up(self) -> None:
         self.lab.start_nodes(2, self.source, {"encapsulation": "always"} if self.kind == "overlay" else {})
