@@ -25,10 +25,12 @@ IN_FORCE_S = 300
 class Contender(Protocol):
     """Attributes:
     name: as the report shows it.
+    has_services: whether pods reach Services.
     nodes: those that `set_up` made.
     """
 
     name: str
+    has_services: bool
     nodes: list[Node]
 
     def set_up(self, lab: BenchLab, count: int, source: Source) -> None:
@@ -46,6 +48,7 @@ class Ours:
     """calico-ebpf as it is installed: both daemons, defaults throughout."""
 
     name = OURS
+    has_services = True
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -71,6 +74,7 @@ class Reference:
     """The reference plugins ptp and host-local, configured as kind does, without masquerading; no Services."""
 
     name = "ptp + host-local"
+    has_services = False
 
     def __init__(self) -> None:
         self.nodes: list[Node] = []
@@ -93,6 +97,7 @@ class Nftables(Reference):
     """kube-proxy in nftables mode over the reference plugins, fed by an API server."""
 
     name = "kube-proxy nftables"
+    has_services = True
 
     def set_up(self, lab: BenchLab, count: int, source: Source) -> None:
         super().set_up(lab, count, source)
@@ -108,6 +113,12 @@ class Nftables(Reference):
     def versions(self) -> dict[str, str]:
         found = {"kube-proxy": kubernetes.version(), "nftables": machine.package("nftables")}
         return super().versions() | found
+
+
+class Routing(Reference):
+    """Plain routes between pods, without Services: the floor under every other."""
+
+    name = "routing alone"
 
 
 class ReferenceNode(Node):

@@ -74,17 +74,16 @@ class Outcome:
         return any(figure.missed for figure in self.figures)
 
     def compare(self, series: Series, peer: str, bar: float | None = None, aim: float | None = None) -> None:
-        """States the ratio of our median to a peer's."""
-        sides = (series.samples[OURS], series.samples[peer])
-        ratio = stats.paired_ratio(*sides)
+        """States the ratio of our median to a peer's: the median over the rounds."""
+        ratios = stats.round_ratios(series.samples[OURS], series.samples[peer])
         name = f"{series.name}, ratio to {peer}"
-        self.state(name, "", ratio, bar, aim)
-        self.warnings += stats.doubts(name, ratio, sides)
+        self.state(name, "", stats.interval(ratios), bar, aim)
+        self.warnings += stats.doubts(name, ratios)
 
     def compare_tails(self, series: Series, peer: str, bar: float | None = None, aim: float | None = None) -> None:
-        """States the ratio of the 99th percentiles of the rounds."""
-        ratio = stats.paired_ratio(series.samples[OURS], series.samples[peer], stats.p99)
-        self.state(f"{series.name}, 99th percentile, ratio to {peer}", "", ratio, bar, aim)
+        """States the ratio of the rounds' 99th percentiles."""
+        ratios = stats.round_ratios(series.samples[OURS], series.samples[peer], stats.p99)
+        self.state(f"{series.name}, 99th percentile, ratio to {peer}", "", stats.interval(ratios), bar, aim)
 
     def state(
         self, name: str, unit: str, value: Interval | float, bar: float | None = None, aim: float | None = None

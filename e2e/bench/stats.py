@@ -17,7 +17,8 @@ SEED = 206
 
 # An interval wider than this share of its value says little about a bar a few hundredths away.
 WIDE = 0.10
-# Quartiles of a contender's rounds further apart than this share of their median: something else used the machine.
+# Quartiles of the rounds' ratios further apart than this share of their median: something else used the machine, and
+# not in equal parts while either contender had its turn.
 RESTLESS = 0.25
 
 
@@ -71,12 +72,12 @@ def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], flo
     return Interval(statistic(values), quantile(drawn, tail), quantile(drawn, 1 - tail))
 
 
-def paired_ratio(
+def round_ratios(
     ours: Sequence[Sequence[float]],
     theirs: Sequence[Sequence[float]],
     of_round: Callable[[Sequence[float]], float] = median,
-) -> Interval:
-    """The median over the rounds of ours / theirs, with its interval.
+) -> list[float]:
+    """Ours / theirs, round by round.
 
     Args:
         ours, theirs: the samples of each round, in the same order of rounds.
@@ -85,17 +86,15 @@ def paired_ratio(
     Raises:
         ValueError: not as many rounds on either side.
     """
-    pairs = zip(ours, theirs, strict=True)
-    return interval([of_round(mine) / of_round(other) for mine, other in pairs])
+    return [of_round(mine) / of_round(other) for mine, other in zip(ours, theirs, strict=True)]
 
 
-def doubts(name: str, ratio: Interval, sides: Sequence[Sequence[Sequence[float]]]) -> list[str]:
-    """Why a ratio should not be trusted; empty where nothing speaks against it."""
-    found = []
-    width = (ratio.high - ratio.low) / ratio.value
+def doubts(name: str, ratios: Sequence[float]) -> list[str]:
+    """Why the median of rounds' ratios should not be trusted; empty where nothing speaks against it."""
+    found, estimate = [], interval(ratios)
+    width = (estimate.high - estimate.low) / estimate.value
     if width > WIDE:
-        found.append(f"{name}: the interval of the ratio spans {width:.0%} of it: more rounds, or a quieter machine")
-    worst = max(summary(rounds).spread for rounds in sides)
-    if worst > RESTLESS:
-        found.append(f"{name}: a contender's rounds spread by {worst:.0%} of their median: the machine was not quiet")
+        found.append(f"{name}: the interval spans {width:.0%} of the value: more rounds, or a quieter machine")
+    if spread(ratios) > RESTLESS:
+        found.append(f"{name}: the rounds' ratios spread by {spread(ratios):.0%}: the machine was not quiet")
     return found
