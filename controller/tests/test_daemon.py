@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole controller as a process, in a network namespace of its own, over a directory of manifests."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf.loader import Pins
+from controller.maps import PinnedMaps
+from controller.tests.fakes import NAMES
+from controller.tests.objects import JSON, endpoint, endpoint_slice, node, served, service
+
+pytestmark = pytest.mark.root
+
+DEVICES = """
+ip link set lo up
+ip link add up0 type veth peer name far0
+ip link set up0 up
+ip link set far0 up
+ip addr add 192.0.2.1/24 dev up0
+ip route add default via 192.0.2.254
+exec sleep 1000
+"""
+OWN = node("own", ["192.0.2.1"], ["10.244.0.0/24"])
+NEAR = node("near", ["192.0.2.2"], ["10.244.1.0/24"])
+WEB = {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+
+
+class Rig:
+    """A namespace, held by a process that sleeps, and the controllers that are started in it."""
+
+    def __init__(self, directory: Path, bpffs: Path) -> None:
+        self.run_dir = directory / "run"
+        self.manifests = directory / "manifests"
+        self.manifests.mkdir()
+        self.maps = PinnedMaps(Pins(bpffs))
+        self._log = directory / "log"
+        self._environment = os.environ | {
+            "NODE_NAME": "own",
+            "CALICO_EBPF_SOURCE": str(self.manifests),
+            "CALICO_EBPF_RUN_DIR": str(self.run_dir),
+            "CALICO_EBPF_STATE_DIR": str(directory / "state"),
+            "CALICO_EBPF_BPFFS": str(bpffs),
+            "CALICO_EBPF_CONNECT_TIME": "off",
+        }
+        self._holder = subprocess.Popen(["unshare", "--net", "sh", "-c", DEVICES])
+        self._controller: subprocess.Popen[bytes] | None = None
+        _eventually(lambda: "up0" in self.sh("ip -br link") and "default" in self.sh("ip route"))
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "bpf.cli", "controller"]
+        with self._log.open("ab") as log:
+            self._controller = subprocess.Popen(self._inside(command), env=self._environment, stderr=log)
+        _eventually(lambda: self.report().get("pid") == self._controller_pid and bool(self.report().get("synced")))
+
+    def stop(self, number: int) -> int:
+        assert self._controller
+        self._controller.send_signal(number)
+        return self._controller.wait(10)
+
+    def sh(self, script: str) -> str:
+        return subprocess.run(self._inside(["sh", "-c", script]), check=True, capture_output=True, text=True).stdout
+
+    def place(self, name: str, *manifests: JSON) -> None:
+        scratch = self.manifests / f".{name}"
+        scratch.write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
+        scratch.rename(self.manifests / name)
+
+    def report(self) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.run_dir / "controller.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return found
+
+    def content(self) -> dict[str, dict[bytes, bytes]]:
+        return {name: self.maps.read(name) for name in NAMES}
+
+    def served(self) -> dict[str, list[str]]:
+        return served(self.content())
+
+    def in_force(self) -> tuple[object, str, str]:
+        """Everything that must outlive the process."""
+        return self.content(), self.sh("bpftool net show"), self.sh("ip route show proto 206")
+
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        lines = [json.loads(line) for line in self._log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line["event"] == event]
+
+    def get(self, url: str) -> str:
+        code = f"import urllib.request as u; print(u.urlopen({url!r}, timeout=5).read().decode())"
+        return self.sh(f'{sys.executable} -I -c "{code}"')
+
+    def close(self) -> None:
+        for process in (self._controller, self._holder):
+            if process and process.poll() is None:
+                process.kill()
+                process.wait()
+
+    @property
+    def _controller_pid(self) -> int:
+        return self._controller.pid if self._controller else 0
+
+    def _inside(self, command: list[str]) -> list[str]:
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", *command]
+
+
+def _eventually(reached: Callable[[], bool], timeout_s: float = 20) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < deadline, "it did not come to that"
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def rig(tmp_path: Path, bpffs: Path) -> Iterator[Rig]:
+    made = Rig(tmp_path, bpffs)
+    try:
+        made.place("nodes.json", OWN, NEAR)
+        made.place("web.json", service(), endpoint_slice("s1", [endpoint("203.0.113.1")]))
+        made.start()
+        yield made
+    finally:
+        made.close()
+
+
+def test_manifests_end_in_maps_and_routes_and_follow_changes(rig: Rig) -> None:
+    """From a directory to the kernel."""
+    assert rig.served() == WEB
+    assert "10.244.1.0/24 via 192.0.2.2 dev up0" in rig.sh("ip route")
+    rig.place("web.json", service(), endpoint_slice("s1", [endpoint("203.0.113.2")]))
+    _eventually(lambda: rig.served() == {"198.51.100.1:80/6": ["203.0.113.2:8080"]})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_and_started_again_leaves_and_takes_over_everything(rig: Rig, number: int) -> None:
+    """Nothing is touched on the way out, and nothing that is right is written on the way in."""
+    before = rig.in_force()
+    assert rig.stop(number) == (0 if number == signal.SIGTERM else -number)
+    assert rig.in_force() == before
+    rig.start()
+    assert rig.in_force() == before
+    assert len(rig.logged("synced")) == 1, "the second start wrote to the maps"
+    assert len(rig.logged("program-attached")) == 2, "the second start attached again"
+
+
+def test_changes_made_while_away_are_applied(rig: Rig) -> None:
+    """A deletion that nobody saw, too."""
+    rig.stop(signal.SIGKILL)
+    rig.place("web.json", service("mail", ["198.51.100.2"]))
+    rig.start()
+    assert rig.served() == {"198.51.100.2:80/6": []}
+
+
+def test_bad_manifest_is_reported_with_its_line_beside_good_ones(rig: Rig) -> None:
+    """It loses nothing of the others."""
+    (rig.manifests / "bad.yaml").write_text("kind: Service\napiVersion: v1\nmetadata: [\n")
+    _eventually(lambda: bool(rig.report()["errors"]))
+    assert rig.report()["errors"][0].startswith("bad.yaml:4: not YAML")
+    assert rig.served() == WEB
+
+
+def test_health_and_metrics_are_served(rig: Rig) -> None:
+    """On their standard addresses."""
+    assert json.loads(rig.get("http://127.0.0.1:10256/healthz"))["nodeEligible"] is True
+    assert "lastUpdated" in rig.get("http://127.0.0.1:10256/livez")
+    metrics = rig.get("http://127.0.0.1:10249/metrics")
+    for line in (
+        'calico_ebpf_map_entries{map="frontends"} 1.0',
+        'calico_ebpf_objects{kind="Node"} 2.0',
+        "calico_ebpf_pending_changes 0.0",
+        "calico_ebpf_flows_created_total 0.0",
+    ):
+        assert line in metrics
+    assert re.search(r"calico_ebpf_sync_duration_seconds_count [1-9]", metrics)

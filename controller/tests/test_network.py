@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's own network, in a network namespace of the test's own, with the real programs."""
+
+import ctypes
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bpf import bpftool, node
+from bpf.abi import Remote
+from bpf.settings import Settings
+from controller import monitor
+from controller.network import NodeNetwork
+from controller.routes import Netlink
+from controller.tests.objects import decoded_node
+from controller.tests.objects import node as manifest
+
+pytestmark = pytest.mark.root
+
+CLONE_NEWNET = 0x40000000
+
+
+def _ip(*arguments: str) -> str:
+    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def _unshare() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+class Rig:
+    """A node with one underlay device `up0`, in a thread that has a network namespace to itself."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        return self._thread.submit(work).result(timeout=60)
+
+    def begin(self) -> None:
+        """A controller's start: the programs loaded, nothing known of any Node."""
+
+        def work() -> None:
+            node.load_datapath(self.settings)
+            self.network = NodeNetwork(self.settings, node.pins(self.settings), Netlink())
+
+        self.run(work)
+
+    def nodes(self, *manifests: dict[str, Any]) -> None:
+        for one in manifests:
+            self.network.set_node(one["metadata"]["name"], decoded_node(one))
+
+    def sync(self, listed: bool = True) -> None:
+        while self.run(lambda: self.network.sync(listed)):
+            assert not self.network.failed, self.network.problems
+
+    def hooks(self) -> dict[str, set[str]]:
+        """Device -> our hooks."""
+        found: dict[str, set[str]] = {}
+        for item in self.run(bpftool.filters):
+            found.setdefault(item["devname"], set()).add(item["name"].removeprefix("calico-ebpf/"))
+        return found
+
+    def routes(self) -> set[str]:
+        lines = [*self.ip("route", "show", "proto", "206"), *self.ip("-6", "route", "show", "proto", "206")]
+        return {" ".join(line.split()) for line in lines}
+
+    def ip(self, *arguments: str) -> list[str]:
+        return str(self.run(lambda: _ip(*arguments))).splitlines()
+
+    def close(self) -> None:
+        self._thread.shutdown()
+
+
+def _make_device() -> None:
+    _ip("link", "add", "up0", "type", "veth", "peer", "name", "far0")
+    _ip("link", "set", "far0", "up")
+    _ip("link", "set", "up0", "up", "mtu", "1400")
+    _ip("addr", "add", "192.0.2.1/24", "dev", "up0")
+    _ip("addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
+    _ip("route", "add", "default", "via", "192.0.2.254")
+
+
+@pytest.fixture
+def rig(tmp_path: Path, bpffs: Path) -> Iterator[Rig]:
+    settings = Settings(
+        node_name="own", run_dir=tmp_path / "run", state_dir=tmp_path / "state", bpffs=bpffs, connect_time="off"
+    )
+    made = Rig(settings)
+    try:
+        made.run(lambda: _ip("link", "set", "lo", "up"))
+        made.run(_make_device)
+        made.begin()
+        yield made
+    finally:
+        made.close()
+
+
+OWN = manifest("own", ["192.0.2.1", "2001:db8::1"], ["10.244.0.0/24", "fd00:10:244::/64"])
+NEAR = manifest("near", ["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10:244:1::/64"])
+FAR = manifest("far", ["198.51.100.2"], ["10.244.2.0/24", "fd00:10:244:2::/64"])
+NETDEV = {"from_netdev", "to_netdev"}
+OVERLAY = {"from_overlay", "to_overlay"}
+NEAR_ROUTES = {
+    "10.244.1.0/24 via 192.0.2.2 dev up0 src 192.0.2.1 onlink",
+    "fd00:10:244:1::/64 via 2001:db8::2 dev up0 src 2001:db8::1 metric 1024 onlink pref medium",
+}
+
+
+def test_sync_attaches_routes_and_tells_the_plugin(rig: Rig) -> None:
+    """A node of the same subnet: plain routes, no overlay."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV}
+    assert rig.routes() == NEAR_ROUTES
+    assert len(rig.network.remotes) == 4
+    assert not rig.network.problems
+    told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
+    assert told == {"name": "own", "pod_cidrs": ["10.244.0.0/24", "fd00:10:244::/64"], "mtu": 1350}
+
+
+def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
+    """Both families of its pods go through it; it has the project's MAC and no addresses of its own."""
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+    assert {route.partition(" src")[0].partition(" metric")[0] for route in rig.routes()} == {
+        "10.244.2.0/24 dev calico-vxlan scope link",
+        "fd00:10:244:2::/64 dev calico-vxlan",
+    }
+    shown = "\n".join(rig.ip("-d", "addr", "show", "calico-vxlan"))
+    assert "02:ce:00:00:00:01" in shown
+    assert "mtu 1350" in shown
+    assert "inet" not in shown
+    assert "dstport 4789" in shown
+
+
+def test_second_sync_changes_nothing(rig: Rig) -> None:
+    """Also that of a controller that was started again: what is right stays."""
+    rig.nodes(OWN, NEAR, FAR)
+    rig.sync()
+    before = (rig.run(bpftool.filters), rig.routes())
+    rig.begin()
+    rig.sync(listed=False)
+    assert (rig.run(bpftool.filters), rig.routes()) == before
+    rig.nodes(OWN, NEAR, FAR)
+    rig.sync()
+    assert (rig.run(bpftool.filters), rig.routes()) == before
+
+
+def test_node_gone_takes_its_routes_and_ours_deleted_keeps_working(rig: Rig) -> None:
+    """Our own Node's end must not cut this node off."""
+    rig.nodes(OWN, NEAR, FAR)
+    rig.sync()
+    rig.network.set_node("far", None)
+    rig.network.set_node("own", None)
+    rig.sync()
+    assert rig.routes() == NEAR_ROUTES
+    assert not rig.network.eligible
+    assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["pod_cidrs"]
+
+
+def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
+    """The CNI plugin's carry the same protocol number, but lead to pod links."""
+    rig.ip("link", "add", "ce0123456789a", "type", "veth", "peer", "name", "pod0")
+    rig.ip("link", "set", "pod0", "up")
+    rig.ip("link", "set", "ce0123456789a", "up")
+    rig.ip("route", "add", "10.244.0.5/32", "dev", "ce0123456789a", "proto", "206")
+    rig.ip("route", "add", "203.0.113.0/24", "via", "192.0.2.9")
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.routes() == NEAR_ROUTES | {"10.244.0.5 dev ce0123456789a scope link"}
+    assert any("203.0.113.0/24" in line for line in rig.ip("route"))
+    assert rig.hooks() == {"up0": NETDEV}
+
+
+def test_device_that_comes_back_is_attached_again_when_the_kernel_says_so(rig: Rig) -> None:
+    """The monitor tells; a pod link that comes tells nothing."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    told: list[int] = []
+    rig.run(lambda: monitor.watch(lambda: told.append(1)))
+    rig.ip("link", "add", "ce0123456789a", "type", "veth", "peer", "name", "veth7")
+    assert not told
+    rig.ip("link", "del", "up0")
+    rig.sync()
+    assert rig.hooks() == {}
+    rig.run(_make_device)
+    assert told
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV}
+    assert rig.routes() == NEAR_ROUTES
+
+
+def test_filter_and_route_removed_by_somebody_are_restored(rig: Rig) -> None:
+    """What the audit does: the same sync."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    rig.run(lambda: subprocess.run(["tc", "qdisc", "del", "dev", "up0", "clsact"], check=True))
+    rig.ip("route", "del", "10.244.1.0/24")
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV}
+    assert rig.routes() == NEAR_ROUTES
+
+
+def test_device_that_is_no_longer_underlay_is_let_go(rig: Rig) -> None:
+    """Our programs leave it; they follow the address to the other one."""
+    rig.nodes(OWN)
+    rig.sync()
+    rig.ip("link", "add", "up1", "type", "veth", "peer", "name", "far1")
+    rig.ip("link", "set", "up1", "up")
+    rig.ip("link", "set", "far1", "up")
+    rig.ip("addr", "flush", "dev", "up0")
+    rig.ip("addr", "add", "192.0.2.1/24", "dev", "up1")
+    rig.sync()
+    assert rig.hooks() == {"up1": NETDEV}
+
+
+def test_forwarding_is_set_and_the_old_values_remembered(rig: Rig) -> None:
+    """For uninstall; a second start does not overwrite them. Advertisements go on being heard on the underlay."""
+
+    def read(name: str) -> str:
+        return str(rig.run(lambda: (Path("/proc/sys") / name).read_text().strip()))
+
+    names = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/up0/accept_ra")
+    before = {name: read(name) for name in names}
+    rig.nodes(OWN)
+    rig.sync()
+    assert [read(name) for name in names] == ["1", "1", "2"]
+    rig.begin()
+    rig.sync(listed=False)
+    kept = json.loads((rig.settings.state_dir / "sysctl.json").read_bytes())
+    assert kept == {name: value for name, value in before.items() if value != read(name)}
+
+
+def test_no_underlay_is_named_and_no_error(rig: Rig) -> None:
+    """A node without any way out still serves its own pods."""
+    rig.ip("link", "del", "up0")
+    rig.sync()
+    assert ["no underlay device" in problem.message for problem in rig.network.problems] == [True]
+    assert not rig.network.failed
+
+
+def test_programs_loaded_anew_replace_those_attached(rig: Rig) -> None:
+    """After an upgrade, before any Node is known."""
+    rig.nodes(OWN)
+    rig.sync()
+    before = {item["id"] for item in rig.run(bpftool.filters)}
+    rig.settings = Settings(
+        **{
+            name: getattr(rig.settings, name) for name in ("node_name", "run_dir", "state_dir", "bpffs", "connect_time")
+        },
+        tcp_new_s=61,
+    )
+    rig.begin()
+    rig.sync(listed=False)
+    after = {item["id"] for item in rig.run(bpftool.filters)}
+    assert len(after) == 2
+    assert not before & after
+
+
+def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:
+    """By its number in this namespace."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    (line,) = rig.ip("-o", "link", "show", "up0")
+    assert {Remote.unpack(value).ifindex for value in rig.network.remotes.values()} == {int(line.split(":")[0])}
