@@ -16,7 +16,6 @@ from e2e.lab.__main__ import describe
 from e2e.lab.cluster import Lab
 from e2e.lab.space import LabError
 
-NAME = "demo"
 PAGE = Path(__file__).parent.parent.parent / "build" / "demo" / "report.html"
 WIDTH = 120
 SUBTITLE = (
@@ -26,26 +25,32 @@ SUBTITLE = (
 
 @click.command()
 @click.option("--keep", is_flag=True, help="Leave the lab standing.")
-def main(keep: bool) -> None:
+@click.option("--name", default="demo", show_default=True, help="The lab's name.")
+@click.option("--page", "path", type=click.Path(path_type=Path), default=PAGE, help="Where the report goes as a page.")
+def main(keep: bool, name: str, path: Path) -> None:
     """Shows pods and Services at work, with real traffic."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
     whole = Report("calico-ebpf at work", SUBTITLE)
     report.show_title(console, whole)
-    cluster.remove_kept(NAME)
+    cluster.remove_kept(name)
     try:
-        lab = Lab(NAME, keep)
+        lab = Lab(name, keep)
     except LabError as error:
         raise click.ClickException(str(error)) from error
     try:
         run(lab, whole, console)
-    finally:
-        if not keep:
-            lab.down()
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(page.html(whole), encoding="utf-8")
-    report.show_end(console, whole, str(PAGE))
+    except BaseException:
+        lab.down()
+        raise
     if keep:
-        console.print(f"\nThe lab stands:\n{describe(NAME)}", markup=False)
+        lab.leave()
+    else:
+        lab.down()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page.html(whole), encoding="utf-8")
+    report.show_end(console, whole, str(path))
+    if keep:
+        console.print(f"\nThe lab stands:\n{describe(name)}", markup=False)
     sys.exit(1 if whole.failed else 0)
 
 

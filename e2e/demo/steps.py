@@ -203,10 +203,10 @@ class Demo:
         """The nodes with their pods, and the client outside."""
         boxes = []
         for node in self._lab.nodes:
-            pods = [(name, f"{pod.address.v4}  {pod.address.v6}") for name, pod in node.pods.items()]
-            lines = [f"{node.address.v4}  {node.address.v6}", f"pods {'  '.join(addresses.pod_ranges(node.index))}"]
+            pods = [(name, f"{pod.address.v4} · {pod.address.v6}") for name, pod in node.pods.items()]
+            lines = [f"{node.address.v4} · {node.address.v6}", f"pods {' · '.join(addresses.pod_ranges(node.index))}"]
             boxes.append(Box(node.name, lines, pods))
-        return [*boxes, Box("client, outside", ["  ".join(addresses.underlay(addresses.CLIENT))])]
+        return [*boxes, Box("client, outside", [" · ".join(addresses.underlay(addresses.CLIENT))])]
 
     def _node(self, index: int) -> Node:
         return self._lab.nodes[index - 1]

@@ -46,6 +46,7 @@ def up(name: str, nodes: int, source: str, settings: tuple[str, ...]) -> None:
     except BaseException:
         lab.down()
         raise
+    lab.leave()
     click.echo(describe(name))
 
 

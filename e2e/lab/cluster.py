@@ -30,6 +30,7 @@ SWITCH, CLIENT = "switch", "client"
 NODES = "nodes"
 API = "api"
 KEEP, SPACES = "keep", "spaces.json"
+LEAVE = b"leave"
 
 
 class Lab:
@@ -37,7 +38,7 @@ class Lab:
 
     Args:
         name: letters, digits and dashes.
-        keep: it outlives this process; `remove` ends it.
+        keep: it can outlive this process, once `leave` has said so; `remove` ends it.
 
     Raises:
         LabError: a lab of that name is up, or a namespace or mount was refused.
@@ -56,9 +57,7 @@ class Lab:
             (self.directory / part).mkdir(parents=True)
         self._lock = (self.directory / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
-        if keep:
-            (self.directory / KEEP).touch()
-        self._janitor = None if keep else _start_janitor(name)
+        self._janitor = _start_janitor(name)
         try:
             self.switch = self._space(SWITCH)
             network.make_switch(self.switch)
@@ -113,12 +112,17 @@ class Lab:
         for node in added:
             node.wait_ready()
 
+    def leave(self) -> None:
+        """Lets the lab stand when this process ends."""
+        (self.directory / KEEP).touch()
+        self._janitor.communicate(LEAVE)
+        self._lock.close()
+
     def down(self) -> None:
         """Ends every process of the lab and removes everything of it."""
         remove(self.name)
         self._lock.close()
-        if self._janitor:
-            self._janitor.communicate()
+        self._janitor.communicate()
 
     def _space(self, name: str) -> Space:
         made = space.hold(name, self._group / name, self.directory, self._keep)
@@ -188,7 +192,7 @@ def sweep() -> None:
 
 
 def _is_abandoned(directory: Path) -> bool:
-    """Whether nobody holds a lab's lock, while one was not to outlive its process."""
+    """Whether nobody holds a lab's lock, and it was not left standing on purpose."""
     try:
         with (directory / "lock").open() as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -200,7 +204,10 @@ def _is_abandoned(directory: Path) -> bool:
 
 
 def _start_janitor(name: str) -> "subprocess.Popen[bytes]":
-    """Starts a process that removes the lab when this one has ended, however it did: its end of the pipe closes."""
+    """Starts a process that removes the lab when this one has ended, however it did: its end of the pipe closes.
+
+    Unless it reads LEAVE first.
+    """
     return subprocess.Popen(
         [sys.executable, "-m", "e2e.lab.cluster", name],
         stdin=subprocess.PIPE,
@@ -210,5 +217,5 @@ def _start_janitor(name: str) -> "subprocess.Popen[bytes]":
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()
-    remove(sys.argv[1])
+    if sys.stdin.buffer.read() != LEAVE:
+        remove(sys.argv[1])

@@ -39,8 +39,8 @@ def _wait(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def _start_elsewhere(name: str) -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", HOLD, name], stdout=subprocess.PIPE, text=True)
+def _start_elsewhere(name: str, keep: str = "") -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", HOLD, name, keep], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "up\n"
     return process
@@ -57,10 +57,14 @@ def test_lab_down_leaves_nothing() -> None:
     assert not Path(f"/proc/{holder}/ns").exists() or not os.listdir(f"/proc/{holder}/fd")
 
 
-def test_lab_process_killed_leaves_nothing() -> None:
-    """SIGKILL to the lab's process ends its namespaces, and the janitor removes what is on disk."""
+@pytest.mark.parametrize("keep", ["", "keep"])
+def test_lab_process_killed_leaves_nothing(keep: str) -> None:
+    """SIGKILL to the lab's process ends its namespaces, and the janitor removes what is on disk.
+
+    Even of a lab that was to be kept, where that comes before it was complete.
+    """
     name = _name("killed")
-    process = _start_elsewhere(name)
+    process = _start_elsewhere(name, keep)
     pids = [space.pid for space in cluster.spaces(name).values()]
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -3,8 +3,8 @@
 
 The hard part is that both are the same five-tuple at the backend. Beside it runs the ideal: the same client and server
 joined by a veth pair of their own, with an address that nftables rewrites without state, to a second port of the
-server, so that nothing can be mistaken. Neither end keeps TIME_WAIT: else the ends refuse, not what lies between.
-A hasty client may come again while the server still holds the last connection: then TCP stalls for a second by itself.
+server, so that nothing can be mistaken. The client keeps no TIME_WAIT, so that it can use its port again; the server
+does. A hasty client may come again while the server holds the last connection: then TCP itself stalls for a second.
 """
 
 import json
@@ -86,9 +86,9 @@ def _make_ideal(client: Pod, server: Pod, family: str) -> None:
     far_device = f"ideal-{family.lower()}"
     client.space.run(*f"ip link add ideal0 type veth peer name {far_device} netns {far_netns}".split())
     for pod, device, address in ((client, "ideal0", near), (server, far_device, far)):
-        pod.space.run("sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0")
         pod.space.run(*f"ip address add {address}/{prefix} dev {device}".split(), *(["nodad"] if ":" in far else []))
         pod.space.run("ip", "link", "set", device, "up")
+    client.space.run("sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0")
     client.space.run("ip", "route", "add", virtual, "via", far, "dev", "ideal0")
     rewrite = f"""
     table {word} ideal {{
