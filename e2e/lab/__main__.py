@@ -4,14 +4,15 @@
 import os
 import shlex
 import sys
-from pathlib import Path
 
 import click
 
 from e2e import kubernetes
-from e2e.lab import cluster, node, runtime, space
+from e2e.lab import cluster, runtime, space
 from e2e.lab.cluster import Lab
 from e2e.lab.space import LabError, Space
+
+NAME = "lab"
 
 
 class Group(click.Group):
@@ -25,7 +26,7 @@ class Group(click.Group):
 
 
 @click.group(cls=Group)
-@click.option("--name", default="lab", show_default=True, help="Which lab.")
+@click.option("--name", default=NAME, show_default=True, help="Which lab.")
 @click.pass_context
 def main(ctx: click.Context, name: str) -> None:
     """Nodes and an outside client made of namespaces."""
@@ -130,7 +131,7 @@ def describe(name: str) -> str:
     """What is up, and how to look around in it."""
     spaces = cluster.spaces(name)
     pods = [f"{where.name}/{found.name}" for where in spaces.values() for found in runtime.pods(where)]
-    lab = shlex.join([Path(sys.executable).name, "-m", "e2e.lab", "--name", name])
+    lab = shlex.join([os.path.relpath(sys.executable), "-m", "e2e.lab", *(["--name", name] if name != NAME else [])])
     return "\n".join(
         [
             f"spaces     {' '.join(spaces)}",
@@ -138,7 +139,7 @@ def describe(name: str) -> str:
             f"manifests  {cluster.HOME / name / 'manifests'}",
             f"logs       {cluster.HOME / name / 'logs'}",
             "",
-            f"{lab} in node1 -- {node.PROGRAM} status",
+            f"{lab} in node1 -- calico-ebpf status",
             f"{lab} in node1 -- ip route",
             f"{lab} pod add node1 web",
             f"{lab} in node1/web -- ip address",

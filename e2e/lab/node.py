@@ -20,6 +20,7 @@ LAUNCHER = ROOT / "build" / "bin" / "calico-ebpf"
 CONF = ROOT / "conf" / "10-calico-ebpf.conflist"
 CONFIG_FILE = "/etc/calico-ebpf/config.yaml"
 ONE_SHOT = "/usr/local/lib/calico-ebpf/oneshot"
+COMMAND = "/usr/local/bin/calico-ebpf"
 CNI_SERVER, CONTROLLER = "cni-server", "controller"
 START_S = 20
 
@@ -56,11 +57,12 @@ class Node:
         self._put(f"{runtime.CNI_BIN}/calico-ebpf", LAUNCHER.read_bytes(), 0o755)
         self._put(runtime.CNI_CONF, CONF.read_bytes(), 0o644)
         self._put(ONE_SHOT, f"#!/bin/sh\nexec {sys.executable} -I -m cni.oneshot\n".encode(), 0o755)
+        self._put(COMMAND, f'#!/bin/sh\nexec {PROGRAM} "$@"\n'.encode(), 0o755)
         self._put(CONFIG_FILE, yaml.safe_dump({"node_name": self.name, **settings}).encode(), 0o644)
 
     def start(self, daemon: str) -> None:
         """Starts a daemon, CNI_SERVER or CONTROLLER."""
-        self._daemons[daemon] = self.space.start(str(PROGRAM), daemon, log=self.log(daemon))
+        self._daemons[daemon] = self.space.start(COMMAND, daemon, log=self.log(daemon))
 
     def kill(self, daemon: str) -> None:
         """Kills a daemon with SIGKILL."""
@@ -108,7 +110,7 @@ class Node:
 
     def calico(self, *arguments: str) -> str:
         """What our command line prints on this node."""
-        return self.space.run(str(PROGRAM), *arguments).stdout
+        return self.space.run(COMMAND, *arguments).stdout
 
     def _is_ready(self) -> bool:
         healthy = self.space.run(*(sys.executable, "-I", "-S", "-c", HEALTHY), check=False)

@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 UNSHARE = ("unshare", "--net", "--mount", "--uts", "--cgroup", "--propagation", "private")
 
 # Directories in which a node may write as it likes: the host's are seen through, and never changed.
-OVERLAID = ("/etc", "/opt", "/var/lib", "/usr/local/lib")
+OVERLAID = ("/etc", "/opt", "/var/lib", "/usr/local")
 
 # Run as the holder, in new namespaces: $1 the lab's directory, $2 the space's name, $3 the cgroup2 mount point.
 HOLDER = f"""

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.lab import addresses, runtime, source
 from e2e.lab.cluster import NODES, Lab
-from e2e.lab.node import CNI_SERVER, CONTROLLER, PROGRAM, Node
+from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, PROGRAM, Node
 from e2e.lab.runtime import CniError, Pod
 from e2e.lab.source import DirectorySource
 from e2e.tests.stage import WEB, Stage, ask, names, wait
@@ -142,7 +142,7 @@ def test_manifest_that_breaks_keeps_its_last_good_content(directory_stage: Stage
 def test_daemon_unknown_setting_is_named_with_file_and_line(fresh: Lab, daemon: str) -> None:
     """The daemon does not start, and says which line of which file."""
     node = _bare_node(fresh, {"flows_maximum": 5})
-    process = node.space.run(*_program(daemon), check=False)
+    process = node.space.run(COMMAND, daemon, check=False)
     assert process.returncode == 1
     assert "/etc/calico-ebpf/config.yaml:" in process.stderr
     assert "flows_maximum" in process.stderr
@@ -155,7 +155,7 @@ def test_daemon_pinned_map_of_another_layout_is_named_and_kept(fresh: Lab, daemo
     pin = "/sys/fs/bpf/calico-ebpf/v1/maps/pods"
     node.space.run("mkdir", "-p", str(Path(pin).parent))
     node.space.run(*f"bpftool map create {pin} type hash key 8 value 8 entries 16 name pods".split())
-    process = node.space.run(*_program(daemon), check=False)
+    process = node.space.run(COMMAND, daemon, check=False)
     assert process.returncode == 1
     assert pin in process.stderr
     assert "uninstall" in process.stderr
@@ -167,7 +167,7 @@ def test_daemon_without_bpftool_says_so(fresh: Lab, tmp_path: Path) -> None:
     node = _bare_node(fresh, {})
     for name in ("ip", "sh"):
         (tmp_path / name).symlink_to(shutil.which(name) or name)
-    command = ("env", f"PATH={tmp_path}", *_program(CONTROLLER))
+    command = ("env", f"PATH={tmp_path}", str(PROGRAM), CONTROLLER)
     process = node.space.run("timeout", "10", *command, check=False)
     assert "bpftool" in process.stderr + process.stdout
     assert "not installed" in process.stderr + process.stdout
@@ -280,7 +280,3 @@ def _bare_node(lab: Lab, settings: dict[str, object]) -> Node:
     node = lab.add_node()
     node.install({**lab.directory_source().settings(), **settings})
     return node
-
-
-def _program(daemon: str) -> tuple[str, ...]:
-    return str(PROGRAM), daemon
