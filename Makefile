@@ -58,7 +58,7 @@ check: build ## format, lint, types, import contracts, generated files, pure tes
 	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
 	$(PYTHON) -m bpf.settings | diff -u conf/SETTINGS.md -
 	shellcheck hack/setup .ci/run
-	$(VENV)/bin/pytest -m 'not root' bpf cni controller
+	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e
 
 .PHONY: test
 test: check ## all tests: unit, packets, CNI, the lab of network namespaces, a real API server
@@ -70,7 +70,7 @@ demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP
 	$(PYTHON) -m e2e.demo $(if $(KEEP),--keep)
 
 .PHONY: bench
-bench: build ## measure against the peers (CASE=name for one case)
+bench: build kubernetes ## measure against the peers (CASE=name for one case)
 	$(PYTHON) -m e2e.bench $(CASE)
 
 .PHONY: clean
