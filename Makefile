@@ -60,10 +60,14 @@ check: build ## format, lint, types, import contracts, generated files, pure tes
 	shellcheck hack/setup .ci/run
 	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e
 
+.PHONY: kubernetes
+kubernetes: setup ## build Kubernetes' commands from their Go modules, once
+	$(PYTHON) -m e2e.kubernetes
+
 .PHONY: test
-test: check ## all tests: unit, packets, CNI, the lab of network namespaces, a real API server
+test: check kubernetes ## all tests: unit, packets, CNI, the lab of network namespaces, a real API server
 	$(VENV)/bin/pytest -m root bpf cni controller
-	$(VENV)/bin/pytest e2e/tests
+	$(VENV)/bin/pytest -m root e2e
 
 .PHONY: demo
 demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP=1 leaves it standing)
