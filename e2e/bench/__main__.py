@@ -49,12 +49,9 @@ def main(cases: tuple[str, ...]) -> None:
 
 def measure(name: str) -> Outcome:
     """Runs a case, and notes whether the machine was quiet."""
-    warnings, stolen = machine.busy(), machine.steal()
+    quiet = machine.Quiet()
     outcome: Outcome = importlib.import_module(CASES[name]).run()
-    stolen = machine.steal() - stolen
-    if stolen > 1:
-        warnings.append(f"the cores were kept from running for {stolen:.1f} s by other machines")
-    outcome.warnings[:0] = warnings
+    outcome.warnings[:0] = quiet.doubts()
     return outcome
 
 

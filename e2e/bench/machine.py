@@ -3,12 +3,15 @@
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from e2e.bench.tool import BenchError
 
 # More runnable processes than this share of the cores, before anything was started: not a quiet machine.
 BUSY = 0.25
+# A larger share of the cores' time, wanted and not had.
+STOLEN = 0.02
 
 
 def describe() -> dict[str, str]:
@@ -24,15 +27,28 @@ def describe() -> dict[str, str]:
     }
 
 
-def busy() -> list[str]:
-    """A warning where the machine is not quiet."""
-    load = os.getloadavg()[0]
-    if load > BUSY * (os.cpu_count() or 1):
-        return [f"the machine was busy before the start: load average {load:.2f}"]
-    return []
+class Quiet:
+    """Whether the machine was quiet, from now until `doubts` is asked."""
+
+    def __init__(self) -> None:
+        self._load = os.getloadavg()[0]
+        self._stolen_s, self._began = _stolen_s(), time.monotonic()
+
+    def doubts(self) -> list[str]:
+        """What spoke against it."""
+        cores = os.cpu_count() or 1
+        stolen = (_stolen_s() - self._stolen_s) / (time.monotonic() - self._began) / cores
+        found = []
+        if self._load > BUSY * cores:
+            found.append(f"the machine was busy before the start: load average {self._load:.2f}")
+        if stolen > STOLEN:
+            found.append(
+                f"the cores were kept from running for {stolen:.0%} of the time, by other machines of the host"
+            )
+        return found
 
 
-def steal() -> float:
+def _stolen_s() -> float:
     """Seconds that the cores together were kept from running, since boot."""
     return int(Path("/proc/stat").read_text().split("\n", 1)[0].split()[8]) / os.sysconf("SC_CLK_TCK")
 
