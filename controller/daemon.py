@@ -12,7 +12,7 @@ import structlog
 from bpf import attach, node
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller import health, monitor
+from controller import monitor, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -98,11 +98,11 @@ def _serve(settings: Settings, controller: Controller, metrics: Metrics) -> None
     """That an address is taken, by kube-proxy say, must not keep Services from working."""
     try:
         if settings.health_address:
-            health.serve(controller.health, settings.health_address)
+            web.serve("health", settings.health_address, controller.health.answer)
     except OSError as error:
         log.error("health-not-served", address=settings.health_address, error=str(error))
     try:
         if settings.metrics_address:
-            metrics.serve(settings.metrics_address)
+            web.serve("metrics", settings.metrics_address, metrics.answer)
     except OSError as error:
         log.error("metrics-not-served", address=settings.metrics_address, error=str(error))

@@ -6,11 +6,10 @@
 """
 
 import json
-import threading
 import time
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6
+
+from controller.web import NOT_FOUND, Answer
 
 # kube-proxy allows twice its sync period of 30 s.
 TIMEOUT_S = 60.0
@@ -39,50 +38,14 @@ class Health:
         since = self._pending_since
         return since is None or time.monotonic() - since < TIMEOUT_S
 
-    def answer(self, path: str) -> tuple[int, bytes]:
-        """The status and body of a GET."""
+    def answer(self, path: str) -> Answer:
         if path not in ("/healthz", "/livez"):
-            return 404, b""
+            return NOT_FOUND
         eligible = self.eligible if path == "/healthz" else True
         body = {"lastUpdated": _text(self._updated), "currentTime": _text(time.time())}
         told = body | ({"nodeEligible": self.eligible} if path == "/healthz" else {})
-        return (200 if self.alive and eligible else 503), json.dumps(told).encode()
-
-
-def serve(health: Health, address: str) -> ThreadingHTTPServer:
-    """Serves until `shutdown` is called on what it returns. Raises OSError."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, body = health.answer(self.path.partition("?")[0])
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("X-Content-Type-Options", "nosniff")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Probes come every few seconds: not logged."""
-
-    host, port = split_address(address)
-    server = (_V6Server if ":" in host else _Server)((host, port), Handler)
-    threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
-    return server
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """The host, without brackets, and the port of ADDRESS:PORT."""
-    host, _, port = address.rpartition(":")
-    return host.strip("[]"), int(port)
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-
-class _V6Server(_Server):
-    address_family = AF_INET6
+        status = 200 if self.alive and eligible else 503
+        return Answer(status, "application/json", json.dumps(told).encode())
 
 
 def _text(moment: float) -> str:

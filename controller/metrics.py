@@ -5,7 +5,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Gauge, Histogram, start_http_server
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, Histogram, generate_latest
 from prometheus_client import Counter as Total
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.platform_collector import PlatformCollector
@@ -15,7 +15,7 @@ from bpf import bpftool
 from bpf.abi import Counter, DropCount, DropKey, DropReason
 from bpf.errors import BpfError
 from bpf.loader import Pins
-from controller.health import split_address
+from controller.web import NOT_FOUND, Answer
 
 _SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
@@ -45,10 +45,11 @@ class Metrics:
         self.map_size = self._gauge("calico_ebpf_map_max_entries", "Entries that a map takes.", "map")
         self.map_short = self._gauge("calico_ebpf_map_short", "Service ports that lack room in a map.", "map")
 
-    def serve(self, address: str) -> None:
-        """Raises OSError."""
-        host, port = split_address(address)
-        start_http_server(port, host, self._registry)
+    def answer(self, path: str) -> Answer:
+        """The scrape; counts of the programs are read when it comes."""
+        if path != "/metrics":
+            return NOT_FOUND
+        return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))
 
     def _total(self, name: str, text: str) -> Total:
         return Total(name, text, registry=self._registry)

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The HTTP servers of the controller: health and metrics, each a function from a path to an answer."""
+
+import socketserver
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socket import AF_INET6
+from typing import NamedTuple
+
+
+class Answer(NamedTuple):
+    status: int
+    content_type: str
+    body: bytes
+
+
+NOT_FOUND = Answer(404, "text/plain", b"")
+
+
+def serve(name: str, address: str, answer: Callable[[str], Answer]) -> ThreadingHTTPServer:
+    """Serves GET in threads of its own until `shutdown` is called on what it returns.
+
+    Args:
+        address: ADDRESS:PORT, an IPv6 address in brackets.
+        answer: the answer to a path, without its query.
+
+    Raises:
+        OSError: the address cannot be listened at.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, content_type, body = answer(self.path.partition("?")[0])
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("X-Content-Type-Options", "nosniff")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:
+            """Probes and scrapes come every few seconds: not logged."""
+
+    host, _, port = address.rpartition(":")
+    server = (_V6Server if ":" in host else _Server)((host.strip("[]"), int(port)), Handler)
+    threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
+    return server
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def server_bind(self) -> None:
+        """Without looking up the host's name, as HTTPServer does: where DNS does not answer, that takes 10 s."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+
+class _V6Server(_Server):
+    address_family = AF_INET6
