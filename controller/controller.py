@@ -160,13 +160,17 @@ class Controller:
     def handle(self, message: Message) -> None:
         """Takes note of what was posted."""
         if message is Signal.NETWORK:
-            self._network_dirty = True
+            self._look_at_network()
         elif isinstance(message, Audited):
             self._end_audit(message.found)
         elif not isinstance(message, Signal):
             for event in message:
                 self._handle_event(event)
             self._report_due = self._report_due or 0.0
+
+    def _look_at_network(self) -> None:
+        self._network.forget()
+        self._network_dirty = True
 
     def _handle_event(self, event: Event) -> None:
         if isinstance(event, Problems):
@@ -188,7 +192,7 @@ class Controller:
         listed = Kind.NODE not in self._unlisted
         more = self._network.sync(listed)
         self._standing.replace("nodes", tuple(self._network.problems))
-        if listed:
+        if self._network.remotes is not None:
             self._dataplane.set_remotes(self._network.remotes)
         self._network_dirty = more
         if more and self._network.failed:
@@ -264,7 +268,7 @@ class Controller:
 
     def _begin_audit(self, now: float) -> None:
         self._audit_due = now + self._settings.audit_interval_s
-        self._network_dirty = True
+        self._look_at_network()
         self._dataplane.record()
         threading.Thread(target=self._audit, name="audit", daemon=True).start()
 

@@ -39,7 +39,7 @@ class Dataplane:
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._desired = Desired()
-        self._remotes: dict[bytes, bytes] = {}
+        self._remotes: dict[bytes, bytes] | None = None
         self._mirror: Mirror | None = None
         self._numbers: Numbers | None = None
         self._capacity: dict[str, int] = {}
@@ -58,7 +58,8 @@ class Dataplane:
         self._frontends |= touched.frontends
 
     def set_remotes(self, remotes: Mapping[bytes, bytes]) -> None:
-        """Makes `remotes` (struct remote_key -> struct remote) all that there should be."""
+        """Makes `remotes` (struct remote_key -> struct remote) all that there should be; until then the map is left
+        as it is."""
         if remotes != self._remotes:
             self._remotes = dict(remotes)
             self._remotes_changed = True
@@ -95,13 +96,14 @@ class Dataplane:
             plan = Plan(self._desired, mirror, numbers, self._capacity)
             full = self._compare_all
             self._plan_services(plan)
-            remotes = self._plan_remotes(mirror)
-            ops = [*remotes, *plan.finish()]
-            if ops:
-                self._maps.write(ops)
+            parts = [[*self._plan_remotes(mirror), *plan.additions()], plan.removals()]
+            for part in parts:
+                if part:
+                    self._maps.write(part)
         except BaseException:
             self._mirror, self._compare_all = None, True
             raise
+        ops = [op for part in parts for op in part]
         mirror.apply(ops)
         if recorded is not None:
             self._recorded = [*recorded, *ops]
@@ -150,7 +152,7 @@ class Dataplane:
             plan.frontends(self._frontends)
 
     def _plan_remotes(self, mirror: Mirror) -> list[Op]:
-        if not (self._remotes_changed or self._compare_all):
+        if self._remotes is None or not (self._remotes_changed or self._compare_all):
             return []
         room = self._capacity["remotes"] - mirror.size("remotes")
         new = [key for key in self._remotes if key not in mirror.remotes]

@@ -8,7 +8,7 @@ the controller's thread, when Nodes change, when the kernel says that devices or
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import structlog
@@ -22,7 +22,7 @@ from controller.errors import NetworkError
 from controller.files import write_atomically
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
-from controller.routes import Netlink, Snapshot
+from controller.routes import Device, Netlink, Snapshot
 from controller.source import Problem
 
 log = structlog.get_logger()
@@ -38,9 +38,9 @@ ROUTES_AT_ONCE = 50
 
 class NodeNetwork:
     """Attributes:
-    remotes: what the remotes map should hold.
+    remotes: what the remotes map should hold; None: that is not known yet.
     problems: of Nodes, and of what could not be done.
-    failed: whether the last sync stopped midway.
+    failed: whether something could not be done in the last sync.
     """
 
     def __init__(self, settings: Settings, pins: Pins, netlink: Netlink) -> None:
@@ -53,9 +53,12 @@ class NodeNetwork:
         self._ways: dict[str, Ways] = {}
         self._changed: set[str] = set()
         self._network = Network(())
+        self._snapshot: Snapshot | None = None
+        self._underlay_now: set[int] = set()
+        self._refused: set[Route] = set()
         self._attached: set[int] | None = None
         self._told = b""
-        self.remotes: dict[bytes, bytes] = {}
+        self.remotes: dict[bytes, bytes] | None = None
         self.problems: list[Problem] = []
         self.failed = False
 
@@ -82,6 +85,10 @@ class NodeNetwork:
         self._changed.add(name)
         return True
 
+    def forget(self) -> None:
+        """Has the next sync look at devices, routes and programs again, not only at what it did itself."""
+        self._snapshot = None
+
     def sync(self, listed: bool) -> bool:
         """Brings the network in order.
 
@@ -94,15 +101,17 @@ class NodeNetwork:
         self.problems = [problem for _, problems in self._facts.values() for problem in problems]
         self.failed = False
         try:
-            return self._sync(listed)
+            more = self._sync(listed)
         except (NetworkError, BpfError, OSError) as error:
             self.failed = True
             self.problems.append(Problem("network", str(error)))
-            log.error("network-sync-failed", error=str(error))
-            return True
+        if self.failed:
+            self.forget()
+        return self.failed or more
 
     def _sync(self, listed: bool) -> bool:
-        snapshot = self._netlink.snapshot()
+        looked = self._snapshot is None
+        snapshot = self._snapshot = self._snapshot or self._netlink.snapshot()
         underlay = self._underlay(snapshot)
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
         pod_mtu = nodes.pod_mtu(mtus, self._own, self._settings.encapsulation)
@@ -111,13 +120,16 @@ class NodeNetwork:
         if listed:
             self._find_ways(snapshot, overlay_ifindex)
             if not overlay_ifindex and any(one.overlay for one in self._ways.values()):
-                overlay_ifindex = self._netlink.create_overlay(self._settings.overlay_port, pod_mtu)
+                self._netlink.create_overlay(self._settings.overlay_port, pod_mtu)
                 log.info("overlay-created", device=nodes.OVERLAY_NAME, mtu=pod_mtu)
-                self._find_ways(snapshot, overlay_ifindex)
-        if overlay_ifindex:
-            self._keep_overlay(snapshot, overlay_ifindex, pod_mtu)
-        self._attach(snapshot, underlay, overlay_ifindex, listed)
-        sysctl.enable_forwarding(self._settings.state_dir, [snapshot.devices[ifindex].name for ifindex in underlay])
+                self.forget()
+                return True
+        if looked or underlay != self._underlay_now:
+            if overlay:
+                self._keep_overlay(overlay, pod_mtu)
+            self._attach(snapshot, underlay, overlay_ifindex, listed)
+            sysctl.enable_forwarding(self._settings.state_dir, [snapshot.devices[ifindex].name for ifindex in underlay])
+            self._underlay_now = underlay
         if not listed:
             return False
         self._tell_cni(pod_mtu)
@@ -159,13 +171,12 @@ class NodeNetwork:
                 self._ways.pop(name, None)
         self._changed = set()
 
-    def _keep_overlay(self, snapshot: Snapshot, ifindex: int, mtu: int) -> None:
-        device = snapshot.devices.get(ifindex)
-        if device is None or not device.up:
+    def _keep_overlay(self, device: Device, mtu: int) -> None:
+        if not device.up:
             sysctl.quiet(nodes.OVERLAY_NAME)
-            self._netlink.set_up(ifindex)
-        if device and device.mtu != mtu:
-            self._netlink.set_mtu(ifindex, mtu)
+            self._netlink.set_up(device.ifindex)
+        if device.mtu != mtu:
+            self._netlink.set_mtu(device.ifindex, mtu)
 
     def _attach(self, snapshot: Snapshot, underlay: set[int], overlay_ifindex: int, listed: bool) -> None:
         wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS)
@@ -183,15 +194,14 @@ class NodeNetwork:
         if listed:
             for ifindex in self._attached - wanted.keys():
                 for hook in (*UNDERLAY_HOOKS, *OVERLAY_HOOKS):
-                    self._netlink.detach(ifindex, hook)
+                    self._done(self._netlink.detach, ifindex, hook)
         self._attached = set(wanted)
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:
-            if found.get(hook) != _program_id(self._pins, hook):
-                self._netlink.attach(ifindex, hook, self._pins)
-                device = snapshot.devices.get(ifindex)
-                log.info("program-attached", hook=hook, device=device.name if device else nodes.OVERLAY_NAME)
+            stale = found.get(hook) != _program_id(self._pins, hook)
+            if stale and self._done(self._netlink.attach, ifindex, hook, self._pins):
+                log.info("program-attached", hook=hook, device=snapshot.devices[ifindex].name)
 
     def _tell_cni(self, mtu: int) -> None:
         """node.json: what the CNI plugin takes for granted where its configuration says nothing."""
@@ -202,15 +212,33 @@ class NodeNetwork:
             write_atomically(path, told)
             self._told = told
 
-    def _sync_routes(self, wanted: Mapping[str, Route], found: Mapping[str, Route]) -> bool:
-        """Writes a part of the difference, additions and changes first; returns whether there is more."""
+    def _sync_routes(self, wanted: Mapping[str, Route], found: dict[str, Route]) -> bool:
+        """Writes a part of the difference, additions and changes first, and notes it in `found`; returns whether there
+        is more."""
         changed = [route for cidr, route in wanted.items() if found.get(cidr) != route]
         gone = [route for cidr, route in found.items() if cidr not in wanted]
+        # What failed comes last: it must not keep the others waiting.
+        changed.sort(key=lambda route: route in self._refused)
+        self._refused.clear()
         for route in changed[:ROUTES_AT_ONCE]:
-            self._netlink.set_route(route)
+            if self._done(self._netlink.set_route, route):
+                found[route.cidr] = route
+            else:
+                self._refused.add(route)
         for route in gone[: max(0, ROUTES_AT_ONCE - len(changed))]:
-            self._netlink.remove_route(route)
+            if self._done(self._netlink.remove_route, route):
+                del found[route.cidr]
         return len(changed) + len(gone) > ROUTES_AT_ONCE
+
+    def _done(self, action: Callable[..., None], *arguments: object) -> bool:
+        """Whether it succeeded; a failure is noted, tried again later, and keeps nothing else from being done."""
+        try:
+            action(*arguments)
+        except NetworkError as error:
+            self.problems.append(Problem("network", str(error)))
+            self.failed = True
+            return False
+        return True
 
 
 def _programs() -> dict[int, dict[str, int]]:

@@ -34,7 +34,7 @@ class Numbers:
 
 
 class Plan:
-    """Collects operations, pool by pool; `finish` gives them in order.
+    """Collects operations, pool by pool; `additions` and then `removals` give them in order.
 
     Attributes:
         short: pools that lack room, each with the map that is full.
@@ -47,6 +47,8 @@ class Plan:
         self._room = {name: capacity[name] - mirror.size(name) for name in SERVICE_MAPS}
         self._new_ids: dict[bytes, int] = {}
         self._references: dict[int, int] = {}
+        self._service_ids_used = _Either(numbers.holders, mirror.slots)
+        self._backend_ids_used = _Either(mirror.backends, mirror.references)
         self.short: dict[PoolKey, str] = {}
         self._adds: list[Op] = []
         self._slots: list[Op] = []
@@ -76,16 +78,13 @@ class Plan:
             if key in self._mirror.frontends and self._desired.owner(key) is None:
                 self._gone_frontends.append(Op("frontends", key, None))
 
-    def finish(self) -> list[Op]:
-        return [
-            *self._reservations(),
-            *self._adds,
-            *self._slots,
-            *self._frontends,
-            *self._gone_frontends,
-            *self._gone_slots,
-            *self._gone_backends(),
-        ]
+    def additions(self) -> list[Op]:
+        return [*self._reservations(), *self._adds, *self._slots, *self._frontends]
+
+    def removals(self) -> list[Op]:
+        """To be written apart from the additions: a program that has just read a frontend or a slot still looks up
+        what these take away, and is through long before bpftool has started again."""
+        return [*self._gone_frontends, *self._gone_slots, *self._gone_backends()]
 
     def _strays(self) -> None:
         """What no pool has: slots of nobody, backends that no slot names."""
@@ -129,7 +128,7 @@ class Plan:
             if found and found not in numbers.holders:
                 service_id = found
                 break
-        service_id = service_id or numbers.service_ids.allocate(_Either(numbers.holders, self._mirror.slots))
+        service_id = service_id or numbers.service_ids.allocate(self._service_ids_used)
         numbers.of_pool[key], numbers.holders[service_id] = service_id, key
         return service_id
 
@@ -142,7 +141,7 @@ class Plan:
             self.short[key] = "backends"
             return 0
         self._room["backends"] -= 1
-        chosen = self._numbers.backend_ids.allocate(_Either(self._mirror.backends, self._mirror.references))
+        chosen = self._numbers.backend_ids.allocate(self._backend_ids_used)
         self._new_ids[backend] = chosen
         self._adds.append(Op("backends", BackendKey(chosen).pack(), backend))
         return chosen

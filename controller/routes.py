@@ -97,8 +97,8 @@ class Netlink:
         with _named(f"removing the route to {route.cidr}"), _ignored(errno.ESRCH):
             self._netlink.route("del", **_route_arguments(route))
 
-    def create_overlay(self, port: int, mtu: int) -> int:
-        """Makes the overlay device and returns its ifindex. Its programs say where each packet goes."""
+    def create_overlay(self, port: int, mtu: int) -> None:
+        """Makes the overlay device; it is still down. Its programs say where each packet goes."""
         with _named(f"making {OVERLAY_NAME}"):
             self._netlink.link(
                 "add",
@@ -110,7 +110,6 @@ class Netlink:
                 vxlan_collect_metadata=True,
                 vxlan_learning=False,
             )
-            return int(self._netlink.link_lookup(ifname=OVERLAY_NAME)[0])
 
     def set_up(self, ifindex: int) -> None:
         """Brings the overlay device up, without ARP."""

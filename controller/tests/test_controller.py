@@ -36,7 +36,7 @@ class FakeNetwork:
     """A network in which everything succeeds at once; counts its syncs."""
 
     def __init__(self) -> None:
-        self.remotes: dict[bytes, bytes] = {}
+        self.remotes: dict[bytes, bytes] | None = None
         self.problems: list[Problem] = []
         self.failed = False
         self.eligible = True
@@ -53,9 +53,11 @@ class FakeNetwork:
     def node_count(self) -> int:
         return len(self.nodes)
 
+    def forget(self) -> None: ...
+
     def sync(self, listed: bool) -> bool:
         self.syncs.append(listed)
-        return False
+        return self.failed
 
 
 class QuietSource:
@@ -255,3 +257,16 @@ def test_network_is_synced_when_nodes_or_devices_change(rig: Rig) -> None:
     rig.controller.handle(Signal.NETWORK)
     rig.controller.step()
     assert rig.network.syncs == [False, True, True]
+
+
+def test_remotes_stay_while_the_network_cannot_be_read(rig: Rig) -> None:
+    """A restart whose first look at devices fails must not cut this node off from the others."""
+    rig.maps.maps["remotes"][bytes(20)] = bytes(24)
+    rig.network.failed = True
+    rig.tell(WEB, *LISTED)
+    assert list(rig.served()) == ["198.51.100.1:80/6"]
+    assert rig.maps.maps["remotes"]
+    rig.network.failed = False
+    rig.network.remotes = {}
+    rig.wait(60)
+    assert not rig.maps.maps["remotes"]

@@ -86,7 +86,11 @@ class Rig:
         return {name: self.maps.read(name) for name in NAMES}
 
     def served(self) -> dict[str, list[str]]:
-        return served(self.content())
+        """Empty where a change came between reading two of the maps."""
+        try:
+            return served(self.content())
+        except KeyError:
+            return {}
 
     def in_force(self) -> tuple[object, str, str]:
         """Everything that must outlive the process."""

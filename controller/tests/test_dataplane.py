@@ -42,6 +42,7 @@ class Rig:
     def _begin(self) -> None:
         self.tracker = ServiceTracker()
         self.dataplane = Dataplane(self.maps)
+        self.dataplane.set_remotes({})
 
     def apply(self, event: Changed) -> None:
         self.objects[event.kind, event.key] = event
