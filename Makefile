@@ -52,12 +52,12 @@ layout: build ## generate the Python side of the layouts anew
 check: build ## format, lint, types, import contracts, generated files, pure tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	clang-format --dry-run --Werror bpf/*.[ch] cni/*.c
+	clang-format --dry-run --Werror bpf/*.[ch] bpf/tests/*.c cni/*.c $(wildcard e2e/*/*/*.c)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
 	$(PYTHON) -m bpf.settings | diff -u conf/SETTINGS.md -
-	shellcheck hack/setup .ci/run
+	shellcheck hack/setup hack/install .ci/run
 	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e
 
 .PHONY: kubernetes
