@@ -156,7 +156,7 @@ def measure_changes(outcome: Outcome, manifests: Manifests, watch: Tool) -> None
         took += [nanoseconds / 1e6 for nanoseconds in watch.ask("change", *words)]
     del took[:CHANGES_WARM_UP]
     outcome.series.append(
-        Series("one changed endpoint, until the maps lead to it", "ms", {OURS: [[one] for one in took]})
+        Series("one changed endpoint, until the maps lead to it", "ms", samples={OURS: [[one] for one in took]})
     )
     outcome.state("one changed endpoint, median", "ms", stats.interval(took), bar=CHANGE_LIMIT_MS)
     tail = stats.interval(took, stats.p99)

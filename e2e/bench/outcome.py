@@ -41,10 +41,15 @@ class Figure(NamedTuple):
 
 @dataclass
 class Series:
-    """Samples of one thing, of every contender, by round."""
+    """Samples of one thing, of every contender, by round.
+
+    Attributes:
+        group: so many consecutive rounds share a set-up of the lab; 0: all do.
+    """
 
     name: str
     unit: str
+    group: int = 0
     samples: dict[str, Rounds] = field(default_factory=dict)
 
     def add(self, contender: str, turn: list[list[float]]) -> None:
@@ -77,13 +82,15 @@ class Outcome:
         """States the ratio of our median to a peer's: the median over the rounds."""
         ratios = stats.round_ratios(series.samples[OURS], series.samples[peer])
         name = f"{series.name}, ratio to {peer}"
-        self.state(name, "", stats.interval(ratios), bar, aim)
-        self.warnings += stats.doubts(name, ratios)
+        estimate = stats.interval(ratios, group=series.group)
+        self.state(name, "", estimate, bar, aim)
+        self.warnings += stats.doubts(name, ratios, estimate)
 
     def compare_tails(self, series: Series, peer: str, bar: float | None = None, aim: float | None = None) -> None:
         """States the ratio of the rounds' 99th percentiles."""
         ratios = stats.round_ratios(series.samples[OURS], series.samples[peer], stats.p99)
-        self.state(f"{series.name}, 99th percentile, ratio to {peer}", "", stats.interval(ratios), bar, aim)
+        estimate = stats.interval(ratios, group=series.group)
+        self.state(f"{series.name}, 99th percentile, ratio to {peer}", "", estimate, bar, aim)
 
     def state(
         self, name: str, unit: str, value: Interval | float, bar: float | None = None, aim: float | None = None

@@ -64,10 +64,21 @@ def summary(rounds: Sequence[Sequence[float]]) -> Summary:
     return Summary(median(flat), p99(flat), spread([median(samples) for samples in rounds]))
 
 
-def interval(values: Sequence[float], statistic: Callable[[Sequence[float]], float] = median) -> Interval:
-    """A statistic of `values`, with the interval in which it lies when they are drawn anew with replacement."""
+def interval(
+    values: Sequence[float], statistic: Callable[[Sequence[float]], float] = median, group: int = 0
+) -> Interval:
+    """A statistic of `values`, with the interval in which it lies when they are drawn anew with replacement.
+
+    Args:
+        group: so many consecutive values share a set-up: set-ups are drawn first, then values within each; 0: all do.
+    """
     chance = random.Random(SEED)
-    drawn = [statistic(chance.choices(values, k=len(values))) for _ in range(DRAWS)]
+    size = group or len(values)
+    groups = [values[start : start + size] for start in range(0, len(values), size)]
+    drawn = []
+    for _ in range(DRAWS):
+        chosen = chance.choices(groups, k=len(groups))
+        drawn.append(statistic([value for one in chosen for value in chance.choices(one, k=len(one))]))
     tail = (1 - CONFIDENCE) / 2
     return Interval(statistic(values), quantile(drawn, tail), quantile(drawn, 1 - tail))
 
@@ -89,9 +100,9 @@ def round_ratios(
     return [of_round(mine) / of_round(other) for mine, other in zip(ours, theirs, strict=True)]
 
 
-def doubts(name: str, ratios: Sequence[float]) -> list[str]:
-    """Why the median of rounds' ratios should not be trusted; empty where nothing speaks against it."""
-    found, estimate = [], interval(ratios)
+def doubts(name: str, ratios: Sequence[float], estimate: Interval) -> list[str]:
+    """Why the estimate made of rounds' ratios should not be trusted; empty where nothing speaks against it."""
+    found = []
     width = (estimate.high - estimate.low) / estimate.value
     if width > WIDE:
         found.append(f"{name}: the interval spans {width:.0%} of the value: more rounds, or a quieter machine")

@@ -48,7 +48,7 @@ def test_play_throws_warm_up_away_and_keeps_both_turns_of_a_round() -> None:
 def test_compare_with_a_slower_peer_states_the_ratio_and_no_doubt() -> None:
     """Steady samples give the ratio of the medians, held and trusted."""
     outcome = Outcome("case")
-    series = Series("ADD", "ms", {OURS: [[5.0]] * 30, "peer": [[10.0]] * 30})
+    series = Series("ADD", "ms", samples={OURS: [[5.0]] * 30, "peer": [[10.0]] * 30})
     outcome.compare(series, "peer", bar=1.0, aim=0.7)
     assert outcome.figures == [Figure("ADD, ratio to peer", "", 0.5, 0.5, 0.5, 1.0, 0.7)]
     assert not outcome.missed
@@ -58,13 +58,13 @@ def test_compare_with_a_slower_peer_states_the_ratio_and_no_doubt() -> None:
 def test_compare_with_a_faster_peer_misses_the_bar() -> None:
     """What is slower than its peer misses a bar of 1."""
     outcome = Outcome("case")
-    outcome.compare(Series("ADD", "ms", {OURS: [[11.0]] * 30, "peer": [[10.0]] * 30}), "peer", bar=1.0)
+    outcome.compare(Series("ADD", "ms", samples={OURS: [[11.0]] * 30, "peer": [[10.0]] * 30}), "peer", bar=1.0)
     assert outcome.missed
 
 
 def test_report_file_holds_every_sample(tmp_path: Path) -> None:
     """The report has the samples of each contender by round, and what became of the figures."""
-    outcome = Outcome("case", [Series("ADD", "ms", {OURS: [[1.0, 2.0]]})])
+    outcome = Outcome("case", [Series("ADD", "ms", samples={OURS: [[1.0, 2.0]]})])
     outcome.state("memory", "MB", 200.0, bar=100)
     path = tmp_path / "made" / "report.json"
     report.write(path, {"cni": outcome}, {"cores": "2"})
@@ -78,7 +78,9 @@ def test_report_file_holds_every_sample(tmp_path: Path) -> None:
 
 def test_show_prints_samples_figures_notes_and_warnings() -> None:
     """Nothing that a case hands back is kept from the reader."""
-    outcome = Outcome("A case", [Series("ADD", "ms", {OURS: [[1.0, 2.0]]})], warnings=["[restless]"], notes=["a note"])
+    outcome = Outcome(
+        "A case", [Series("ADD", "ms", samples={OURS: [[1.0, 2.0]]})], warnings=["[restless]"], notes=["a note"]
+    )
     outcome.state("memory", "MB", 1234.0)
     console = Console(width=140, record=True, file=io.StringIO())
     report.show(console, outcome)

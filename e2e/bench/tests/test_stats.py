@@ -79,6 +79,15 @@ def test_summary_tells_the_spread_of_the_rounds() -> None:
     assert (found.median, found.spread) == (2.0, 0.0)
 
 
+def test_interval_of_set_ups_that_differ_covers_what_another_would_give() -> None:
+    """Values that agree within a set-up are no evidence beyond it: the interval spans the set-ups."""
+    values = [level for level in (0.80, 0.82, 0.84, 0.86) for _ in range(50)]
+    alone, grouped = stats.interval(values), stats.interval(values, group=50)
+    assert grouped.high - grouped.low > alone.high - alone.low
+    assert grouped.low <= 0.81
+    assert grouped.high >= 0.85
+
+
 @pytest.mark.parametrize(
     ("ratios", "expected"),
     [
@@ -90,6 +99,6 @@ def test_summary_tells_the_spread_of_the_rounds() -> None:
 )
 def test_doubts_name_what_speaks_against_a_ratio(ratios: list[float], expected: list[str]) -> None:
     """A wide interval and restless rounds are each told, a quiet run not."""
-    found = stats.doubts("ADD", ratios)
+    found = stats.doubts("ADD", ratios, stats.interval(ratios))
     assert len(found) == len(expected)
     assert all(word in doubt for word, doubt in zip(expected, found, strict=True))
