@@ -12,7 +12,7 @@ from controller.desired import Desired, Pool, PoolKey
 from controller.maps import Maps, Op
 from controller.mirror import Mirror
 from controller.model import Key
-from controller.plan import SERVICE_MAPS, Numbers, Plan
+from controller.plan import SERVICE_MAPS, Numbers, Plan, wrong
 
 MAPS = (*SERVICE_MAPS, "remotes")
 
@@ -135,6 +135,9 @@ class Dataplane:
         # Reading may have come before or after each of these; having them run again makes it certain.
         found.apply(recorded)
         drifted = self._mirror.differences(found)
+        if not drifted and not self.pending and self._numbers:
+            # The mirror may be as wrong as the kernel: what should be there decides.
+            drifted = wrong(self._desired, found, self._numbers)
         if drifted:
             self._mirror, self._compare_all = found, True
         return drifted

@@ -21,7 +21,6 @@ GAP_MAX = 65536
 class Mirror:
     """Attributes, besides the maps:
     state: the ids reserved so far, by index into the state map.
-    ids: struct backend -> its id.
     references: backend id -> how many slots name it.
     strays: slots that no list of slots can hold.
     """
@@ -32,7 +31,6 @@ class Mirror:
         self.backends: dict[int, bytes] = {}
         self.state: dict[int, int] = {}
         self.remotes: dict[bytes, bytes] = {}
-        self.ids: dict[bytes, int] = {}
         self.references: dict[int, int] = {}
         self.strays: set[SlotKey] = set()
         self.slot_count = 0
@@ -65,7 +63,11 @@ class Mirror:
             if name == "slots":
                 self._set_slot(*SlotKey.unpack(key), Slot.unpack(value).backend_id if value else 0)
             elif name == "backends":
-                self._set_backend(int.from_bytes(key, byteorder), value)
+                backend_id = int.from_bytes(key, byteorder)
+                if value is None:
+                    self.backends.pop(backend_id, None)
+                else:
+                    self.backends[backend_id] = value
             elif name == "state":
                 self.state[int.from_bytes(key, byteorder)] = int.from_bytes(value or b"", byteorder)
             else:
@@ -116,14 +118,6 @@ class Mirror:
             self.references[before] -= 1
             if not self.references[before]:
                 del self.references[before]
-
-    def _set_backend(self, backend_id: int, value: bytes | None) -> None:
-        before = self.backends.pop(backend_id, None)
-        if before is not None and self.ids.get(before) == backend_id:
-            del self.ids[before]
-        if value is not None:
-            self.backends[backend_id] = value
-            self.ids.setdefault(value, backend_id)
 
 
 _NONE: "array[int]" = array("I")

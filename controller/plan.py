@@ -10,6 +10,7 @@ What does not fit into a map is left out: its Service gets the backends that fit
 """
 
 from array import array
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
@@ -21,6 +22,7 @@ from controller.mirror import Mirror, reserved
 SERVICE_MAPS = ("frontends", "slots", "backends")
 
 _NO_SLOTS: "array[int]" = array("I")
+_NO_FRONTEND = bytes(len(Frontend(0, 0, 0).pack()))
 
 
 class Numbers:
@@ -45,7 +47,6 @@ class Plan:
         self._mirror = mirror
         self._numbers = numbers
         self._room = {name: capacity[name] - mirror.size(name) for name in SERVICE_MAPS}
-        self._new_ids: dict[bytes, int] = {}
         self._references: dict[int, int] = {}
         self._service_ids_used = _Either(numbers.holders, mirror.slots)
         self._backend_ids_used = _Either(mirror.backends, mirror.references)
@@ -65,11 +66,17 @@ class Plan:
         self._strays()
 
     def pools(self, keys: Iterable[PoolKey]) -> None:
-        """Plans for pools that changed, are new, or are gone."""
-        for key in sorted(keys):
+        """Plans for pools that changed, are new, or are gone.
+
+        Those that are gone come last: until then they hold their service ids, which nobody else must take over along
+        with a frontend, as the slots go away.
+        """
+        ordered = sorted(keys)
+        for key in ordered:
             if key in self._desired.pools:
                 self._pool(key)
-            else:
+        for key in ordered:
+            if key not in self._desired.pools:
                 self._gone(key)
 
     def frontends(self, keys: Iterable[bytes]) -> None:
@@ -99,12 +106,14 @@ class Plan:
         pool = self._desired.pools[key]
         service_id = self._service_id(key)
         current = self._mirror.slots.get(service_id, _NO_SLOTS)
+        held = self._held(current)
         backends: Sequence[bytes] = pool.backends
         most = len(current) + max(self._room["slots"], 0)
         if len(backends) > most:
             self.short[key] = "slots"
-            backends = sorted(backends, key=lambda backend: backend not in self._mirror.ids)[:most]
-        slots = arrange(current, [one for one in (self._backend_id(backend, key) for backend in backends) if one])
+            backends = sorted(backends, key=lambda backend: backend not in held)[:most]
+        ids = (held.get(backend) or self._new_backend(backend, key) for backend in backends)
+        slots = arrange(current, [one for one in ids if one])
         self._room["slots"] -= max(len(slots) - len(current), 0)
         self._write_slots(service_id, current, slots)
         for frontend, flags in self._desired.frontends(key):
@@ -132,17 +141,24 @@ class Plan:
         numbers.of_pool[key], numbers.holders[service_id] = service_id, key
         return service_id
 
-    def _backend_id(self, backend: bytes, key: PoolKey) -> int:
-        """The id of a backend; a new one is added to the map. 0: it does not fit."""
-        known = self._mirror.ids.get(backend) or self._new_ids.get(backend)
-        if known:
-            return known
+    def _held(self, slots: Iterable[int]) -> dict[bytes, int]:
+        """The backends that slots of one Service lead to, with their ids. No Service shares an id with another one:
+        a flow asks whether its backend still serves *its* Service by looking for the id."""
+        mirror, held = self._mirror, {}
+        own = Counter(slots)
+        for backend_id, count in own.items():
+            backend = mirror.backends.get(backend_id)
+            if backend is not None and mirror.references[backend_id] == count:
+                held[backend] = backend_id
+        return held
+
+    def _new_backend(self, backend: bytes, key: PoolKey) -> int:
+        """The id of a backend that is added to the map. 0: it does not fit."""
         if self._room["backends"] <= 0:
             self.short[key] = "backends"
             return 0
         self._room["backends"] -= 1
         chosen = self._numbers.backend_ids.allocate(self._backend_ids_used)
-        self._new_ids[backend] = chosen
         self._adds.append(Op("backends", BackendKey(chosen).pack(), backend))
         return chosen
 
@@ -217,3 +233,23 @@ def arrange(current: Sequence[int], wanted: Sequence[int]) -> list[int]:
                 movers.append(backend_id)
     waiting = iter([*(one for one in wanted if one in keep), *movers])
     return [one or next(waiting) for one in placed]
+
+
+def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
+    """How many pools the maps do not hold as they should, and how many slots, backends and frontends are nobody's.
+
+    Where everything that is desired has been written, that is 0. Much cheaper than to plan everything.
+    """
+    count = slots = 0
+    for key, pool in desired.pools.items():
+        ids = mirror.slots.get(numbers.of_pool.get(key, 0), _NO_SLOTS)
+        slots += len(ids)
+        found = {mirror.backends.get(backend_id) for backend_id in ids}
+        value = (numbers.of_pool.get(key, 0), len(ids))
+        led = all(
+            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:2] == value
+            for frontend, _ in desired.frontends(key)
+        )
+        count += len(ids) != len(pool.backends) or found != set(pool.backends) or not led
+    surplus = abs(mirror.slot_count - slots) + abs(len(mirror.backends) - mirror.slot_count)
+    return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends)

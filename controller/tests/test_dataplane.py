@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from bpf.abi import BackendKey, Slot, SlotKey
 from bpf.errors import BpftoolError
 from controller.dataplane import Dataplane
+from controller.maps import Op
 from controller.plan import arrange
 from controller.services import ServiceTracker
 from controller.source import Changed
@@ -137,7 +138,7 @@ def _fresh(rig: Rig) -> dict[str, list[str]]:
 def _assert_no_leftovers(maps: FakeMaps) -> None:
     slots = {Slot.unpack(value).backend_id for value in maps.maps["slots"].values()}
     assert {BackendKey.unpack(key).backend_id for key in maps.maps["backends"]} == slots
-    assert len(set(maps.maps["backends"].values())) == len(maps.maps["backends"])
+    assert len(slots) == len(maps.maps["slots"]), "two slots share a backend's id"
     assert 0 not in slots
     assert len(maps.maps["slots"]) == sum(map(len, served(maps.maps).values())), "slots that no frontend leads to"
 
@@ -151,6 +152,35 @@ def test_maps_after_any_history_equal_those_of_the_final_objects(steps: list[Ste
     assert served(rig.maps.maps) == _fresh(rig)
     if not rig.dataplane.contested():
         _assert_no_leftovers(rig.maps)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    st.lists(
+        st.tuples(
+            st.permutations(["198.51.100.1", "198.51.100.2"]),
+            st.lists(st.booleans(), min_size=2, max_size=2),
+            st.booleans(),
+        ),
+        max_size=8,
+    )
+)
+def test_services_that_swap_frontend_and_backends_are_served(moves: list[tuple[list[str], list[bool], bool]]) -> None:
+    """Two Services with the same endpoints take each other's address, come and go, in one sync or in several."""
+    rig = Rig(FakeMaps())
+    names = ("a", "b")
+    for name in names:
+        rig.apply(changed(decoded_slice(endpoint_slice(name, [endpoint(one) for one in PODS[:2]], name))))
+    for addresses, present, sync in moves:
+        for name, address, there in zip(names, addresses, present, strict=True):
+            rig.apply((changed if there else gone)(decoded_service(service(name, [address]))))
+        if sync:
+            rig.sync()
+    rig.sync()
+    assert served(rig.maps.maps) == _fresh(rig)
+    _assert_no_leftovers(rig.maps)
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -236,7 +266,70 @@ def test_drift_in_every_map_is_counted_and_repaired() -> None:
     rig.dataplane.record()
     assert rig.dataplane.audit(rig.dataplane.read_back()) == 6
     rig.sync()
-    assert maps == before
+    assert served(maps) == served(before)
+    assert maps["remotes"] == before["remotes"]
+    _assert_no_leftovers(rig.maps)
+
+
+@pytest.mark.parametrize(("old", "new"), [("a", "b"), ("b", "a")])
+def test_service_that_takes_over_an_address_has_its_slots(old: str, new: str) -> None:
+    """Renamed with a fixed clusterIP: one is gone and the other there in the same sync, in either order of names."""
+    rig = Rig(FakeMaps())
+    for name in (old, new):
+        rig.apply(changed(decoded_slice(endpoint_slice(name, [endpoint(PODS[0])], name))))
+    rig.apply(changed(decoded_service(service(old))))
+    rig.sync()
+    rig.apply(gone(decoded_service(service(old))))
+    rig.apply(changed(decoded_service(service(new))))
+    rig.sync()
+    assert served(rig.maps.maps) == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+    _assert_no_leftovers(rig.maps)
+
+
+def test_backend_of_two_services_has_an_id_for_each() -> None:
+    """One Service drops it, the other keeps it: the id that the first one's flows know is gone."""
+    rig = _rig_with(PODS[:1])
+    (first,) = rig.maps.maps["backends"]
+    rig.apply(changed(decoded_service(service("mail", ["198.51.100.2"]))))
+    rig.apply(changed(decoded_slice(endpoint_slice("s2", [endpoint(PODS[0])], "mail"))))
+    rig.sync()
+    assert len(rig.maps.maps["backends"]) == 2
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(PODS[1])]))))
+    rig.sync()
+    assert first not in rig.maps.maps["backends"]
+    assert served(rig.maps.maps)["198.51.100.2:80/6"] == ["203.0.113.1:8080"]
+
+
+def test_ids_that_services_share_are_parted() -> None:
+    """As an earlier version left them: a restart gives each Service its own, while both are served throughout."""
+    rig = _rig_with(PODS[:1])
+    rig.apply(changed(decoded_service(service("mail", ["198.51.100.2"]))))
+    rig.apply(changed(decoded_slice(endpoint_slice("s2", [endpoint(PODS[0])], "mail"))))
+    rig.sync()
+    slots, backends = rig.maps.maps["slots"], rig.maps.maps["backends"]
+    one, other = slots
+    del backends[slots[other]]
+    slots[other] = slots[one]
+    rig.restart()
+    rig.sync()
+    assert len(backends) == 2
+    _assert_no_leftovers(rig.maps)
+
+
+def test_audit_repairs_what_the_mirror_takes_for_right() -> None:
+    """Kernel and mirror agree, and are wrong: what is desired decides."""
+    rig = _rig_with(PODS)
+    before = served(rig.maps.maps)
+    rig.maps.damaged = True
+    slots = rig.maps.maps["slots"]
+    for key in list(slots):
+        del slots[key]
+        assert rig.dataplane._mirror
+        rig.dataplane._mirror.apply([Op("slots", key, None)])
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back())
+    rig.sync()
+    assert served(rig.maps.maps) == before
 
 
 def test_audit_beside_a_change_finds_no_drift() -> None:
