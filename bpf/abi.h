@@ -191,6 +191,7 @@ enum drop_reason {
 	DROP_REWRITE_FAILED, /* a helper could not change the packet */
 	DROP_UNTRANSLATED,   /* a host's packet to a Service that connect-time translation should have caught */
 	DROP_NO_REMOTE,      /* a host's packet into the overlay to an address that no node has */
+	DROP_NOT_A_NODE,     /* out of a tunnel from an address that no node has, or of another network */
 	DROP_REASONS,
 };
 
@@ -228,8 +229,10 @@ struct config {
 	__u64 udp_established_ns;
 	__u32 connect_time; /* enum connect_time */
 	__u32 mark;         /* set on what the programs send through a device, so that they know it again there */
+	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
+	__u32 pad;
 };
-ABI_LAYOUT(config, 64);
+ABI_LAYOUT(config, 72);
 
 enum connect_time {
 	CONNECT_TIME_HOST = 0, /* translate the sockets of the host's own network namespace */

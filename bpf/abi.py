@@ -51,6 +51,7 @@ class DropReason(IntEnum):
     REWRITE_FAILED = 12
     UNTRANSLATED = 13
     NO_REMOTE = 14
+    NOT_A_NODE = 15
 
 
 class FlowFlag(IntFlag):
@@ -132,11 +133,11 @@ class BackendKey(NamedTuple):
         return cls(backend_id)
 
 
-_CONFIG = Struct("=QQQQQQQII")
+_CONFIG = Struct("=QQQQQQQIII4x")
 
 
 class Config(NamedTuple):
-    """struct config, 64 bytes."""
+    """struct config, 72 bytes."""
 
     host_netns_cookie: int
     tcp_new_ns: int
@@ -147,6 +148,7 @@ class Config(NamedTuple):
     udp_established_ns: int
     connect_time: int
     mark: int
+    coarse_clock: int
 
     def pack(self) -> bytes:
         return _CONFIG.pack(
@@ -159,6 +161,7 @@ class Config(NamedTuple):
             self.udp_established_ns,
             self.connect_time,
             self.mark,
+            self.coarse_clock,
         )
 
     @classmethod
@@ -173,6 +176,7 @@ class Config(NamedTuple):
             udp_established_ns,
             connect_time,
             mark,
+            coarse_clock,
         ) = _CONFIG.unpack(data)
         return cls(
             host_netns_cookie,
@@ -184,6 +188,7 @@ class Config(NamedTuple):
             udp_established_ns,
             connect_time,
             mark,
+            coarse_clock,
         )
 
 

@@ -103,12 +103,12 @@ static __always_inline const struct remote *remote_at(const struct address *addr
 }
 
 /*
- * Sends a packet that came in as packet->tuple on its way as `to`.
+ * Sends a packet that came in as packet->tuple on its way as `to`. `pod` is the pod at to->daddr, if any.
  * Returns a verdict, or a negated drop reason.
  */
-static __always_inline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+static __always_inline int deliver_by(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+				      const struct pod *pod)
 {
-	const struct pod *pod = pod_at(&to->daddr);
 	const struct remote *remote;
 	int error;
 
@@ -119,6 +119,11 @@ static __always_inline int deliver(struct __sk_buff *skb, const struct packet *p
 		return deliver_to_remote(skb, packet, to, remote);
 	error = rewrite(skb, packet, to);
 	return error ? error : PASS;
+}
+
+static __always_inline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	return deliver_by(skb, packet, to, pod_at(&to->daddr));
 }
 
 #endif

@@ -34,6 +34,12 @@
 #define PORT_COUNT (65536 - PORT_MIN)
 #define PORT_TRIES 16
 
+/* CLOCK_MONOTONIC; to the tick where the kernel tells it so, which costs a tenth. */
+static __always_inline __u64 flow_clock(void)
+{
+	return config.coarse_clock ? bpf_ktime_get_coarse_ns() : bpf_ktime_get_ns();
+}
+
 static __always_inline __u64 flow_timeout(__u8 protocol, __u8 state)
 {
 	if (protocol != IPPROTO_TCP)
@@ -68,8 +74,24 @@ static __always_inline bool backend_exists(__u32 backend_id)
 	return bpf_map_lookup_elem(&backends, &key);
 }
 
-/* Whether an entry that was found is the one by which this packet goes. */
-static __always_inline bool flow_matches(const struct packet *packet, const struct flow *flow, __u64 now)
+static __always_inline struct frontend_key frontend_key(const struct tuple *tuple)
+{
+	return (struct frontend_key){
+		.address = tuple->daddr,
+		.port_be = tuple->dport_be,
+		.protocol = tuple->protocol,
+	};
+}
+
+static __always_inline bool is_frontend(const struct tuple *tuple)
+{
+	struct frontend_key key = frontend_key(tuple);
+
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
+/* Whether an entry that was found is the one by which this packet goes; `services`: it may be for a Service. */
+static __always_inline bool flow_matches(const struct packet *packet, const struct flow *flow, __u64 now, bool services)
 {
 	bool opens = opens_connection(packet);
 
@@ -77,10 +99,13 @@ static __always_inline bool flow_matches(const struct packet *packet, const stru
 		return false;
 	if (opens && flow->state >= FLOW_CLOSING)
 		return false;
-	/* UDP follows its backends at once, and so does a connection that only asks to be opened. */
-	if (flow->backend_id && !(flow->flags & FLOW_REPLY) && (opens || packet->tuple.protocol == IPPROTO_UDP))
+	if (flow->flags & FLOW_REPLY || !(opens || packet->tuple.protocol == IPPROTO_UDP))
+		return true;
+	/* UDP follows its Service at once, and so does a connection that only asks to be opened: to a backend that is
+	 * gone they choose another, and where the Service came after them they choose their first. */
+	if (flow->backend_id)
 		return backend_exists(flow->backend_id);
-	return true;
+	return !(services && is_frontend(&packet->tuple));
 }
 
 /* The state after this packet, the other side's FIN not considered. */
@@ -204,11 +229,7 @@ static __always_inline int flow_create(const struct packet *packet, struct tuple
 static __always_inline int flow_destination(const struct packet *packet, struct tuple *to,
 					    struct backend_key *backend_key)
 {
-	struct frontend_key key = {
-		.address = packet->tuple.daddr,
-		.port_be = packet->tuple.dport_be,
-		.protocol = packet->tuple.protocol,
-	};
+	struct frontend_key key = frontend_key(&packet->tuple);
 	struct backend backend;
 	int result = service_select(&key, backend_key, &backend);
 
@@ -244,9 +265,9 @@ static __always_inline int flow_track(const struct packet *packet, struct tuple 
 		return 0;
 	if (packet->fragment == FRAGMENT_LATER)
 		return 0;
-	now = bpf_ktime_get_ns();
+	now = flow_clock();
 	flow = bpf_map_lookup_elem(&flows, &packet->tuple);
-	if (flow && flow_matches(packet, flow, now)) {
+	if (flow && flow_matches(packet, flow, now, services)) {
 		*to = reverse(&flow->twin);
 		flow_follow(packet, flow, now);
 		return 0;

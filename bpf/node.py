@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpf import loader
+from bpf import features, loader
 from bpf.abi import MAPS, Config, ConnectTime
 from bpf.errors import KernelError
 from bpf.loader import Pins
@@ -21,6 +21,9 @@ LOCK_NAME = "load.lock"
 MARK = 0xCE1F0000
 
 SECOND_NS = 1_000_000_000
+
+# The first kernel with bpf_ktime_get_coarse_ns().
+COARSE_CLOCK_KERNEL = (5, 11)
 
 
 def pins(settings: Settings) -> Pins:
@@ -39,11 +42,21 @@ def config(settings: Settings) -> Config:
         udp_established_ns=settings.udp_established_s * SECOND_NS,
         connect_time=ConnectTime.ALL if settings.connect_time == "all" else ConnectTime.HOST,
         mark=MARK,
+        coarse_clock=features.kernel()[0] >= COARSE_CLOCK_KERNEL,
     )
 
 
-def load_datapath(settings: Settings) -> bool:
+def map_sizes(settings: Settings) -> dict[str, int]:
+    """max_entries of the maps that have a setting for it."""
+    return {name: getattr(settings, f"{name}_max") for name in MAPS if hasattr(settings, f"{name}_max")}
+
+
+def load_datapath(settings: Settings, replace: bool = True) -> bool:
     """Makes sure that this node's maps and programs are loaded and pinned.
+
+    Args:
+        replace: whether programs that are pinned give way to those of these settings. One process of a node may ask
+            for that, the controller: two with different settings would replace each other's for ever.
 
     Returns:
         Whether programs were loaded: what is attached must then be replaced.
@@ -53,9 +66,8 @@ def load_datapath(settings: Settings) -> bool:
         LayoutError, NotLoadedError, BpftoolError: as bpf.loader.load.
     """
     require_bpffs(settings.bpffs)
-    sizes = {name: getattr(settings, f"{name}_max") for name in MAPS if hasattr(settings, f"{name}_max")}
     lock = settings.run_dir / LOCK_NAME
-    return loader.load(pins(settings), settings.objects_dir, config(settings), sizes, lock)
+    return loader.load(pins(settings), settings.objects_dir, config(settings), map_sizes(settings), lock, replace)
 
 
 def require_bpffs(path: Path) -> None:

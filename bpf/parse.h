@@ -28,6 +28,7 @@
 #define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV6_FRAGMENT_OFFSET 0xfff8
+#define IPV6_MORE_FRAGMENTS  0x0001
 
 #define EXTENSIONS_MAX 6
 
@@ -45,6 +46,7 @@ enum fragment {
 struct packet {
 	struct tuple tuple;
 	__u32 l4_offset; /* bytes from the MAC header */
+	__u32 end;       /* of the packet by its own header, likewise; a frame may be padded */
 	__u8 is_v6;
 	__u8 ttl; /* or hop limit */
 	__u8 tcp_flags;
@@ -97,6 +99,7 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 	packet->tuple.protocol = ip->protocol;
 	packet->ttl = ip->ttl;
 	packet->l4_offset = ETH_HLEN + ip->ihl * 4;
+	packet->end = ETH_HLEN + bpf_ntohs(ip->tot_len);
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
 		packet->fragment = FRAGMENT_LATER;
 	else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS))
@@ -109,6 +112,14 @@ struct extension {
 	__u8 length;        /* in units of 8 bytes, the first not counted; of the fragment header: reserved */
 	__be16 fragment_be; /* of the fragment header alone */
 };
+
+/* A fragment header does not make a fragment: one that says neither offset nor more is a whole packet (RFC 6946). */
+static __always_inline __u8 fragment_v6(__be16 field_be)
+{
+	if (field_be & bpf_htons(IPV6_FRAGMENT_OFFSET))
+		return FRAGMENT_LATER;
+	return field_be & bpf_htons(IPV6_MORE_FRAGMENTS) ? FRAGMENT_FIRST : FRAGMENT_NONE;
+}
 
 static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet)
 {
@@ -123,6 +134,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	__builtin_memcpy(&packet->tuple.saddr, &ip->saddr, sizeof(struct address));
 	__builtin_memcpy(&packet->tuple.daddr, &ip->daddr, sizeof(struct address));
 	packet->is_v6 = 1;
+	packet->end = offset + bpf_ntohs(ip->payload_len);
 	packet->ttl = ip->hop_limit;
 	next = ip->nexthdr;
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
@@ -135,8 +147,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return -DROP_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
-			packet->fragment = extension.fragment_be & bpf_htons(IPV6_FRAGMENT_OFFSET) ? FRAGMENT_LATER
-												   : FRAGMENT_FIRST;
+			packet->fragment = fragment_v6(extension.fragment_be);
 			offset += 8;
 		} else {
 			offset += 8 * (extension.length + 1);

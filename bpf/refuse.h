@@ -38,10 +38,12 @@ struct rst_v6 {
 	struct tcphdr tcp;
 };
 
+#define IPV4_HEADER_MAX 60
+
 struct unreachable_v4 {
 	struct iphdr ip;
 	struct icmp_error icmp;
-	__u8 quoted[sizeof(struct iphdr) + QUOTED_L4];
+	__u8 quoted[IPV4_HEADER_MAX + QUOTED_L4];
 };
 
 struct unreachable_v6 {
@@ -52,7 +54,7 @@ struct unreachable_v6 {
 
 /* Built as they go onto the wire: no padding. */
 _Static_assert(sizeof(struct rst_v4) == 40 && sizeof(struct rst_v6) == 60, "layout of the RST");
-_Static_assert(sizeof(struct unreachable_v4) == 56 && sizeof(struct unreachable_v6) == 96, "layout of the ICMP error");
+_Static_assert(sizeof(struct unreachable_v4) == 96 && sizeof(struct unreachable_v6) == 96, "layout of the ICMP error");
 
 /* What the checksums of TCP and ICMPv6 cover besides their own bytes; IPv4 addresses count as v4-mapped ones do. */
 struct pseudo_header {
@@ -108,10 +110,9 @@ static __always_inline void fill_v6(struct ipv6hdr *ip, const struct tuple *tupl
 }
 
 /* How many sequence numbers the segment takes: its payload, SYN and FIN. */
-static __always_inline __u32 segment_length(struct __sk_buff *skb, const struct packet *packet,
-					    const struct tcphdr *tcp)
+static __always_inline __u32 segment_length(const struct packet *packet, const struct tcphdr *tcp)
 {
-	return skb->len - packet->l4_offset - tcp->doff * 4 + tcp->syn + tcp->fin;
+	return packet->end - packet->l4_offset - tcp->doff * 4 + tcp->syn + tcp->fin;
 }
 
 static __always_inline void fill_rst(struct __sk_buff *skb, const struct packet *packet, const struct tuple *back,
@@ -130,7 +131,7 @@ static __always_inline void fill_rst(struct __sk_buff *skb, const struct packet 
 		tcp->seq = refused.ack_seq;
 	} else {
 		tcp->ack = 1;
-		tcp->ack_seq = bpf_htonl(bpf_ntohl(refused.seq) + segment_length(skb, packet, &refused));
+		tcp->ack_seq = bpf_htonl(bpf_ntohl(refused.seq) + segment_length(packet, &refused));
 	}
 	tcp->check = checksum(tcp, sizeof(*tcp), pseudo_sum(back, sizeof(*tcp), IPPROTO_TCP));
 }
@@ -173,12 +174,16 @@ static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet
 {
 	struct tuple back = reverse(&packet->tuple);
 	struct unreachable_v4 reply = {.icmp = {.type = ICMP_UNREACHABLE, .code = ICMP_UNREACHABLE_PORT}};
+	__u32 quoted = packet->l4_offset - ETH_HLEN + QUOTED_L4; /* options are quoted as well */
+	__u32 length = sizeof(reply) - sizeof(reply.quoted) + quoted;
 
-	fill_v4(&reply.ip, &back, IPPROTO_ICMP, sizeof(reply));
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, sizeof(reply.quoted)))
+	if (quoted < sizeof(struct iphdr) + QUOTED_L4 || quoted > sizeof(reply.quoted))
+		return -DROP_BAD_HEADER;
+	fill_v4(&reply.ip, &back, IPPROTO_ICMP, length);
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, quoted))
 		return -DROP_TRUNCATED;
-	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip), 0);
-	return replace(skb, &reply, sizeof(reply));
+	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip), 0); /* zeros add nothing */
+	return replace(skb, &reply, length);
 }
 
 static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet)

@@ -40,11 +40,13 @@ int from_pod(struct __sk_buff *skb)
 
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
-	if (link_scoped(&packet.tuple.saddr) || link_scoped(&packet.tuple.daddr))
-		return PASS; /* neighbour discovery and the like */
+	if (packet.is_v6 && link_scoped(&packet.tuple.saddr) && link_scoped(&packet.tuple.daddr))
+		return PASS; /* neighbour discovery and the like: of this link alone, and the stack keeps it there */
 	pod = pod_at(&packet.tuple.saddr);
 	if (!pod || pod->ifindex != skb->ifindex)
 		return drop(skb, -DROP_SPOOFED);
+	if (link_scoped(&packet.tuple.daddr))
+		return PASS;
 	result = flow_track(&packet, &to, true);
 	if (result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW)
 		return refuse_to_pod(skb, &packet, result);
@@ -73,14 +75,17 @@ static __always_inline int from_outside(struct __sk_buff *skb)
 {
 	struct packet packet = {};
 	struct tuple to;
+	const struct pod *pod;
 	int result = parse(skb, &packet);
 
 	if (result)
 		return PASS; /* the host's stack judges what is not for our pods, broken packets included */
-	if (!pod_at(&packet.tuple.daddr))
+	pod = pod_at(&packet.tuple.daddr);
+	if (!pod)
 		return PASS;
 	result = flow_track(&packet, &to, false);
-	return verdict(skb, result ? result : deliver(skb, &packet, &to));
+	/* what is translated here is the sender's side: the pod stays */
+	return verdict(skb, result ? result : deliver_by(skb, &packet, &to, pod));
 }
 
 SEC("classifier")
@@ -90,10 +95,25 @@ int from_netdev(struct __sk_buff *skb)
 	return skb->pkt_type == 0 /* PACKET_HOST */ ? from_outside(skb) : PASS;
 }
 
+/* Whether a packet came out of a tunnel of ours: from a node, and of the pods' network. */
+static __always_inline bool from_a_node(struct __sk_buff *skb)
+{
+	struct bpf_tunnel_key key;
+	struct address sender;
+
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		sender = address_v4(bpf_htonl(key.remote_ipv4));
+	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+		__builtin_memcpy(&sender, key.remote_ipv6, sizeof(sender));
+	else
+		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
+	return key.tunnel_id == OVERLAY_VNI && remote_at(&sender);
+}
+
 SEC("classifier")
 int from_overlay(struct __sk_buff *skb)
 {
-	return from_outside(skb);
+	return from_a_node(skb) ? from_outside(skb) : drop(skb, -DROP_NOT_A_NODE);
 }
 
 /*

@@ -105,6 +105,7 @@ CONFIG = Config(
     udp_established_ns=120 * 10**9,
     connect_time=ConnectTime.HOST,
     mark=MARK,
+    coarse_clock=1,
 )
 
 

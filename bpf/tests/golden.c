@@ -65,6 +65,7 @@ static const struct config config = {
 	.udp_established_ns = 0x6162636465666768,
 	.connect_time = 0x71727374,
 	.mark = 0x81828384,
+	.coarse_clock = 0x91929394,
 };
 
 static void print(const char *name, const void *value, size_t size)

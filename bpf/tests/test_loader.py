@@ -16,7 +16,7 @@ from bpf.loader import Pins
 pytestmark = pytest.mark.root
 
 HASH = 1
-CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7)
+CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 0)
 
 # One program, which returns the constant `mark` and uses the map `state`.
 SOURCE = """
@@ -100,6 +100,17 @@ def test_load_with_other_constants_switches_programs_and_keeps_maps(pins: Pins, 
     assert syscall.map_lookup(fd, bytes(16), 32) == bytes(32)
     assert syscall.map_info(fd).max_entries == abi.MAPS["pods"].max_entries
     os.close(fd)
+
+
+def test_load_without_replacing_loads_only_where_nothing_is_pinned(
+    pins: Pins, objects: Path, lock: Path, tmp_path: Path
+) -> None:
+    """The CNI server, with other constants or without objects, leaves the controller's programs alone."""
+    assert loader.load(pins, objects, CONFIG, {}, lock, replace=False)
+    before = os.readlink(pins.programs)
+    assert not loader.load(pins, tmp_path / "nowhere", CONFIG._replace(mark=8), {}, lock, replace=False)
+    assert os.readlink(pins.programs) == before
+    assert verdict(pins, "tc") == 7
 
 
 def test_load_after_a_killed_load_repairs_it(pins: Pins, objects: Path, lock: Path) -> None:

@@ -226,6 +226,47 @@ class TestFromPod:
             assert result.verdict == SHOT
         assert datapath.dropped(DropReason.SPOOFED) == 2
 
+    def test_link_scoped_addresses_do_not_hide_a_forged_source(self, datapath: Datapath) -> None:
+        """A source is checked whatever the destination; an IPv4 one is never link-local."""
+        forged = [
+            (V4, V4.outside, "169.254.169.254"),
+            (V4, V4.server, "224.0.0.251"),
+            (V4, "169.254.7.7", V4.server),
+            (V4, "240.0.0.1", V4.outside),
+            (V6, V6.outside, "ff02::1"),
+            (V6, "fe80::7", V6.server),
+        ]
+        datapath.pod(V4.server, 99, dp.SERVER_MAC, dp.SERVER_HOST_MAC)
+        for family, source, destination in forged:
+            assert datapath.run("from_pod", udp(family, (source, 1), (destination, 2))).verdict == SHOT
+        assert datapath.dropped(DropReason.SPOOFED) == len(forged)
+        own = udp(V4, (V4.client, 1), ("224.0.0.251", 5353))
+        assert datapath.run("from_pod", own).verdict == PASS
+
+    def test_refusal_quotes_the_ports_behind_ip_options(self, datapath: Datapath) -> None:
+        """Without them no socket could be told of it."""
+        datapath.service(V4.service, 53, dp.UDP_PROTOCOL, [])
+        ip = IP(src=V4.client, dst=V4.service, options=[IPOption_Router_Alert()])
+        packet = Ether(bytes(dp.ethernet() / ip / UDP(sport=40000, dport=53) / b"question"))
+        result = datapath.run("from_pod", packet)
+        error = IP(src=V4.service, dst=V4.client, flags="DF", id=0) / ICMP(type=3, code=3) / Raw(bytes(packet[IP])[:32])
+        same(result.packet, Ether(bytes(dp.ethernet(dp.HOST_MAC, dp.POD_MAC) / error)))
+
+    def test_refusal_acknowledges_no_padding(self, datapath: Datapath) -> None:
+        """Bytes behind the packet's own end, which a short frame may have, are not its payload."""
+        datapath.service(V4.service, 80, dp.TCP_PROTOCOL, [])
+        packet = bytes(tcp(V4, (V4.client, 40000), (V4.service, 80), "S", seq=1000)) + bytes(6)
+        assert datapath.run("from_pod", packet).packet[TCP].ack == 1001
+
+    def test_ipv6_fragment_header_alone_makes_no_fragment(self, datapath: Datapath) -> None:
+        """An atomic fragment is a whole packet, and is translated."""
+        datapath.service(V6.service, 80, dp.TCP_PROTOCOL, [(V6.server, 8080)])
+        ip = IPv6(src=V6.client, dst=V6.service) / IPv6ExtHdrFragment(offset=0, m=0)
+        request = Ether(bytes(dp.ethernet() / ip / TCP(sport=40000, dport=80, flags="S")))
+        result = datapath.run("from_pod", request)
+        assert result.verdict == REDIRECT
+        assert result.packet[IPv6].dst == V6.server
+
     @BOTH
     def test_last_hop_is_dropped(self, datapath: Datapath, family: Family) -> None:
         """A TTL of 1 ends here."""
@@ -345,6 +386,13 @@ class TestFlows:
         assert datapath.run("from_pod", question).packet[IP].dst == V4.server
         datapath.delete("backends", (10).to_bytes(4, "little"))
         assert datapath.run("from_pod", question).packet[IP].dst == V4.remote
+
+    def test_udp_that_began_before_its_service_is_served_by_it(self, datapath: Datapath) -> None:
+        """A sender that never rests is not stuck with what there was before: nothing."""
+        question = udp(V4, (V4.client, 40000), (V4.service, 53))
+        assert datapath.run("from_pod", question).verdict == PASS
+        datapath.service(V4.service, 53, dp.UDP_PROTOCOL, [(V4.server, 5353)])
+        assert datapath.run("from_pod", question).packet[IP].dst == V4.server
 
     def test_closing_is_followed_and_a_syn_starts_anew(self, datapath: Datapath) -> None:
         """FIN from either side, then CLOSED; the next SYN is a new flow."""
