@@ -54,12 +54,13 @@ class Pins:
         return _open(self.program(name))
 
 
-def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lock: Path) -> bool:
+def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lock: Path, replace: bool = True) -> bool:
     """Makes sure that the maps exist and that the programs of `objects`, with `config`, are the ones pinned.
 
     Args:
         sizes: map name to max_entries, where it differs from bpf/maps.h; a map that is there already keeps its size.
         lock: a file that the node's daemons lock while they do this.
+        replace: without it programs that are pinned stay, whichever they are.
 
     Returns:
         Whether programs were loaded: what is attached must then be replaced.
@@ -71,6 +72,8 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
     """
     with _locked(lock):
         _ensure_maps(pins, sizes)
+        if not replace and pins.programs.is_dir():
+            return False
         images = {name: _image(objects / name, config) for name in OBJECTS}
         digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
         target = pins.root / f"programs-{digest}"

@@ -56,7 +56,7 @@ class Datapath:
             try:
                 pinned = self._open()
             except NotLoadedError:
-                node.load_datapath(self._settings)
+                node.load_datapath(self._settings, replace=False)
                 pinned = self._open()
             yield pinned.programs
 

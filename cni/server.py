@@ -138,7 +138,7 @@ def run(settings: Settings) -> None:
         BpfError: the data plane cannot be loaded.
         ServerError: another server runs.
     """
-    loaded = node.load_datapath(settings)
+    loaded = node.load_datapath(settings, replace=False)
     plugin = Plugin(settings)
     log.info("datapath_ready", loaded=loaded, links=plugin.reattach())
     server = Server(settings, plugin)

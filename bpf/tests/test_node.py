@@ -90,7 +90,8 @@ def test_load_datapath_hands_the_settings_to_the_loader(mounts: Path, monkeypatc
     monkeypatch.setattr(loader, "load", lambda *arguments: calls.append(arguments) or True)
     settings = Settings(flows_max=1000, run_dir=Path("/run/x"), objects_dir=Path("/objects"))
     assert node.load_datapath(settings)
-    ((pins, objects, config, sizes, lock),) = calls
+    ((pins, objects, config, sizes, lock, replace),) = calls
+    assert replace
     assert (pins.root.parent, objects, lock) == (
         Path("/sys/fs/bpf/calico-ebpf"),
         Path("/objects"),

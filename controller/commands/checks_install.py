@@ -9,13 +9,16 @@ from bpf.abi import MAPS
 from bpf.errors import NotLoadedError
 from bpf.loader import OBJECTS, Pins
 from bpf.settings import Settings
-from controller.commands import cnifiles, daemons
+from controller.commands import cnifiles, daemons, sizes
 from controller.commands.checks import Check, Verdict, check
 
 
 def install_checks(settings: Settings) -> Iterator[Check]:
     yield _objects(settings)
     yield from _pins(node.pins(settings))
+    different = sizes.differences(settings)
+    seen = "; ".join(different) or "as the settings say"
+    yield check("map sizes", not different, seen, sizes.REMEDY, Verdict.WARN)
     for daemon in daemons.daemons(settings):
         yield check(daemon.name, daemon.up, daemon.seen, f"start `calico-ebpf {daemon.name}`", Verdict.WARN)
     yield from _cni()

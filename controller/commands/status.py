@@ -9,21 +9,25 @@ from typing import Any
 
 import click
 
-from bpf import node, syscall
+from bpf import node
 from bpf.abi import MAPS
 from bpf.cli import settings_flags
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller.commands import daemons, drops, links
+from controller.commands import daemons, drops, links, sizes
 from controller.commands.options import output_flag
 from controller.commands.output import duration, show_json, table
-from controller.commands.reading import raw_entries
+from controller.commands.reading import LRU_HASH, raw_entries
 
 # From here on a map is said to be nearly full.
 FULL_SHARE = 0.9
 
 # Arrays are always full.
 COUNTED = sorted(set(MAPS) - {"state", "counters"})
+
+# Those that refuse an entry when they are full, and have a setting. The others drop the oldest for a new one, and are
+# full in normal life: FLOWS_RESTORED tells when that hurts.
+FILLING = {name for name in node.map_sizes(Settings()) if MAPS[name].map_type != LRU_HASH}
 
 
 def collect(settings: Settings) -> dict[str, Any]:
@@ -41,6 +45,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         "controller": daemons.report(settings, "controller.json"),
         "maps": fill_levels(pins) if loaded else [],
         "counters": drops.read_counters(pins) if loaded else {},
+        "sizes": sizes.differences(settings),
         "drops": sum(drop.packets for drop in drops.drops(raw_entries(pins, "drops"))) if loaded else 0,
     }
     found["warnings"] = warnings(found)
@@ -58,10 +63,8 @@ def fill_levels(pins: Pins) -> list[dict[str, Any]]:
     """Entries and size of each map. Flows that have expired count: their memory is taken."""
     levels = []
     for name in COUNTED:
-        fd = pins.open_map(name)
-        size = syscall.map_info(fd).max_entries
-        os.close(fd)
-        levels.append({"name": name, "entries": sum(1 for _ in raw_entries(pins, name)), "max_entries": size})
+        entries = sum(1 for _ in raw_entries(pins, name))
+        levels.append({"name": name, "entries": entries, "max_entries": sizes.max_entries(pins, name)})
     return levels
 
 
@@ -79,10 +82,11 @@ def warnings(found: dict[str, Any]) -> list[str]:
         result.append("no programs are loaded: start the controller or the CNI server")
     for level in found["maps"]:
         share = level["entries"] / level["max_entries"]
-        if share >= FULL_SHARE:
-            result.append(f"map {level['name']} is {share:.0%} full: raise {level['name']}_max")
+        if share >= FULL_SHARE and level["name"] in FILLING:
+            result.append(f"map {level['name']} is {share:.0%} full: raise {level['name']}_max; {sizes.REMEDY}")
+    result += [f"{difference}: {sizes.REMEDY}" for difference in found["sizes"]]
     if found["counters"].get("flows_restored"):
-        result.append("the flow table has evicted live flows: raise flows_max")
+        result.append(f"the flow table has evicted live flows: raise flows_max; {sizes.REMEDY}")
     for error in found["controller"].get("errors", []):
         result.append(f"the controller reports: {error}")
     return result

@@ -142,16 +142,26 @@ def test_status_warns_of_full_maps_and_evicted_flows() -> None:
     found: dict[str, Any] = {
         "programs": "x",
         "maps": [
-            {"name": "flows", "entries": 60, "max_entries": 64},
+            {"name": "slots", "entries": 60, "max_entries": 64},
             {"name": "pods", "entries": 1, "max_entries": 64},
+            *({"name": name, "entries": 64, "max_entries": 64} for name in ("flows", "sockets", "drops")),
         ],
+        "sizes": ["map slots was made for 64 entries, slots_max is 128"],
         "counters": {"flows_restored": 1},
         "controller": {},
     }
     warnings = status.warnings(found)
-    assert len(warnings) == 2
-    assert "flows is 94% full: raise flows_max" in warnings[0]
-    assert "evicted" in warnings[1]
+    assert len(warnings) == 3
+    assert "slots is 94% full: raise slots_max" in warnings[0]
+    assert "slots_max is 128: a map is made anew when" in warnings[1]
+    assert "evicted" in warnings[2]
+
+
+def test_map_of_another_size_than_its_setting_is_named(node: Node) -> None:
+    """A raised setting has no effect on a map that is there, and the operator is told so."""
+    found = {item.name: item for item in checks_install.install_checks(node.settings)}["map sizes"]
+    assert found.verdict == Verdict.WARN
+    assert f"map pods was made for 64 entries, pods_max is {node.settings.pods_max}" in found.seen
 
 
 @pytest.mark.parametrize("content", ["", "nonsense", "[1]", '{"pid": 0}'])
