@@ -28,6 +28,7 @@ HELPERS = {
         "bpf_redirect_neigh",
         "bpf_redirect_peer",
         "bpf_skb_change_tail",
+        "bpf_skb_get_tunnel_key",
         "bpf_skb_load_bytes",
         "bpf_skb_pull_data",
         "bpf_skb_set_tunnel_key",
@@ -41,6 +42,9 @@ HELPERS = {
         "bpf_map_update_elem",
     ),
 }
+
+# Helpers that are called only where the kernel has them.
+OPTIONAL = {"bpf_ktime_get_coarse_ns"}
 
 
 class Features(NamedTuple):
