@@ -2,10 +2,12 @@
 """Runs bpftool: dumps, batches, loads. The only module of the project that starts it, or imports subprocess for it."""
 
 import json
+import os
 import re
 import subprocess
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -80,24 +82,25 @@ def delete(pin: Path, key: bytes) -> str:
     return f"map delete pinned {pin} key hex {key.hex(' ')}"
 
 
-def batch(lines: Sequence[str]) -> None:
-    """Runs `lines` in order.
+def batch(lines: Iterable[str], held: Sequence[int] = ()) -> None:
+    """Runs `lines` in order, the first of them while the next are still made.
 
     bpftool stops at the first line that fails. A delete of a missing key is skipped and the rest goes on.
+
+    Args:
+        held: descriptors that bpftool keeps open until it ends, even if the caller is killed: that of a lock, say.
 
     Raises:
         BatchError: another line failed; those before it are done, those after it are not.
         BpftoolError: bpftool is missing, hung or died.
     """
-    done = 0
-    while done < len(lines):
-        chunk = lines[done : done + BATCH_LINES]
-        ran, complaint = _batch_once(chunk)
-        done += ran
-        if complaint:
-            line = chunk[ran - 1]
-            if not (line.startswith("map delete ") and MISSING in complaint):
-                raise BatchError(f"{complaint} (at: {line})", line, bool(FULL.search(complaint)))
+    rest = iter(lines)
+    chunk = list(islice(rest, BATCH_LINES))
+    with ThreadPoolExecutor(1) as runner:
+        while chunk:
+            running = runner.submit(_batch_chunk, chunk, held)
+            chunk = list(islice(rest, BATCH_LINES))
+            running.result()
 
 
 def load(obj: Path, programs: Path, maps: Iterable[tuple[str, Path]]) -> None:
@@ -110,12 +113,26 @@ def load(obj: Path, programs: Path, maps: Iterable[tuple[str, Path]]) -> None:
     run("prog", "loadall", str(obj), str(programs), *reused)
 
 
-def _batch_once(lines: Sequence[str]) -> tuple[int, str]:
+def _batch_chunk(lines: Sequence[str], held: Sequence[int]) -> None:
+    """Raises BatchError, BpftoolError."""
+    done = 0
+    while done < len(lines):
+        ran, complaint = _batch_once(lines[done:], held)
+        done += ran
+        if complaint:
+            line = lines[done - 1]
+            if not (line.startswith("map delete ") and MISSING in complaint):
+                raise BatchError(f"{complaint} (at: {line})", line, bool(FULL.search(complaint)))
+
+
+def _batch_once(lines: Sequence[str], held: Sequence[int]) -> tuple[int, str]:
     """Runs lines up to the first that fails; returns how many were run, that one included, and the complaint or ""."""
-    with tempfile.NamedTemporaryFile("w", prefix="calico-ebpf-", suffix=".batch") as script:
+    # In memory: a file would be left behind by a caller that is killed, and a pipe would end the batch early.
+    with open(os.memfd_create("calico-ebpf-batch"), "w+") as script:
         script.write("\n".join(lines) + "\n")
         script.flush()
-        process = _execute([BPFTOOL, "-j", "batch", "file", script.name], timeout_s=300)
+        script.seek(0)
+        process = _execute([BPFTOOL, "-j", "batch", "file", "-"], 300, script.fileno(), held)
     if not process.returncode:
         return len(lines), ""
     try:
@@ -126,10 +143,12 @@ def _batch_once(lines: Sequence[str]) -> tuple[int, str]:
     return len(results), complaint
 
 
-def _execute(command: list[str], timeout_s: float) -> "subprocess.CompletedProcess[str]":
+def _execute(
+    command: list[str], timeout_s: float, stdin: int = subprocess.DEVNULL, held: Sequence[int] = ()
+) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+            command, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False, pass_fds=held
         )
     except FileNotFoundError as error:
         raise BpftoolError(f"{command[0]} is not installed (Debian package bpftool)") from error

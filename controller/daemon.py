@@ -12,7 +12,7 @@ import structlog
 from bpf import attach, node
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller import monitor, web
+from controller import alone, monitor, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -30,13 +30,15 @@ def run(settings: Settings) -> None:
 
     Raises:
         BpfError: the data plane could not be loaded.
+        AloneError: another controller runs on this node.
     """
     log_to_stderr(settings.log_level)
+    held = alone.lock(settings.run_dir)
     pins = node.pins(settings)
     netlink = Netlink()
     metrics = Metrics(pins)
     network = NodeNetwork(settings, pins, netlink)
-    controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins)), network, metrics)
+    controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins, (held,))), network, metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())
     deaths: list[BaseException] = []

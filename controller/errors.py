@@ -3,6 +3,7 @@
 
 ControllerError
 ├── ManifestError       an object or document cannot be understood; says at which line
+├── AloneError           another controller runs on this node
 ├── NetworkError        a device or route could not be made or changed
 └── ApiError            the API server did not do what was asked
     ├── ExpiredError    410: the resource version is too old; list again
@@ -24,6 +25,10 @@ class ManifestError(ControllerError):
     def __init__(self, message: str, line: int) -> None:
         super().__init__(message)
         self.line = line
+
+
+class AloneError(ControllerError):
+    """Another controller runs on this node."""
 
 
 class NetworkError(ControllerError):

@@ -35,10 +35,15 @@ class Maps(Protocol):
 
 
 class PinnedMaps:
-    """The kernel's maps, written by bpftool; implements Maps."""
+    """The kernel's maps, written by bpftool; implements Maps.
 
-    def __init__(self, pins: Pins) -> None:
+    Args:
+        held: descriptors that bpftool holds, too, while it writes: see `controller.alone`.
+    """
+
+    def __init__(self, pins: Pins, held: Sequence[int] = ()) -> None:
         self._pins = pins
+        self._held = held
 
     def read(self, name: str) -> dict[bytes, bytes]:
         return mapread.read(self._pins, name)
@@ -50,7 +55,7 @@ class PinnedMaps:
         # By id, a line takes bpftool a third less than by path.
         ids = {name: self._info(name).map_id for name in {op.map for op in ops}}
         try:
-            bpftool.batch([_line(op, ids[op.map]) for op in ops])
+            bpftool.batch((_line(op, ids[op.map]) for op in ops), self._held)
         except BatchError as error:
             names = [name for name, number in ids.items() if f" id {number} " in error.line]
             raise BatchError(f"map {', '.join(names)}: {error}", error.line, error.full) from error

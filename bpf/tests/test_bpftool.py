@@ -2,6 +2,7 @@
 """The runner of bpftool: batches on real maps, and a bpftool that is missing, hangs or talks nonsense."""
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,32 @@ def test_batch_in_pieces_runs_every_line(pin: Path, monkeypatch: pytest.MonkeyPa
     ]
     bpftool.batch(lines)
     assert len(dict(bpftool.dump(pin))) == 3
+
+
+def test_batch_outlives_its_caller_with_the_lock(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What bpftool was given stays locked until bpftool itself ends, and its script is no file."""
+    fake(monkeypatch, tmp_path, f"cat > {tmp_path}/script; ls -l /proc/$$/fd > {tmp_path}/open; echo '[]'")
+    with (tmp_path / "lock").open("w") as lock:
+        bpftool.batch(["map update"], (lock.fileno(),))
+    assert (tmp_path / "script").read_text() == "map update\n"
+    assert str(tmp_path / "lock") in (tmp_path / "open").read_text()
+
+
+def test_batch_runs_while_later_lines_are_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first piece has begun when the second one is asked for."""
+    monkeypatch.setattr(bpftool, "BATCH_LINES", 1)
+    fake(monkeypatch, tmp_path, f"cat >> {tmp_path}/script")
+
+    def lines() -> Iterator[str]:
+        yield "first"
+        deadline = time.monotonic() + 10
+        while not (tmp_path / "script").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        yield "second"
+        assert (tmp_path / "script").exists()
+
+    bpftool.batch(lines())
+    assert (tmp_path / "script").read_text() == "first\nsecond\n"
 
 
 @pytest.mark.root
