@@ -191,6 +191,7 @@ class Controller:
     def _sync_network(self, now: float) -> None:
         listed = Kind.NODE not in self._unlisted
         more = self._network.sync(listed)
+        self.health.eligible = self._network.eligible
         self._standing.replace("nodes", tuple(self._network.problems))
         if self._network.remotes is not None:
             self._dataplane.set_remotes(self._network.remotes)

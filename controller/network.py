@@ -50,6 +50,7 @@ class NodeNetwork:
         self._facts: dict[str, tuple[NodeFacts, tuple[Problem, ...]]] = {}
         self._own: NodeFacts | None = None
         self._own_present = False
+        self._listed = False
         self._ways: dict[str, Ways] = {}
         self._changed: set[str] = set()
         self._network = Network(())
@@ -65,7 +66,9 @@ class NodeNetwork:
     @property
     def eligible(self) -> bool:
         """Whether load balancers may send this node traffic: its Node has not gone, nor is about to."""
-        return self._own is None or (self._own_present and self._own.eligible)
+        if self._own is None:
+            return not self._listed
+        return self._own_present and self._own.eligible
 
     @property
     def node_count(self) -> int:
@@ -99,6 +102,10 @@ class NodeNetwork:
             Whether there is more to do: another sync goes on with it.
         """
         self.problems = [problem for _, problems in self._facts.values() for problem in problems]
+        self._listed = listed
+        if listed and not self._own_present:
+            name = self._settings.node_name
+            self.problems.append(Problem("this node", f"there is no Node named {name}: see the setting node_name"))
         self.failed = False
         try:
             more = self._sync(listed)
@@ -160,7 +167,7 @@ class NodeNetwork:
 
     def _find_ways(self, snapshot: Snapshot, overlay_ifindex: int) -> None:
         """Works out the ways of the nodes that changed, or of all where the network did."""
-        network = Network(snapshot.hops, overlay_ifindex)
+        network = Network(snapshot.hops, overlay_ifindex, frozenset(snapshot.addresses))
         if network != self._network or not self._ways:
             self._network, self._changed = network, {*self._facts, *self._ways}
         for name in self._changed:
@@ -204,8 +211,11 @@ class NodeNetwork:
                 log.info("program-attached", hook=hook, device=snapshot.devices[ifindex].name)
 
     def _tell_cni(self, mtu: int) -> None:
-        """node.json: what the CNI plugin takes for granted where its configuration says nothing."""
-        cidrs = list(self._own.pod_cidrs) if self._own else []
+        """node.json: what the CNI plugin takes for granted where its configuration says nothing. Without the Node, what
+        an earlier controller knew stays: pods can still be made."""
+        if not self._own:
+            return
+        cidrs = list(self._own.pod_cidrs)
         told = json.dumps({"name": self._settings.node_name, "pod_cidrs": cidrs, "mtu": mtu}).encode()
         path: Path = self._settings.run_dir / "node.json"
         if told != self._told or not path.exists():

@@ -10,7 +10,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
 from bpf.abi import Remote, RemoteFlag, RemoteKey
-from bpf.address import is_v4, packed, prefix_bits
+from bpf.address import is_v4, packed, prefix_bits, text
 from controller.model import Node
 from controller.source import Problem
 
@@ -53,10 +53,12 @@ class Network(NamedTuple):
     Attributes:
         hops: routes of others than this project.
         overlay_ifindex: the overlay device's; 0: there is none.
+        addresses: those that this node has, whatever its Node says.
     """
 
     hops: tuple[Hop, ...]
     overlay_ifindex: int = 0
+    addresses: frozenset[bytes] = frozenset()
 
     def way(self, address: bytes) -> Hop | None:
         """The route to an address: the longest prefix, then the smallest metric."""
@@ -117,6 +119,10 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, encapsulation
         own: this node, whose addresses are never remote, and are the host's own on its way to pods.
         encapsulation: auto, never or always. In auto, a node whose address is on-link needs none.
     """
+    here = [address for address in node.addresses if address in network.addresses]
+    if here:
+        # It is this node by another name, or says that it is: its pods must not be looked for elsewhere.
+        return Ways({}, (), False, (Problem(f"Node {node.name}", f"{text(here[0])} is an address of this node"),))
     reached = {address: hop for address in node.addresses if (hop := network.way(address))}
     remotes = {}
     for address, hop in reached.items():

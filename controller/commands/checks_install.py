@@ -21,6 +21,9 @@ def install_checks(settings: Settings) -> Iterator[Check]:
     yield check("map sizes", not different, seen, sizes.REMEDY, Verdict.WARN)
     for daemon in daemons.daemons(settings):
         yield check(daemon.name, daemon.up, daemon.seen, f"start `calico-ebpf {daemon.name}`", Verdict.WARN)
+    errors = daemons.report(settings, "controller.json").get("errors", [])
+    seen = f"{len(errors)}, the first: {errors[0]}" if errors else "the controller names none"
+    yield check("problems", not errors, seen, "`calico-ebpf status` lists them", Verdict.WARN)
     yield from _cni()
 
 

@@ -99,6 +99,15 @@ def test_overlay_that_is_needed_and_missing_leaves_the_pods_out_until_it_is_ther
     assert list(_shown(found)) == ["198.51.100.2/32"]
 
 
+def test_node_with_an_address_of_this_machine_is_not_remote() -> None:
+    """Whether or not this node's own Node is known."""
+    network = NETWORK._replace(addresses=frozenset([packed("192.0.2.1")]))
+    found = ways(_facts(["192.0.2.1", "2001:db8::9"], ["10.244.0.0/24"]), None, network, "auto")
+    assert not found.remotes
+    assert not found.routes
+    assert [problem.subject for problem in found.problems] == ["Node n"]
+
+
 def test_own_address_on_another_node_is_no_remote() -> None:
     """A Node with a stale copy of our address must not draw our traffic away."""
     found = ways(_facts(["192.0.2.1"], []), OWN, NETWORK, "auto")
