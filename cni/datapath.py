@@ -43,6 +43,7 @@ class Datapath:
         self._settings = settings
         self._pins = node.pins(settings)
         self._pinned: Pinned | None = None
+        self._followed: tuple[str, int] | None = None
         self._lock = threading.RLock()
 
     @contextmanager
@@ -60,11 +61,18 @@ class Datapath:
                 pinned = self._open()
             yield pinned.programs
 
+    @contextmanager
+    def following(self) -> Iterator[dict[str, int]]:
+        """As `programs`, for who gives them to every pod link; `replaced` compares with these."""
+        with self.programs() as programs:
+            yield programs
+            self._followed = self._open().identity
+
     def replaced(self) -> bool:
-        """Whether the programs are others than those that `programs` gave last."""
+        """Whether what is pinned is other than what `following` gave last."""
         with self._lock:
             try:
-                return self._pinned is not None and self._pinned.identity != self._identity()
+                return self._followed is not None and self._followed != self._identity()
             except NotLoadedError:
                 return False
 

@@ -31,6 +31,14 @@ _NOWHERE = {4: bytes([240, 0, 0, 1]), 6: bytes.fromhex("2000" + "00" * 13 + "01"
 _MTU_DEFAULT = 1500
 
 
+class HostEnd(NamedTuple):
+    """What the kernel tells of a host end: its device index and MAC, and the MACs behind the pod's addresses."""
+
+    ifindex: int
+    mac: bytes
+    neighbours: dict[Address, bytes]
+
+
 class PodLink(NamedTuple):
     """What a pod link is to be, or is: names and MACs of its ends."""
 
@@ -132,6 +140,18 @@ def reattach(names: Sequence[str], programs: Mapping[str, int]) -> int:
                 if error.errno != errno.ENODEV:  # deleted meanwhile
                     raise
         return len(found)
+
+
+def host_end(name: str, addresses: Sequence[Address]) -> HostEnd | None:
+    """What a link that is there was made with; None where it is gone. Raises NodeError."""
+    with _explained(), Netlink() as host:
+        for index, _, found in netlink.links(host.call(netlink.get_link(name))):
+            neighbours = {}
+            for address in addresses:
+                for answer in host.call(netlink.get_neighbour(index, address.packed)):
+                    neighbours[address] = netlink.attributes(answer[12:])[netlink.NDA_LLADDR]
+            return HostEnd(index, found[netlink.IFLA_ADDRESS], neighbours)
+    return None
 
 
 def device_mtu() -> int:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 NEWLINK, DELLINK, GETLINK, SETLINK = 16, 17, 18, 19
 NEWADDR, GETADDR = 20, 22
 NEWROUTE, DELROUTE, GETROUTE = 24, 25, 26
-NEWNEIGH = 28
+NEWNEIGH, GETNEIGH = 28, 30
 NEWQDISC = 36
 NEWTFILTER, GETTFILTER = 44, 46
 
@@ -39,7 +39,7 @@ IFA_ADDRESS, IFA_LOCAL, _IFA_FLAGS, _IFA_NODAD = 1, 2, 8, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY = 1, 4, 5
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _RT_TABLE_MAIN, _RTN_UNICAST, _RTNH_ONLINK = 254, 1, 4
-_NDA_DST, _NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
+_NDA_DST, NDA_LLADDR, _NUD_PERMANENT = 1, 2, 0x80
 _TCA_KIND, TCA_OPTIONS = 1, 2
 _TCA_BPF_FD, _TCA_BPF_NAME, _TCA_BPF_FLAGS, TCA_BPF_ID = 6, 7, 8, 11
 _CLSACT_HANDLE, _CLSACT_PARENT = 0xFFFF0000, 0xFFFFFFF1
@@ -241,8 +241,13 @@ def get_route(address: bytes) -> Message:
 
 def set_neighbour(index: int, address: bytes, mac: bytes) -> Message:
     body = struct.pack("=BxxxiHBB", _family(address), index, _NUD_PERMANENT, 0, 0)
-    body += attribute(_NDA_DST, address) + attribute(_NDA_LLADDR, mac)
+    body += attribute(_NDA_DST, address) + attribute(NDA_LLADDR, mac)
     return Message(NEWNEIGH, _CREATE | _REPLACE, body, f"setting the neighbour {_text(address)}")
+
+
+def get_neighbour(index: int, address: bytes) -> Message:
+    body = struct.pack("=BxxxiHBB", _family(address), index, 0, 0, 0) + attribute(_NDA_DST, address)
+    return Message(GETNEIGH, 0, body, f"finding the neighbour {_text(address)}", (errno.ENOENT, errno.ENODEV))
 
 
 def get_filter(index: int, parent: int, priority: int, protocol: int, handle: int) -> Message:

@@ -13,7 +13,7 @@ import sys
 from bpf.errors import SettingsError
 from bpf.settings import Settings
 from cni.errors import NodeError
-from cni.plugin import Answer, Plugin, failed
+from cni.plugin import Answer, Plugin, broken, failed
 from cni.protocol import LIMIT_BYTES
 
 
@@ -27,12 +27,15 @@ def main() -> int:
 
 
 def _carry_out(text: bytes) -> Answer:
+    """Whatever happens, the runtime gets the specification's object."""
     try:
         plugin = Plugin(Settings.load({}))
+        netns_fd = _open(os.environ.get("CNI_NETNS", ""))
+        return plugin.answer(os.environ, text, netns_fd)
     except SettingsError as error:
         return failed(NodeError(str(error)), text)
-    netns_fd = _open(os.environ.get("CNI_NETNS", ""))
-    return plugin.answer(os.environ, text, netns_fd)
+    except Exception as error:
+        return broken(error, text)
 
 
 def _open(path: str) -> int | None:

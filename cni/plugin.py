@@ -8,7 +8,7 @@ interface. DEL goes the other way, and takes everything that is gone already for
 
 import json
 from collections.abc import Mapping
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import NamedTuple
 
 from bpf import syscall
@@ -24,6 +24,7 @@ from cni.errors import (
     ContainerError,
     DifferenceError,
     ExistsError,
+    InternalError,
     NodeError,
     TryAgainError,
     VersionError,
@@ -45,6 +46,11 @@ class Answer(NamedTuple):
 def failed(failure: CniError, text: bytes) -> Answer:
     """The answer of a call that failed; `text` is its network configuration, which says the version to answer in."""
     return Answer(_json(result.error(failure, config.version_asked(text))), 1, failure)
+
+
+def broken(error: Exception, text: bytes) -> Answer:
+    """The answer of a call that met a defect, or a refusal of the kernel that nobody foresaw."""
+    return failed(InternalError(f"{type(error).__name__}: {error}"), text)
 
 
 class Plugin:
@@ -70,17 +76,39 @@ class Plugin:
         return Answer(_json(rendered) if rendered else b"", 0)
 
     def reattach(self) -> int:
-        """Gives every pod link the programs that are pinned now; returns how many there are.
+        """Gives every pod link the programs that are pinned now, after its entries in a map of pods that has lost them,
+        with its pins or to a new layout; returns how many there are.
 
         Raises:
             BpfError, NodeError: programs cannot be loaded, or not attached.
         """
-        with self._datapath.programs() as programs:
+        with self._datapath.programs():  # the map is there
+            pass
+        for name in self._records.links():
+            self._restore(name)
+        with self._datapath.following() as programs:
             return link.reattach(self._records.links(), programs)
 
     def outdated(self) -> bool:
         """Whether other programs have been pinned than those that the pod links have."""
         return self._datapath.replaced()
+
+    def _restore(self, name: str) -> None:
+        """Enters a pod in the map again, as its link and its neighbours on the host tell of it."""
+        record = self._records.read(name)
+        if record is None or not record.complete:
+            return
+        with self._records.locked(record.container_id):
+            # Verbs are carried out meanwhile by the one-shot process: what was read before may be gone.
+            record = self._records.read(name)
+            addresses = [ip_address(text) for text in record.addresses] if record and record.complete else []
+            missing = [address for address in addresses if self._datapath.pod(str(address)) is None]
+            end = link.host_end(name, missing) if missing else None
+            if record is None or end is None:
+                return
+            for address, pod_mac in end.neighbours.items():
+                pod = Pod(end.ifindex, 0, pod_mac, end.mac, container_hash(record.container_id))
+                self._datapath.set_pod(str(address), pod)
 
     def _carry_out(self, request: Request, text: bytes, netns_fd: int | None) -> Json | None:
         if request.verb == "VERSION":

@@ -23,8 +23,8 @@ from bpf import node
 from bpf.errors import BpfError
 from bpf.settings import Settings
 from cni import protocol
-from cni.errors import CniError, InputError, InternalError, ServerError
-from cni.plugin import Plugin, failed
+from cni.errors import CniError, InputError, ServerError
+from cni.plugin import Plugin, broken
 
 SOCKET_NAME = "cni.sock"
 REQUEST_TIMEOUT_S = 5.0
@@ -102,7 +102,7 @@ class Server:
             answer = self._plugin.answer(call.variables, call.text, call.netns_fd)
         except Exception as error:  # a defect, which must neither end the server nor leave the caller without an answer
             log.exception("call_broke", **_keys(call))
-            answer = failed(InternalError(f"{type(error).__name__}: {error}"), call.text)
+            answer = broken(error, call.text)
         finally:
             if call.netns_fd is not None:
                 os.close(call.netns_fd)
@@ -118,7 +118,7 @@ class Server:
             log.info("call_done", **keys)
 
     def _follow_programs(self) -> None:
-        """Another daemon may have pinned other programs."""
+        """The controller may have pinned other programs."""
         if self._plugin.outdated():
             try:
                 log.info("programs_replaced", links=self._plugin.reattach())

@@ -171,3 +171,31 @@ def test_maps_that_were_removed_under_the_server_are_made_anew(node: Node) -> No
         added(node, "a")
         assert node.pod_entry("10.244.0.2")
         assert hooks(node, host_name("a", "eth0")) == {"from_pod", "to_pod"}
+
+
+def test_pods_from_before_maps_were_made_anew_are_entered_in_them(node: Node) -> None:
+    """Pods of the maps that are gone get the new programs and entries, too, without a restart."""
+    with node.pods("a", "b"):
+        added(node, "a")
+        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        added(node, "b")
+        wait_for(lambda: node.pod_entry("10.244.0.2"), node.log)
+        assert ping(node, "10.244.0.2")
+
+
+def test_pods_outlive_the_loss_of_every_pin(node: Node) -> None:
+    """A new layout, like a bpffs that was mounted anew, starts with an empty map: the server enters its pods again."""
+    with node.pods("a", "b"):
+        result = added(node, "a")
+        added(node, "b")
+        before = [node.pod_entry(address) for address in ("10.244.0.2", "fd00:10:244::2", "10.244.0.3")]
+        node.stop_server()
+        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        node.start_server()
+        assert [node.pod_entry(address) for address in ("10.244.0.2", "fd00:10:244::2", "10.244.0.3")] == before
+        assert ping(node, "10.244.0.2")
+        assert ping(node, "fd00:10:244::3")
+        assert node.call("CHECK", "a", config(prevResult=result)).status == 0
+        for pod in ("a", "b"):
+            assert node.call("DEL", pod, CONFIG).status == 0
+        assert node.leftovers() == CLEAN
