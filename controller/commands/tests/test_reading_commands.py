@@ -28,6 +28,7 @@ CONFIG = abi.Config(
     udp_established_ns=180 * SECOND,
     connect_time=0,
     mark=0,
+    coarse_clock=0,
 )
 
 
