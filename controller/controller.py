@@ -218,8 +218,7 @@ class Controller:
             self._short_due = self._short_due or ended + self._short_backoff.next_s()
         else:
             self._short_backoff.reset()
-        if not self._dataplane.pending:
-            self.health.synced()
+        self.health.synced()
         if result.ops:
             level = log.info if result.full else log.debug
             level("synced", entries=result.ops, milliseconds=round((ended - began) * 1000, 1), full=result.full)

@@ -2,7 +2,10 @@
 """/healthz and /livez, as load balancers and kubelet ask kube-proxy for them.
 
 /livez      503 when the oldest change that is not in the kernel has waited for too long
-/healthz    the same, and 503 when this node's Node is gone, going, or about to be scaled away
+/healthz    the same, and 503 until everything has been written once, and when this node's Node is gone, going, or
+            about to be scaled away
+
+What does not fit into a map does not count: no restart makes room.
 """
 
 import json
@@ -20,7 +23,7 @@ class Health:
 
     def __init__(self) -> None:
         self._pending_since: float | None = None
-        self._updated = time.time()
+        self._updated: float | None = None
         self.eligible = True
 
     def waiting(self) -> None:
@@ -29,7 +32,7 @@ class Health:
             self._pending_since = time.monotonic()
 
     def synced(self) -> None:
-        """Everything is in the kernel."""
+        """Everything is in the kernel that fits."""
         self._pending_since = None
         self._updated = time.time()
 
@@ -41,11 +44,14 @@ class Health:
     def answer(self, path: str) -> Answer:
         if path not in ("/healthz", "/livez"):
             return NOT_FOUND
-        eligible = self.eligible if path == "/healthz" else True
-        body = {"lastUpdated": _text(self._updated), "currentTime": _text(time.time())}
-        told = body | ({"nodeEligible": self.eligible} if path == "/healthz" else {})
-        status = 200 if self.alive and eligible else 503
-        return Answer(status, "application/json", json.dumps(told).encode())
+        told: dict[str, object] = {"currentTime": _text(time.time())}
+        if self._updated is not None:
+            told["lastUpdated"] = _text(self._updated)
+        well = self.alive
+        if path == "/healthz":
+            told["nodeEligible"] = self.eligible
+            well = well and self.eligible and self._updated is not None
+        return Answer(200 if well else 503, "application/json", json.dumps(told).encode())
 
 
 def _text(moment: float) -> str:

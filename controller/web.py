@@ -15,6 +15,9 @@ class Answer(NamedTuple):
     body: bytes
 
 
+# A connection that says nothing for so long is closed: anybody may open them, and each has a thread.
+IDLE_S = 5
+
 NOT_FOUND = Answer(404, "text/plain", b"")
 
 
@@ -30,6 +33,8 @@ def serve(name: str, address: str, answer: Callable[[str], Answer]) -> Threading
     """
 
     class Handler(BaseHTTPRequestHandler):
+        timeout = IDLE_S
+
         def do_GET(self) -> None:
             status, content_type, body = answer(self.path.partition("?")[0])
             self.send_response(status)

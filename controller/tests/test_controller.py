@@ -176,6 +176,28 @@ def test_health_fails_when_a_change_waits_too_long(rig: Rig, monkeypatch: pytest
     assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [200, 200]
 
 
+def test_healthz_fails_until_everything_was_written_once(rig: Rig) -> None:
+    """With the API server away since the start, nothing is served here; a restart would not help."""
+
+    def answers() -> list[int]:
+        return [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")]
+
+    rig.tell(WEB)
+    assert answers() == [503, 200]
+    rig.tell(*LISTED)
+    assert answers() == [200, 200]
+
+
+def test_full_map_is_no_reason_to_restart(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long: what fits is in the kernel."""
+    monkeypatch.setattr("controller.health.TIMEOUT_S", 0.0)
+    rig.maps.capacities["frontends"] = 0
+    rig.tell(WEB, *LISTED)
+    rig.wait(100)
+    assert rig.dataplane.pending
+    assert rig.controller.health.answer("/livez")[0] == 200
+
+
 def test_healthz_alone_fails_when_the_node_is_gone(rig: Rig) -> None:
     """Load balancers should leave; kubelet has no reason to restart the controller."""
     own = decoded_node(node("own", [], []))

@@ -38,3 +38,15 @@ def test_server_answers_paths_and_looks_up_no_name(host: str) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a thread: they must not gather."""
+    monkeypatch.setattr(web, "IDLE_S", 0.05)
+    server = web.serve("test", "127.0.0.1:0", _answer)
+    try:
+        with socket.create_connection(("127.0.0.1", server.server_port), timeout=5) as idle:
+            assert idle.recv(1) == b""
+    finally:
+        server.shutdown()
+        server.server_close()

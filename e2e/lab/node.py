@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A node of the lab: our executables and files at their standard paths, and our two daemons."""
 
+import json
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ CONFIG_FILE = "/etc/calico-ebpf/config.yaml"
 ONE_SHOT = "/usr/local/lib/calico-ebpf/oneshot"
 COMMAND = "/usr/local/bin/calico-ebpf"
 CNI_SERVER, CONTROLLER = "cni-server", "controller"
+REPORT = "/run/calico-ebpf/controller.json"
 START_S = 20
 
 
@@ -113,14 +115,17 @@ class Node:
         return self.space.run(COMMAND, *arguments).stdout
 
     def _is_ready(self) -> bool:
-        healthy = self.space.run(*(sys.executable, "-I", "-S", "-c", HEALTHY), check=False)
-        return healthy.returncode == 0 and self.space.path("/run/calico-ebpf/cni.sock").exists()
+        """Whether the controller that runs now has written everything once, not one before it, and pods can be made."""
+        controller = self._daemons.get(CONTROLLER)
+        try:
+            report = json.loads(self.space.path(REPORT).read_bytes())
+        except FileNotFoundError:
+            return False
+        synced = controller is not None and report["pid"] == controller.pid and report["synced"]
+        return synced and self.space.path("/run/calico-ebpf/cni.sock").exists()
 
     def _put(self, inside: str, content: bytes, mode: int) -> None:
         path = self.space.path(inside)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         path.chmod(mode)
-
-
-HEALTHY = "import urllib.request; urllib.request.urlopen('http://127.0.0.1:10256/healthz', timeout=2)"
