@@ -4,6 +4,7 @@
     <directory>/<network>/<address>             holds "<container id>\\r\\n<interface>"
     <directory>/<network>/last_reserved_ip.<n>  the address given out last of range set n: they are taken in turn
     <directory>/<network>/lock                  flock(2), held while the others change
+    <directory>/<network>/.draft                a reservation before it gets its name, which it gets with its content
 
 Source: containernetworking/plugins, plugins/ipam/host-local.
 """
@@ -19,6 +20,7 @@ from cni.errors import ExhaustedError, NodeError
 from cni.ranges import Address, RangeSet, candidates, describe
 
 _LAST = "last_reserved_ip."
+_DRAFT = ".draft"
 
 
 class Reservations:
@@ -73,22 +75,25 @@ class Reservations:
         last = self._directory / f"{_LAST}{index}"
         for address in candidates(range_set, _address(last)):
             name = str(address)
-            if name not in taken:
+            if name not in taken or self._is_torn(name):
+                last.write_text(name, encoding="ascii")  # first: what fails after it costs the turn, not the address
                 self._create(name, owner)
-                last.write_text(name, encoding="ascii")
                 return address
         raise ExhaustedError(f"no address is left in {describe(range_set)}", f"reservations: {self._directory}")
 
     def _create(self, name: str, owner: bytes) -> None:
+        draft = self._path(_DRAFT)
+        draft.write_bytes(owner)
+        os.link(draft, self._path(name))
+        draft.unlink()
+
+    def _is_torn(self, name: str) -> bool:
+        """Takes away a file that is empty: whoever made it, host-local say, was killed before it wrote its owner."""
         path = self._path(name)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            os.write(fd, owner)
-        except OSError:
-            path.unlink()
-            raise
-        finally:
-            os.close(fd)
+        if path.stat().st_size:
+            return False
+        path.unlink()
+        return True
 
     def _read(self, name: str) -> bytes:
         try:
@@ -107,6 +112,7 @@ class Reservations:
             fd = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
+                self._path(_DRAFT).unlink(missing_ok=True)  # of a process that was killed
                 yield
             finally:
                 os.close(fd)
@@ -131,4 +137,4 @@ def _address(path: Path) -> Address | None:
 
 
 def _is_address(name: str) -> bool:
-    return name != "lock" and not name.startswith(_LAST)
+    return name not in ("lock", _DRAFT) and not name.startswith(_LAST)

@@ -61,13 +61,15 @@ class Records:
     def write(self, link: str, record: Record) -> None:
         """Raises NodeError."""
         try:
-            draft = self._directory / f".{link}"
+            draft = self._draft(link)
             draft.write_text(json.dumps(record._asdict()), encoding="utf-8")
             draft.rename(self._directory / link)
         except OSError as error:
             raise NodeError(f"recording {link}: {error}") from error
 
     def remove(self, link: str) -> None:
+        """Removes a record, and what a process has left that was killed while it wrote one."""
+        self._draft(link).unlink(missing_ok=True)
         (self._directory / link).unlink(missing_ok=True)
 
     def links(self) -> list[str]:
@@ -76,6 +78,9 @@ class Records:
             return sorted(name for name in os.listdir(self._directory) if not name.startswith("."))
         except FileNotFoundError:
             return []
+
+    def _draft(self, link: str) -> Path:
+        return self._directory / f".{link}"
 
     @contextmanager
     def locked(self, container_id: str) -> Iterator[int]:

@@ -82,6 +82,34 @@ def test_allocate_with_damaged_last_address_starts_anew(tmp_path: Path) -> None:
     assert allocate(Reservations(tmp_path, "pods"), "c1") == ["192.0.2.2"]
 
 
+@pytest.mark.parametrize("call", ["write_bytes", "write_text", "link", "unlink"])
+def test_allocate_that_fails_at_any_call_keeps_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """A full disk at whichever file costs no address, and the next attempt works."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    reservations = Reservations(tmp_path, "pods")
+    with monkeypatch.context() as patched:
+        patched.setattr(os if call == "link" else Path, call, refuse)
+        with pytest.raises(NodeError, match="No space left"):
+            allocate(reservations, "c1", DUAL)
+    reservations.release("c1", "eth0", reservations.find("c1", "eth0"))
+    assert len(allocate(reservations, "c2", DUAL)) == 2
+    assert sum(len(reservations.find(container, "eth0")) for container in ("c1", "c2")) == 2
+
+
+def test_address_file_without_owner_is_nobodys(tmp_path: Path) -> None:
+    """host-local, killed between creating a file and writing it, leaves an empty one, which no DEL can name."""
+    (tmp_path / "pods").mkdir()
+    for last in range(2, 7):
+        (tmp_path / f"pods/192.0.2.{last}").touch()
+    assert allocate(Reservations(tmp_path, "pods"), "c1") == ["192.0.2.2"]
+    assert Reservations(tmp_path, "pods").find("c1", "eth0") == ["192.0.2.2"]
+
+
 def test_allocate_where_no_directory_can_be_says_so(tmp_path: Path) -> None:
     """The file system's complaint reaches the runtime."""
     (tmp_path / "file").write_text("")

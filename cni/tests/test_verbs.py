@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs on real namespaces, through the launcher: by the warm server and by the one-shot process alike."""
 
+import itertools
 import json
+import signal
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -375,28 +376,54 @@ def test_fifty_pods_made_and_removed_leave_nothing(node: Node) -> None:
     assert node.leftovers() == CLEAN
 
 
-def test_add_killed_at_any_point_is_cleared_away(bare_node: Node) -> None:
+# A one-shot process that is killed before the n-th of its calls that change something, or ends well when it has fewer.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from bpf import syscall
+from cni import netlink, oneshot
+left = int(os.environ["KILL_AT"])
+def fatal(holder, name):
+    whole = getattr(holder, name)
+    def step(*arguments, **options):
+        global left
+        left -= 1
+        if not left:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return whole(*arguments, **options)
+    setattr(holder, name, step)
+for name in ("write_bytes", "write_text", "rename", "unlink"):
+    fatal(Path, name)
+fatal(os, "link")
+fatal(syscall, "map_update")
+fatal(syscall, "map_delete")
+fatal(netlink.Netlink, "call")
+raise SystemExit(oneshot.main())
+"""
+
+
+def test_add_killed_at_each_step_is_cleared_away(bare_node: Node) -> None:
     """Whatever a killed process had made, DEL takes it away, and so does an ADD of the same interface."""
     node = bare_node
+    (node.directory / "killed.py").write_text(KILLED)
     with node.pods("a"):
         added(node, "a")  # loads the data plane
         node.call("DEL", "a", CONFIG)
-        for number in range(12):
-            process = node.launch("ADD", "a", {})
-            assert process.stdin
-            process.stdin.write(json.dumps(CONFIG))
-            process.stdin.close()
-            time.sleep(0.05 + number * 0.012)
-            process.kill()
-            process.wait()
-            if process.returncode == 0 or number % 2:
-                assert node.call("DEL", "a", CONFIG) == (0, {})
-                assert node.leftovers() == CLEAN
-            else:
-                reply = node.call("ADD", "a", CONFIG)
-                assert reply.status == 0 or reply.data["code"] == 102, reply  # killed when all was done
-                assert node.call("DEL", "a", CONFIG) == (0, {})
-                assert node.leftovers() == CLEAN
+        whole = (node.directory / "oneshot").read_text()
+        for number in itertools.count(1):
+            script = whole.replace("-I -m cni.oneshot", f"-I {node.directory}/killed.py")
+            (node.directory / "oneshot").write_text(script)
+            process = node.launch("ADD", "a", {"KILL_AT": str(number)})
+            process.communicate(json.dumps(CONFIG), timeout=60)
+            (node.directory / "oneshot").write_text(whole)
+            if process.returncode == 0:
+                break
+            assert process.returncode == -signal.SIGKILL
+            if number % 2:
+                assert node.call("ADD", "a", CONFIG).status == 0
+            assert node.call("DEL", "a", CONFIG) == (0, {})
+            assert node.leftovers() == CLEAN
+        assert number > 15
 
 
 def test_add_with_a_full_map_of_pods_says_which_setting(bare_node: Node) -> None:

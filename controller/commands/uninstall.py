@@ -27,7 +27,7 @@ from controller.commands.reading import raw_entries
 from controller.errors import ControllerError
 
 # A directory of addresses may hold these without holding an address.
-BOOKKEEPING = ("last_reserved_ip", "lock")
+BOOKKEEPING = ("last_reserved_ip", "lock", ".draft")
 
 
 class Step(NamedTuple):
