@@ -37,8 +37,8 @@ MEANINGS = {
     "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
     abi.DropReason.NO_REMOTE: "A host's packet into the overlay for an address that no node has: the pod is gone, or "
     "the controller has not heard of its node.",
-    abi.DropReason.NOT_A_NODE: "A frame came out of a tunnel that no known node sends by: keep the overlay's port closed "
-    "to others, or see whether the controller has heard of the node.",
+    abi.DropReason.NOT_A_NODE: "A frame came out of a tunnel that no known node sends by: close the overlay's port to "
+    "others, or see whether the controller has heard of the node.",
 }
 
 COUNTER_MEANINGS = {
