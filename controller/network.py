@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from bpf import bpftool, syscall
+from bpf.address import text
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -215,8 +216,13 @@ class NodeNetwork:
         an earlier controller knew stays: pods can still be made."""
         if not self._own:
             return
-        cidrs = list(self._own.pod_cidrs)
-        told = json.dumps({"name": self._settings.node_name, "pod_cidrs": cidrs, "mtu": mtu}).encode()
+        facts = {
+            "name": self._settings.node_name,
+            "addresses": [text(address) for address in self._own.addresses],
+            "pod_cidrs": list(self._own.pod_cidrs),
+            "mtu": mtu,
+        }
+        told = json.dumps(facts).encode()
         path: Path = self._settings.run_dir / "node.json"
         if told != self._told or not path.exists():
             write_atomically(path, told)

@@ -132,7 +132,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, encapsulation
             ).pack()
     routes, problems, overlay = [], [], False
     for cidr in node.pod_cidrs:
-        found = _way_to_pods(cidr, reached, encapsulation)
+        found = _way_to_pods(cidr, reached, own, encapsulation)
         if found is None:
             problems.append(
                 Problem(f"Node {node.name}", f"no way to its pods {cidr}: no usable InternalIP, or no route")
@@ -181,24 +181,37 @@ def is_pod_link(name: str) -> bool:
 
 
 def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, encapsulation: str) -> int:
-    """The MTU of pods' links: the smallest of the underlay's, less what the overlay adds where it may be used."""
+    """The MTU of pods' links: the smallest of the underlay's, less what the overlay adds where it may be used.
+
+    A tunnel goes to the far node's address of the packet's own family first: with an IPv6 address here, IPv6 packets
+    travel in IPv6 ones, and IPv4 packets may where the far node has no other.
+    """
     mtu = min(underlay_mtus, default=1500)
     if encapsulation == "never":
         return mtu
-    v6_only = own is not None and own.addresses and not any(is_v4(address) for address in own.addresses)
-    return mtu - OVERLAY_BYTES[6 if v6_only else 4]
+    return mtu - overlay_bytes(own.addresses if own else ())
 
 
-def _way_to_pods(cidr: str, reached: Mapping[bytes, Hop], encapsulation: str) -> tuple[bytes, Hop, bool] | None:
+def overlay_bytes(addresses: Iterable[bytes]) -> int:
+    """What a tunnel from a node with these addresses adds at most; with none known, the worst."""
+    found = list(addresses)
+    return OVERLAY_BYTES[4 if found and all(map(is_v4, found)) else 6]
+
+
+def _way_to_pods(
+    cidr: str, reached: Mapping[bytes, Hop], own: NodeFacts | None, encapsulation: str
+) -> tuple[bytes, Hop, bool] | None:
     """(the node's address, the way to it, whether through the overlay). The same family comes first; the other one
-    serves the overlay alone."""
+    serves the overlay alone. A tunnel needs an address of its family at this end, too."""
     same = [(address, hop) for address, hop in reached.items() if is_v4(address) == ("." in cidr)]
     for address, hop in same:
         if encapsulation == "never" or (encapsulation == "auto" and not hop.gateway):
             return address, hop, False
     if encapsulation == "never":
         return None
-    for address, hop in same or list(reached.items()):
+    families = {is_v4(address) for address in own.addresses} if own else {True, False}
+    ends = [end for end in [*same, *reached.items()] if is_v4(end[0]) in families]
+    for address, hop in ends:
         return address, hop, True
     return None
 

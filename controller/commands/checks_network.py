@@ -4,10 +4,11 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from bpf.address import packed
 from bpf.settings import Settings
 from controller.commands import daemons, links
 from controller.commands.checks import Check, Verdict, check, sysctl
-from controller.nodes import OVERLAY_BYTES
+from controller.nodes import overlay_bytes
 from controller.routes import Device
 
 KUBE_PROXY = "kube-proxy"
@@ -62,10 +63,11 @@ def _rp_value(device: str) -> int:
 
 def _mtu(devices: Sequence[Device], overlay: bool, settings: Settings) -> Check:
     """The pods' MTU, as the controller has told the CNI plugin, must fit the underlay."""
-    pods = daemons.report(settings, "node.json").get("mtu")
+    told = daemons.report(settings, "node.json")
+    pods, addresses = told.get("mtu"), map(packed, told.get("addresses", []))
     if not pods or not devices:
         return Check("mtu", Verdict.OK, "not known yet: the controller has left no node.json")
-    room = min(device.mtu for device in devices) - (min(OVERLAY_BYTES.values()) if overlay else 0)
+    room = min(device.mtu for device in devices) - (overlay_bytes(addresses) if overlay else 0)
     seen = f"pods {pods}, room for {room}"
     return check("mtu", pods <= room, seen, "restart the controller; pods made before keep theirs", Verdict.WARN)
 

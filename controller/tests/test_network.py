@@ -125,7 +125,12 @@ def test_sync_attaches_routes_and_tells_the_plugin(rig: Rig) -> None:
     assert len(rig.network.remotes or {}) == 4
     assert not rig.network.problems
     told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
-    assert told == {"name": "own", "pod_cidrs": ["10.244.0.0/24", "fd00:10:244::/64"], "mtu": 1350}
+    assert told == {
+        "name": "own",
+        "addresses": ["192.0.2.1", "2001:db8::1"],
+        "pod_cidrs": ["10.244.0.0/24", "fd00:10:244::/64"],
+        "mtu": 1330,
+    }
 
 
 def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
@@ -139,7 +144,7 @@ def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
     }
     shown = "\n".join(rig.ip("-d", "addr", "show", "calico-vxlan"))
     assert "02:ce:00:00:00:01" in shown
-    assert "mtu 1350" in shown
+    assert "mtu 1330" in shown
     assert "inet" not in shown
     assert "dstport 4789" in shown
 

@@ -144,15 +144,29 @@ def test_underlay_is_where_own_addresses_and_default_routes_are() -> None:
     assert underlay(None, network, addresses) == {6}
 
 
-@pytest.mark.parametrize(("encapsulation", "mtu"), [("never", 1400), ("auto", 1350), ("always", 1350)])
-def test_pod_mtu_leaves_room_for_the_overlay_where_it_may_be_used(encapsulation: str, mtu: int) -> None:
-    """The smallest device decides."""
-    assert pod_mtu([1500, 1400], OWN, encapsulation) == mtu
+@pytest.mark.parametrize(
+    ("addresses", "encapsulation", "mtu"),
+    [
+        (["192.0.2.1"], "never", 1400),
+        (["192.0.2.1"], "auto", 1350),
+        (["192.0.2.1"], "always", 1350),
+        (["192.0.2.1", "2001:db8::1"], "auto", 1330),
+        (["2001:db8::1"], "auto", 1330),
+        (["192.0.2.1", "2001:db8::1"], "never", 1400),
+    ],
+)
+def test_pod_mtu_leaves_room_for_the_overlay_that_may_be_used(
+    addresses: list[str], encapsulation: str, mtu: int
+) -> None:
+    """The smallest device decides; a tunnel's IPv6 header is 20 bytes longer."""
+    assert pod_mtu([1500, 1400], _facts(addresses, []), encapsulation) == mtu
 
 
-def test_pod_mtu_of_an_ipv6_only_node_leaves_room_for_its_longer_header() -> None:
-    """40 bytes instead of 20."""
-    assert pod_mtu([1500], _facts(["2001:db8::1"], []), "auto") == 1430
+def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
+    """Pods' links have room for no other."""
+    own = OWN._replace(addresses=OWN.addresses[:1])
+    found = ways(_facts(["198.51.100.2", "2001:db8:1::2"], ["fd00:10:244:1::/64"]), own, NETWORK, "auto")
+    assert _shown(found)["fd00:10:244:1::/64"] == "overlay 198.51.100.2"
 
 
 def test_nonsense_in_a_node_is_named_and_the_rest_used() -> None:

@@ -84,20 +84,22 @@ def test_kube_proxy_is_known_by_its_process(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pods", "overlay", "verdict"),
+    ("pods", "addresses", "overlay", "verdict"),
     [
-        (1400, False, Verdict.OK),
-        (1401, False, Verdict.WARN),
-        (1350, True, Verdict.OK),
-        (1351, True, Verdict.WARN),
-        (None, True, Verdict.OK),
+        (1400, ["192.0.2.1"], False, Verdict.OK),
+        (1401, ["192.0.2.1"], False, Verdict.WARN),
+        (1350, ["192.0.2.1"], True, Verdict.OK),
+        (1351, ["192.0.2.1"], True, Verdict.WARN),
+        (1330, ["192.0.2.1", "2001:db8::1"], True, Verdict.OK),
+        (1331, ["192.0.2.1", "2001:db8::1"], True, Verdict.WARN),
+        (None, [], True, Verdict.OK),
     ],
 )
 def test_mtu_of_pods_must_fit_the_smallest_device(
-    tmp_path: Path, pods: int | None, overlay: bool, verdict: Verdict
+    tmp_path: Path, pods: int | None, addresses: list[str], overlay: bool, verdict: Verdict
 ) -> None:
     """The narrowest way counts, less what the overlay adds."""
-    (tmp_path / "node.json").write_text(json.dumps({"mtu": pods}))
+    (tmp_path / "node.json").write_text(json.dumps({"mtu": pods, "addresses": addresses}))
     assert checks_network._mtu([ETH0, ETH1], overlay, Settings(run_dir=tmp_path)).verdict == verdict
 
 
