@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`calico-ebpf uninstall`: takes everything of ours off this node, and puts back what was changed.
+"""`calico-ebpf uninstall`: takes everything of ours off this node, what hack/install put there included, and puts back
+what was changed.
 
 What a step cannot remove is reported, and the next steps are taken all the same. Pod links stay, without a way: pods
 are to be drained before.
@@ -18,7 +19,7 @@ from bpf.cli import settings_flags
 from bpf.errors import BpfError
 from bpf.settings import Settings
 from controller import sysctl
-from controller.commands import cnifiles, daemons
+from controller.commands import cnifiles, daemons, installed
 from controller.commands.checks import PROC_SYS
 from controller.commands.links import Links, attached
 from controller.commands.options import output_flag
@@ -47,11 +48,19 @@ def obstacles(settings: Settings) -> list[str]:
 
 def uninstall(settings: Settings) -> Iterator[Step]:
     """Does everything, in an order in which no new pod comes upon half of it."""
-    for take in (_cni_files, _cgroup, _devices, _pins, _sysctls, _directories):
+    for take in (_units, _cni_files, _cgroup, _devices, _pins, _sysctls, _directories, _installed):
         try:
             yield from take(settings)
         except (OSError, ValueError, BpfError, ControllerError) as error:
             yield Step(f"{take.__name__.strip('_').replace('_', ' ')}: not finished", str(error))
+
+
+def _units(settings: Settings) -> Iterator[Step]:
+    """First: a daemon that goes on puts things back."""
+    del settings  # systemd knows them by their names
+    for unit in installed.units():
+        installed.remove_unit(unit)
+        yield Step(f"stopped and removed {unit}")
 
 
 def _cni_files(settings: Settings) -> Iterator[Step]:
@@ -124,6 +133,14 @@ def _directories(settings: Settings) -> Iterator[Step]:
             yield Step(f"removed {directory}")
 
 
+def _installed(settings: Settings) -> Iterator[Step]:
+    del settings  # hack/install knows one place
+    if installed.remove_library():
+        yield Step(f"removed {installed.LIBRARY}")
+    if installed.remove_command():
+        yield Step(f"removed {installed.COMMAND}")
+
+
 def _empty(directory: Path) -> None:
     """Removes a directory; of one that is a mount point, what is in it."""
     for path in directory.iterdir():
@@ -144,7 +161,8 @@ def _empty(directory: Path) -> None:
 def command(context: click.Context, settings: Settings, yes: bool, force: bool, output: str) -> None:
     """Take everything of ours off this node, and put back what was changed.
 
-    The configuration file, if any, stays. Exit status 1 when something could not be removed.
+    Systemd's units are stopped, disabled and removed. The configuration file, if any, stays.
+    Exit status 1 when something could not be removed.
     """
     reasons = obstacles(settings)
     if reasons and not force:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.root
 SCRIPT = """
 set -eu
 shopt -s nullglob
-for directory in /run /etc /opt /var/lib; do mount -t tmpfs tmpfs $directory; done
+for directory in /run /etc /opt /var/lib /usr/local; do mount -t tmpfs tmpfs $directory; done
 mount -t bpf bpf /sys/fs/bpf
 mkdir -p /etc/cni/net.d /opt/cni/bin /run/calico-ebpf /var/lib/calico-ebpf /var/lib/cni/networks/{empty,held}
 echo '{"name": "empty", "plugins": [{"type": "calico-ebpf"}]}' > /etc/cni/net.d/10-calico-ebpf.conflist
@@ -22,6 +22,13 @@ echo '{"name": "held", "type": "calico-ebpf"}' > /etc/cni/net.d/20-held.conf
 echo '{"name": "other", "plugins": [{"type": "bridge"}, {"type": "calico-ebpf"}]}' > /etc/cni/net.d/30-other.conflist
 echo nonsense > /etc/cni/net.d/40-nonsense.conf
 touch /opt/cni/bin/calico-ebpf /opt/cni/bin/bridge
+mkdir -p /etc/systemd/system /usr/local/lib/calico-ebpf/bpf /usr/local/bin
+touch /etc/systemd/system/{calico-ebpf-controller,calico-ebpf-cni-server,other}.service
+touch /usr/local/lib/calico-ebpf/oneshot /usr/local/lib/calico-ebpf/bpf/tc.o /usr/local/bin/other
+ln -s /nowhere /usr/local/bin/calico-ebpf
+printf '#!/bin/sh\necho "$@" >> /opt/asked\n' > /usr/local/bin/systemctl
+chmod 755 /usr/local/bin/systemctl
+PATH=/usr/local/bin:$PATH
 touch /var/lib/cni/networks/{empty,held}/{lock,last_reserved_ip.0} /var/lib/cni/networks/held/10.244.0.9
 echo '{"net/ipv4/ip_forward": "0", "net/ipv6/conf/gone/accept_ra": "1"}' > /var/lib/calico-ebpf/sysctl.json
 echo 1 > /proc/sys/net/ipv4/ip_forward
@@ -53,7 +60,9 @@ with IPRoute() as netlink:
 %(python)s -m bpf.cli uninstall --yes --output json
 %(python)s -m bpf.cli uninstall --yes --output json
 echo left
-printf '%%s\\n' /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/*
+printf '%%s\\n' /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/* \\
+    /etc/systemd/system/* /usr/local/lib/* /usr/local/bin/*
+cat /opt/asked
 cat /proc/sys/net/ipv4/ip_forward
 ip route show table all proto 206
 ip route show 198.51.100.0/24
@@ -75,6 +84,8 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
     first, end = decoder.raw_decode(steps)
     second, _ = decoder.raw_decode(steps[end:].lstrip())
     assert [step["done"] for step in first] == [
+        "stopped and removed /etc/systemd/system/calico-ebpf-cni-server.service",
+        "stopped and removed /etc/systemd/system/calico-ebpf-controller.service",
         "removed /etc/cni/net.d/10-calico-ebpf.conflist",
         "removed /var/lib/cni/networks/empty",
         "removed /etc/cni/net.d/20-held.conf",
@@ -87,6 +98,8 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "restored net/ipv4/ip_forward to 0",
         "removed /var/lib/calico-ebpf",
         "removed /run/calico-ebpf",
+        "removed /usr/local/lib/calico-ebpf",
+        "removed /usr/local/bin/calico-ebpf",
     ]
     assert second == [{"done": "nothing of ours was there", "failed": ""}]
     assert left.splitlines() == [
@@ -94,6 +107,13 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "/etc/cni/net.d/30-other.conflist",
         "/etc/cni/net.d/40-nonsense.conf",
         "/opt/cni/bin/bridge",
+        "/etc/systemd/system/other.service",
+        "/usr/local/bin/other",
+        "/usr/local/bin/systemctl",
+        "disable --now calico-ebpf-cni-server.service",
+        "daemon-reload",
+        "disable --now calico-ebpf-controller.service",
+        "daemon-reload",
         "0",
         "198.51.100.0/24 via 192.0.2.9 dev under0 ",
         "clsact",
