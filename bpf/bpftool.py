@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bpf.errors import BatchError, BpftoolError
 
@@ -127,28 +127,47 @@ def _batch_chunk(lines: Sequence[str], held: Sequence[int]) -> None:
 
 def _batch_once(lines: Sequence[str], held: Sequence[int]) -> tuple[int, str]:
     """Runs lines up to the first that fails; returns how many were run, that one included, and the complaint or ""."""
-    # In memory: a file would be left behind by a caller that is killed, and a pipe would end the batch early.
-    with open(os.memfd_create("calico-ebpf-batch"), "w+") as script:
+    # In memory: a file would be left behind by a caller that is killed, and a pipe would make bpftool wait for this
+    # process, and end the batch with it.
+    with _memory() as script, _memory() as answer:
         script.write("\n".join(lines) + "\n")
-        script.flush()
         script.seek(0)
-        process = _execute([BPFTOOL, "-j", "batch", "file", "-"], 300, script.fileno(), held)
-    if not process.returncode:
-        return len(lines), ""
+        command = [BPFTOOL, "-j", "batch", "file", "-"]
+        process = _execute(command, 300, stdin=script.fileno(), stdout=answer.fileno(), pass_fds=held)
+        if not process.returncode:
+            return len(lines), ""
+        answer.seek(0)
+        said = answer.read()
     try:
-        results = json.loads(process.stdout)
+        results = json.loads(said)
         complaint = results[-1]["output"]["error"]
     except (ValueError, LookupError, TypeError):
         raise BpftoolError(f"bpftool batch of {len(lines)} lines: {_complaint(process)}") from None
     return len(results), complaint
 
 
+def _memory() -> TextIO:
+    """A file that is nowhere but in memory."""
+    return open(os.memfd_create("calico-ebpf-batch"), "w+")
+
+
 def _execute(
-    command: list[str], timeout_s: float, stdin: int = subprocess.DEVNULL, held: Sequence[int] = ()
+    command: list[str],
+    timeout_s: float,
+    stdin: int = subprocess.DEVNULL,
+    stdout: int = subprocess.PIPE,
+    pass_fds: Sequence[int] = (),
 ) -> "subprocess.CompletedProcess[str]":
     try:
         return subprocess.run(
-            command, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False, pass_fds=held
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            pass_fds=pass_fds,
         )
     except FileNotFoundError as error:
         raise BpftoolError(f"{command[0]} is not installed (Debian package bpftool)") from error
@@ -157,7 +176,7 @@ def _execute(
 
 
 def _complaint(process: "subprocess.CompletedProcess[str]") -> str:
-    said = (process.stderr.strip() or process.stdout.strip())[-4000:]
+    said = (process.stderr.strip() or (process.stdout or "").strip())[-4000:]
     return said or f"exit status {process.returncode}"
 
 

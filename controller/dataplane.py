@@ -5,7 +5,8 @@ Only differences are written. After a failure nothing is assumed: the maps are r
 One thread calls it; `read_back` alone may run in another.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import NamedTuple
 
 from controller.desired import Desired, Pool, PoolKey
@@ -95,15 +96,12 @@ class Dataplane:
             numbers = self._numbers = self._numbers or Numbers(mirror)
             plan = Plan(self._desired, mirror, numbers, self._capacity)
             full = self._compare_all
-            self._plan_services(plan)
-            parts = [[*self._plan_remotes(mirror), *plan.additions()], plan.removals()]
-            for part in parts:
-                if part:
-                    self._maps.write(part)
+            ops: list[Op] = []
+            self._maps.write(_noted(chain(self._plan_remotes(mirror), self._plan_services(plan)), ops))
+            self._maps.write(_noted(plan.removals(), ops))
         except BaseException:
             self._mirror, self._compare_all = None, True
             raise
-        ops = [op for part in parts for op in part]
         mirror.apply(ops)
         if recorded is not None:
             self._recorded = [*recorded, *ops]
@@ -147,11 +145,11 @@ class Dataplane:
         self._mirror = Mirror.read(self._maps)
         return self._mirror
 
-    def _plan_services(self, plan: Plan) -> None:
+    def _plan_services(self, plan: Plan) -> Iterator[Op]:
         if self._compare_all:
-            plan.everything()
+            yield from plan.everything()
         else:
-            plan.pools(self._pools)
+            yield from plan.pools(self._pools)
             plan.frontends(self._frontends)
 
     def _plan_remotes(self, mirror: Mirror) -> list[Op]:
@@ -173,3 +171,10 @@ class Dataplane:
         self.short = {key: name for key, name in self.short.items() if key not in looked_at} | plan.short
         self._pools, self._frontends = set(), set()
         self._remotes_changed = self._compare_all = False
+
+
+def _noted(ops: Iterable[Op], notes: list[Op]) -> Iterator[Op]:
+    """`ops`, each noted when it is taken."""
+    for op in ops:
+        notes.append(op)
+        yield op

@@ -2,7 +2,7 @@
 """The seam to the pinned maps: read one, how many entries it takes, write a list of operations in order."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from bpf import bpftool, syscall
@@ -26,8 +26,8 @@ class Maps(Protocol):
     def capacity(self, name: str) -> int:
         """max_entries. Raises BpfError."""
 
-    def write(self, ops: Sequence[Op]) -> None:
-        """Runs `ops` in order; deleting what is gone already is no error.
+    def write(self, ops: Iterable[Op]) -> None:
+        """Runs `ops` in order, perhaps while later ones are still made; deleting what is gone already is no error.
 
         Raises:
             BpfError: one failed; those before it are done, none after it.
@@ -51,14 +51,21 @@ class PinnedMaps:
     def capacity(self, name: str) -> int:
         return self._info(name).max_entries
 
-    def write(self, ops: Sequence[Op]) -> None:
+    def write(self, ops: Iterable[Op]) -> None:
         # By id, a line takes bpftool a third less than by path.
-        ids = {name: self._info(name).map_id for name in {op.map for op in ops}}
+        ids: dict[str, int] = {}
         try:
-            bpftool.batch((_line(op, ids[op.map]) for op in ops), self._held)
+            bpftool.batch(self._lines(ops, ids), self._held)
         except BatchError as error:
             names = [name for name, number in ids.items() if f" id {number} " in error.line]
             raise BatchError(f"map {', '.join(names)}: {error}", error.line, error.full) from error
+
+    def _lines(self, ops: Iterable[Op], ids: dict[str, int]) -> Iterator[str]:
+        for op in ops:
+            number = ids.get(op.map)
+            if number is None:
+                number = ids[op.map] = self._info(op.map).map_id
+            yield _line(op, number)
 
     def _info(self, name: str) -> syscall.MapInfo:
         fd = self._pins.open_map(name)

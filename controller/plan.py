@@ -3,15 +3,17 @@
 
 They stand in an order in which every frontend always leads to filled slots, and every slot to a backend:
 
-    ids reserved -> backends added -> slots written -> frontends switched
-                 -> frontends removed -> surplus slots removed -> surplus backends removed
+    for some pools after others: ids reserved -> backends added -> slots written -> frontends switched
+    and then, for all:           frontends removed -> surplus slots removed -> surplus backends removed
+
+The first of them can be written while the next are still planned.
 
 What does not fit into a map is left out: its Service gets the backends that fit, and is named as short of room.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
 from controller.desired import Desired, PoolKey
@@ -20,6 +22,9 @@ from controller.maps import Op
 from controller.mirror import Mirror, reserved
 
 SERVICE_MAPS = ("frontends", "slots", "backends")
+
+# Additions planned before they are given out.
+PIECE_OPS = 4096
 
 _NO_SLOTS: "array[int]" = array("I")
 _NO_FRONTEND = bytes(len(Frontend(0, 0, 0).pack()))
@@ -36,7 +41,7 @@ class Numbers:
 
 
 class Plan:
-    """Collects operations, pool by pool; `additions` and then `removals` give them in order.
+    """Gives additions, pool by pool, as they are planned; `removals` are complete when those have ended.
 
     Attributes:
         short: pools that lack room, each with the map that is full.
@@ -50,6 +55,7 @@ class Plan:
         self._references: dict[int, int] = {}
         self._service_ids_used = _Either(numbers.holders, mirror.slots)
         self._backend_ids_used = _Either(mirror.backends, mirror.references)
+        self._reserved: Mapping[int, int] = mirror.state
         self.short: dict[PoolKey, str] = {}
         self._adds: list[Op] = []
         self._slots: list[Op] = []
@@ -57,16 +63,16 @@ class Plan:
         self._gone_frontends: list[Op] = []
         self._gone_slots: list[Op] = []
 
-    def everything(self) -> None:
-        """Plans for all that there should be, and all that there should not."""
+    def everything(self) -> Iterator[Op]:
+        """Additions for all that there should be, and removals of all that there should not."""
         for key in self._numbers.of_pool.keys() - self._desired.pools.keys():
             del self._numbers.holders[self._numbers.of_pool.pop(key)]
-        self.pools(self._desired.pools)
+        yield from self.pools(self._desired.pools)
         self.frontends(self._mirror.frontends)
         self._strays()
 
-    def pools(self, keys: Iterable[PoolKey]) -> None:
-        """Plans for pools that changed, are new, or are gone.
+    def pools(self, keys: Iterable[PoolKey]) -> Iterator[Op]:
+        """Additions and removals for pools that changed, are new, or are gone.
 
         Those that are gone come last: until then they hold their service ids, which nobody else must take over along
         with a frontend, as the slots go away.
@@ -75,23 +81,29 @@ class Plan:
         for key in ordered:
             if key in self._desired.pools:
                 self._pool(key)
+                if len(self._adds) + len(self._slots) + len(self._frontends) >= PIECE_OPS:
+                    yield from self._additions()
+        yield from self._additions()
         for key in ordered:
             if key not in self._desired.pools:
                 self._gone(key)
 
     def frontends(self, keys: Iterable[bytes]) -> None:
-        """Plans for frontends that may be nobody's now."""
+        """Removals of frontends that may be nobody's now."""
         for key in keys:
             if key in self._mirror.frontends and self._desired.owner(key) is None:
                 self._gone_frontends.append(Op("frontends", key, None))
-
-    def additions(self) -> list[Op]:
-        return [*self._reservations(), *self._adds, *self._slots, *self._frontends]
 
     def removals(self) -> list[Op]:
         """To be written apart from the additions: a program that has just read a frontend or a slot still looks up
         what these take away, and is through long before bpftool has started again."""
         return [*self._gone_frontends, *self._gone_slots, *self._gone_backends()]
+
+    def _additions(self) -> list[Op]:
+        """Those planned since the last call."""
+        planned = [*self._reservations(), *self._adds, *self._slots, *self._frontends]
+        self._adds, self._slots, self._frontends = [], [], []
+        return planned
 
     def _strays(self) -> None:
         """What no pool has: slots of nobody, backends that no slot names."""
@@ -197,15 +209,13 @@ class Plan:
         ]
 
     def _reservations(self) -> list[Op]:
-        state = self._mirror.state
-        return [
-            reserved(index, ids.limit)
-            for index, ids in (
-                (StateIndex.NEXT_BACKEND_ID, self._numbers.backend_ids),
-                (StateIndex.NEXT_SERVICE_ID, self._numbers.service_ids),
-            )
-            if state.get(index, 0) != ids.limit
-        ]
+        limits = {
+            StateIndex.NEXT_BACKEND_ID: self._numbers.backend_ids.limit,
+            StateIndex.NEXT_SERVICE_ID: self._numbers.service_ids.limit,
+        }
+        new = [reserved(index, limit) for index, limit in limits.items() if self._reserved.get(index, 0) != limit]
+        self._reserved = {**limits}
+        return new
 
 
 class _Either:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fake of the one seam to the kernel: maps in memory, with errors to order, which judge every single write."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 from bpf.abi import MAPS
 from bpf.errors import BatchError, BpftoolError
@@ -37,7 +37,7 @@ class FakeMaps:
     def capacity(self, name: str) -> int:
         return self.capacities[name]
 
-    def write(self, ops: Sequence[Op]) -> None:
+    def write(self, ops: Iterable[Op]) -> None:
         for op in ops:
             if self.fail_after is not None:
                 if not self.fail_after:
