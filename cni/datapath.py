@@ -9,8 +9,9 @@ import hashlib
 import os
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from bpf import address as addresses
@@ -18,6 +19,7 @@ from bpf import node, syscall
 from bpf.abi import MAPS, Pod, PodKey
 from bpf.errors import NotLoadedError
 from bpf.settings import Settings
+from cni import traces
 from cni.errors import NodeError
 
 # The hooks of a pod link, with bpf.attach's parents of them.
@@ -44,6 +46,7 @@ class Datapath:
         self._pins = node.pins(settings)
         self._pinned: Pinned | None = None
         self._followed: tuple[str, int] | None = None
+        self._gone: dict[bytes, int] = {}
         self._lock = threading.RLock()
 
     @contextmanager
@@ -95,12 +98,35 @@ class Datapath:
                 return None
             return Pod.unpack(value) if value else None
 
-    def delete_pod(self, address: str, container_hash: int) -> None:
-        """Deletes an address's entry if it is this container's: it may be a newer pod's by now."""
+    def delete_pod(self, address: str, container_hash: int) -> int | None:
+        """Deletes an address's entry if it is this container's: it may be a newer pod's by now.
+
+        Returns:
+            The device index of the link that it led to.
+        """
         with self._lock:
             pod = self.pod(address)
-            if pod and pod.container_hash == container_hash:
-                syscall.map_delete(self._open().pods, _key(address))
+            if pod is None or pod.container_hash != container_hash:
+                return None
+            syscall.map_delete(self._open().pods, _key(address))
+            return pod.ifindex
+
+    def forget(self, ifindex: int, gone: Sequence[str]) -> None:
+        """To be called when a link and its addresses are gone: their flows are deleted by `delete_flows`, later."""
+        with self._lock, suppress(NotLoadedError):
+            traces.fold_drops(self._pins, ifindex)
+            now = time.monotonic_ns()
+            self._gone.update({addresses.packed(address): now for address in gone})
+
+    def delete_flows(self) -> int:
+        """Deletes the flows of addresses that are gone, in one walk for all; returns how many entries there were."""
+        with self._lock:
+            gone, self._gone = self._gone, {}
+        if not gone:
+            return 0
+        with suppress(NotLoadedError):
+            return traces.delete_flows(self._pins, gone)
+        return 0
 
     def _open(self) -> Pinned:
         """Raises NotLoadedError."""

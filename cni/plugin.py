@@ -93,6 +93,10 @@ class Plugin:
         """Whether other programs have been pinned than those that the pod links have."""
         return self._datapath.replaced()
 
+    def delete_flows(self) -> int:
+        """Deletes the flows of the pods that are gone; returns how many entries. It takes long where there are many."""
+        return self._datapath.delete_flows()
+
     def _restore(self, name: str) -> None:
         """Enters a pod in the map again, as its link and its neighbours on the host tell of it."""
         record = self._records.read(name)
@@ -178,10 +182,15 @@ class Plugin:
         name = link.host_name(request.container_id, request.ifname)
         record = self._records.read(name)
         owner = container_hash(request.container_id)
+        entered = {}
         for address in self._leases.addresses(request, network, record):
-            self._datapath.delete_pod(address, owner)
+            ifindex = self._datapath.delete_pod(address, owner)
+            if ifindex is not None:
+                entered[address] = ifindex
         if with_link:
             link.delete(name)
+        for ifindex in set(entered.values()):
+            self._datapath.forget(ifindex, list(entered))
         self._leases.release(request, network, record)
         self._records.remove(name)
 

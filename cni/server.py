@@ -32,6 +32,8 @@ WORKERS_MAX = 64
 # How soon the pod links follow when the controller has replaced the programs; the next call does so at once.
 REATTACH_CHECK_S = 5.0
 STOP_TIMEOUT_S = 30.0
+# How long the flows of a pod that is gone may stay: its address is the last of the range to be given out again.
+SWEEP_S = 2.0
 
 log = structlog.get_logger("cni")
 
@@ -62,6 +64,7 @@ class Server:
         """
         with _alone(self._run_dir), _listening(self._run_dir / SOCKET_NAME) as listener:
             log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
+            threading.Thread(target=self._sweep, daemon=True).start()
             while True:
                 sources: list[socket.socket | int] = [listener, self._wake_reader]
                 ready, _, _ = select.select(sources, [], [], REATTACH_CHECK_S)
@@ -71,6 +74,7 @@ class Server:
                     self._accept(listener)
                 self._follow_programs()
         self._drain()
+        self._delete_flows()
 
     def _accept(self, listener: socket.socket) -> None:
         try:
@@ -124,6 +128,20 @@ class Server:
                 log.info("programs_replaced", links=self._plugin.reattach())
             except (CniError, BpfError) as error:
                 log.error("reattach_failed", error=str(error))
+
+    def _sweep(self) -> None:
+        while True:
+            time.sleep(SWEEP_S)
+            self._delete_flows()
+
+    def _delete_flows(self) -> None:
+        try:
+            deleted = self._plugin.delete_flows()
+        except (OSError, BpfError) as error:
+            log.error("flows_not_deleted", error=str(error))
+            return
+        if deleted:
+            log.info("flows_deleted", entries=deleted)
 
     def _drain(self) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S

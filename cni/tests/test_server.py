@@ -2,6 +2,7 @@
 """The server under load, killed, stopped, beside another one, and after a reload of the programs."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ from contextlib import suppress
 import pytest
 
 from bpf import syscall
+from bpf.abi import DropCount, DropKey, DropReason, Flow, Tuple
+from bpf.address import packed
 from cni.link import host_name
 from cni.tests.conftest import CLEAN, Node, wait_for
 from cni.tests.test_verbs import CONFIG, added, config, hooks, ping
@@ -199,3 +202,30 @@ def test_pods_outlive_the_loss_of_every_pin(node: Node) -> None:
         for pod in ("a", "b"):
             assert node.call("DEL", pod, CONFIG).status == 0
         assert node.leftovers() == CLEAN
+
+
+def test_del_leaves_no_drops_or_flows_of_the_pod(node: Node) -> None:
+    """Drops are kept in a sum of all that are gone; a flow that began before goes, and one of another pod stays."""
+    with node.pods("a", "b"):
+        added(node, "a")
+        added(node, "b")
+        entry = node.pod_entry("10.244.0.2")
+        assert entry
+        drops, flows = (node.pins.open_map(name) for name in ("drops", "flows"))
+        every_cpu = DropCount(3, 300).pack() * os.sysconf("SC_NPROCESSORS_CONF")
+        syscall.map_update(drops, DropKey(DropReason.SPOOFED, entry.ifindex).pack(), every_cpu)
+        syscall.map_update(drops, DropKey(DropReason.SPOOFED, 0).pack(), every_cpu)
+        theirs, service, far = packed("10.244.0.3"), packed("10.96.0.1"), packed("192.0.2.77")
+        keys = [Tuple(far, service, 1, 80, 6), Tuple(packed("10.244.0.2"), far, 80, 1, 6), Tuple(far, theirs, 1, 80, 6)]
+        for key, twin in zip(keys, (keys[1], keys[0], Tuple(theirs, far, 80, 1, 6)), strict=True):
+            syscall.map_update(flows, key.pack(), Flow(twin, 2**62, 1, 0, 0, 0).pack())
+        assert node.call("DEL", "a", CONFIG).status == 0
+        assert syscall.map_lookup(drops, DropKey(DropReason.SPOOFED, entry.ifindex).pack(), len(every_cpu)) is None
+        summed = syscall.map_lookup(drops, DropKey(DropReason.SPOOFED, 0).pack(), len(every_cpu))
+        assert summed
+        assert DropCount.unpack(summed[:16]) == DropCount(6, 600)
+        wait_for(lambda: syscall.map_lookup(flows, keys[0].pack(), 64) is None, node.log)
+        wait_for(lambda: syscall.map_lookup(flows, keys[1].pack(), 64) is None, node.log)
+        assert syscall.map_lookup(flows, keys[2].pack(), 64)
+        os.close(drops)
+        os.close(flows)

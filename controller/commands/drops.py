@@ -51,7 +51,7 @@ COUNTER_MEANINGS = {
 
 
 class Drop(NamedTuple):
-    """`device` is "" where it is gone."""
+    """`device` is "" where it is gone; index 0 stands for all pods' links that are gone."""
 
     reason: str
     device: str
@@ -63,7 +63,9 @@ class Drop(NamedTuple):
 
 COLUMNS = (
     Column("REASON", attrgetter("reason")),
-    Column("DEVICE", lambda drop: drop.device or f"gone: index {drop.ifindex}"),
+    Column(
+        "DEVICE", lambda drop: drop.device or (f"gone: index {drop.ifindex}" if drop.ifindex else "pods that are gone")
+    ),
     Column("PACKETS", lambda drop: str(drop.packets)),
     Column("BYTES", lambda drop: str(drop.octets)),
 )
