@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs have noted of a pod that is gone, taken out of their maps: its device's drops, its addresses' flows.
+"""What the programs have noted of a pod that is gone, taken out of their maps: drops of its device, flows of its address.
 
 Device indexes do not come back, so each would keep its entries for ever; addresses do, and an established flow lives
 for hours, so the next pod would meet the flows of the one before.
