@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the programs have noted of a pod that is gone, taken out of their maps: drops of its device, flows of its address.
+"""Takes out of the maps what the programs have noted of a pod that is gone: its device's drops, its address's flows.
 
 Device indexes do not come back, so each would keep its entries for ever; addresses do, and an established flow lives
 for hours, so the next pod would meet the flows of the one before.
