@@ -214,7 +214,7 @@ class Plan:
             StateIndex.NEXT_SERVICE_ID: self._numbers.service_ids.limit,
         }
         new = [reserved(index, limit) for index, limit in limits.items() if self._reserved.get(index, 0) != limit]
-        self._reserved = {**limits}
+        self._reserved = {int(index): limit for index, limit in limits.items()}
         return new
 
 
