@@ -71,6 +71,8 @@ def main() -> None:
 def settings_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command a flag for each setting named, or for all of them, and --config; it is called with `settings`.
 
+    The command is refused, but for its help, to whoever is not root: before it asks or reports anything.
+
     Raises:
         SettingsError: from the command, where a value is wrong.
     """
@@ -80,6 +82,8 @@ def settings_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
         @wraps(function)
         def command(config: Path | None, **options: Any) -> Any:
             flags = {setting.name: options.pop(setting.name) for setting in wanted}
+            if os.geteuid():
+                raise click.ClickException("not root: everything here looks at maps, devices or processes that need it")
             return function(settings=Settings.load(flags, os.environ, config or CONFIG_FILE), **options)
 
         decorated: Callable[..., Any] = command

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The group: what it imports, what it prints of errors, and the flags of the settings."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -110,6 +111,18 @@ def test_settings_flags_named_leave_out_the_others(run: CliRunner, tmp_path: Pat
     arguments = ["--bpffs", "/bpffs", "--config", str(tmp_path / "config.yaml")]
     assert run.invoke(command, arguments).output == "/bpffs 5000\n"
     assert run.invoke(command, ["--flows-max", "1"]).exit_code == 2
+
+
+def test_commands_are_refused_without_root_before_they_do_anything(
+    run: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One clear line, and uninstall does not ask first; help is for everybody."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    for name in ("flows", "status", "uninstall", "doctor"):
+        result = run.invoke(cli.main, [name])
+        assert (result.exit_code, result.output.count("\n")) == (1, 1)
+        assert result.output.startswith("Error: not root: ")
+        assert run.invoke(cli.main, [name, "--help"]).exit_code == 0
 
 
 def test_settings_flags_config_must_exist(run: CliRunner) -> None:
