@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from bpf import attach, node
+from bpf.errors import KernelError
 from bpf.loader import Pins
 from bpf.settings import Settings
 from controller import alone, monitor, web
@@ -68,8 +69,12 @@ def _load(settings: Settings, pins: Pins) -> None:
     log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
     if settings.connect_time == "off":
         attach.detach_cgroup(pins)
-    else:
+        return
+    try:
         attach.attach_cgroup(pins, node.cgroup_root(settings))
+    except (KernelError, OSError) as error:
+        # Pods' traffic is translated at their links all the same; the node's own processes go without Services.
+        log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
 
 
 def source_of(settings: Settings) -> Source:

@@ -56,10 +56,10 @@ class Rig:
         self._controller: subprocess.Popen[bytes] | None = None
         _eventually(lambda: "up0" in self.sh("ip -br link") and "default" in self.sh("ip route"))
 
-    def start(self) -> None:
+    def start(self, **environment: str) -> None:
         command = [sys.executable, "-m", "bpf.cli", "controller"]
         with self._log.open("ab") as log:
-            self._controller = subprocess.Popen(self._inside(command), env=self._environment, stderr=log)
+            self._controller = subprocess.Popen(self._inside(command), env=self._environment | environment, stderr=log)
         _eventually(lambda: self.report().get("pid") == self._controller_pid and bool(self.report().get("synced")))
 
     def stop(self, number: int) -> int:
@@ -171,6 +171,14 @@ def test_bad_manifest_is_reported_with_its_line_beside_good_ones(rig: Rig) -> No
     _eventually(lambda: bool(rig.report()["errors"]))
     assert rig.report()["errors"][0].startswith("bad.yaml:4: not YAML")
     assert rig.served() == WEB
+
+
+def test_without_cgroup2_pods_have_services_all_the_same(rig: Rig) -> None:
+    """That connect-time translation cannot be had is logged, and keeps nothing else from working."""
+    rig.stop(signal.SIGTERM)
+    rig.start(CALICO_EBPF_CONNECT_TIME="host", CALICO_EBPF_CGROUP="/nonexistent")
+    assert rig.served() == WEB
+    assert "/nonexistent" in rig.logged("connect-time-not-attached")[0]["error"]
 
 
 def test_health_and_metrics_are_served(rig: Rig) -> None:
