@@ -87,7 +87,7 @@ def _features(found: Features) -> Iterator[Check]:
 
 def _jit() -> Check:
     value = sysctl("net/core/bpf_jit_enable")
-    seen = f"net.core.bpf_jit_enable={value}" if value else "not visible from this network namespace"
+    seen = f"net.core.bpf_jit_enable={value}" if value else "not known: not visible from this network namespace"
     return check("jit", value != "0", seen, "sysctl -w net.core.bpf_jit_enable=1: programs run slowly", Verdict.WARN)
 
 
@@ -97,4 +97,5 @@ def _cgroup(settings: Settings) -> Check:
     except BpfError as error:
         return Check("cgroup2", Verdict.FAIL, str(error), "mount it, or set connect_time to off")
     good = node.filesystem(root) == "cgroup2" and root.is_dir()
-    return check("cgroup2", good, str(root), "set cgroup to a directory of the cgroup2 hierarchy")
+    seen = str(root) if good else f"{root} is not a directory of a cgroup2 mount"
+    return check("cgroup2", good, seen, f"mount -t cgroup2 none {root}, or set cgroup to where it is mounted")

@@ -51,7 +51,7 @@ def _rp_filter(devices: Sequence[Device]) -> Check:
     """The kernel takes the stricter of `all` and the device's own."""
     values = {device.name: max(_rp_value("all"), _rp_value(device.name)) for device in devices}
     strict = [name for name, value in values.items() if value == 1]
-    seen = ", ".join(f"{name}: {value}" for name, value in values.items()) or "no devices"
+    seen = ", ".join(f"{name}: {value}" for name, value in values.items()) or "not looked at: no devices"
     advice = "with several devices, packets may come in by another than the route back: set rp_filter to 2 or 0"
     return check("rp_filter", not strict or len(devices) < 2, seen, advice, Verdict.WARN)
 
@@ -66,13 +66,16 @@ def _mtu(devices: Sequence[Device], overlay: bool, settings: Settings) -> Check:
     told = daemons.report(settings, "node.json")
     pods, addresses = told.get("mtu"), map(packed, told.get("addresses", []))
     if not pods or not devices:
-        return Check("mtu", Verdict.OK, "not known yet: the controller has left no node.json")
+        seen = "not known: no devices" if pods else "not known yet: the controller has left no node.json"
+        return Check("mtu", Verdict.WARN, seen, "start the controller, which tells it to the CNI plugin")
     room = min(device.mtu for device in devices) - (overlay_bytes(addresses) if overlay else 0)
     seen = f"pods {pods}, room for {room}"
     return check("mtu", pods <= room, seen, "restart the controller; pods made before keep theirs", Verdict.WARN)
 
 
 def _attached(devices: Sequence[Device]) -> Check:
+    if not devices:
+        return Check("programs", Verdict.WARN, "nowhere: no devices", "see to the devices first")
     attached = {(item.device, item.hook) for item in links.attached()}
     bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"

@@ -92,7 +92,7 @@ def test_kube_proxy_is_known_by_its_process(tmp_path: Path) -> None:
         (1351, ["192.0.2.1"], True, Verdict.WARN),
         (1330, ["192.0.2.1", "2001:db8::1"], True, Verdict.OK),
         (1331, ["192.0.2.1", "2001:db8::1"], True, Verdict.WARN),
-        (None, [], True, Verdict.OK),
+        (None, [], True, Verdict.WARN),
     ],
 )
 def test_mtu_of_pods_must_fit_the_smallest_device(
