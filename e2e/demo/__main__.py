@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs the demo: `python -m e2e.demo [--keep]`. Exit status 1 when a step does not show what it should."""
 
+import os
+import platform
+import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -19,7 +23,8 @@ from e2e.lab.space import LabError
 PAGE = Path(__file__).parent.parent.parent / "build" / "demo" / "report.html"
 WIDTH = 120
 SUBTITLE = (
-    "Two nodes and an outside client made of network namespaces; Services from a directory of Kubernetes manifests."
+    "Two nodes made of network namespaces; Services from a directory of Kubernetes manifests. "
+    "The client outside has no part yet: it stands there for NodePorts, which are to come."
 )
 
 
@@ -30,9 +35,13 @@ SUBTITLE = (
 def main(keep: bool, name: str, path: Path) -> None:
     """Shows pods and Services at work, with real traffic."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else WIDTH)
-    whole = Report("calico-ebpf at work", SUBTITLE)
+    whole = Report("calico-ebpf at work", SUBTITLE, circumstances())
     report.show_title(console, whole)
-    cluster.remove_kept(name)
+    if os.geteuid():
+        raise click.ClickException("not root: the demo makes network namespaces, and loads BPF programs")
+    if cluster.is_kept(name):
+        console.print(f"The lab {name} that was left standing is removed, with everything in it.", markup=False)
+        cluster.remove(name)
     try:
         lab = Lab(name, keep)
     except LabError as error:
@@ -52,6 +61,17 @@ def main(keep: bool, name: str, path: Path) -> None:
     if keep:
         console.print(f"\nThe lab stands:\n{describe(name)}", markup=False)
     sys.exit(1 if whole.failed else 0)
+
+
+def circumstances() -> str:
+    """When, on what, and of which state of the source."""
+    describe_head = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(describe_head, capture_output=True, text=True, check=False).stdout.strip()
+    except FileNotFoundError:  # git is not among what the set-up installs
+        commit = ""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{now} · kernel {platform.release()}, {platform.machine()} · commit {commit or 'unknown'}"
 
 
 def run(lab: Lab, whole: Report, console: Console) -> None:

@@ -46,7 +46,7 @@ def html(report: Report) -> str:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(report.title)}</title>'
         '<meta name="viewport" content="width=device-width">'
         f"<style>{STYLE}</style><h1>{escape(report.title)}</h1>"
-        f'<p class="dim">{escape(report.subtitle)}</p>'
+        f'<p class="dim">{escape(report.subtitle)}<br>{escape(report.circumstances)}</p>'
         f'<p class="{"bad" if report.failed else "good"}">{verdict}, in {report.took_s:.0f} s</p>'
         f"{_picture(report.boxes)}{steps}</html>\n"
     )

@@ -64,6 +64,7 @@ class Report:
 
     title: str
     subtitle: str
+    circumstances: str
     boxes: list[Box] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     took_s: float = 0.0
@@ -77,6 +78,7 @@ def show_title(console: Console, report: Report) -> None:
     console.print()
     console.print(Text(report.title, style="bold"))
     console.print(Text(report.subtitle, style="dim"))
+    console.print(Text(report.circumstances, style="dim"))
 
 
 def show_step(console: Console, number: int, step: Step) -> None:

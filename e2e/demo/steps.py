@@ -180,7 +180,7 @@ class Demo:
         for node in self._lab.nodes:
             node.wait_ready()
         report = _end_load(load)
-        step.did = ["kill -9 of controller and cni-server on node1 and node2; 1.5 s later, both again"]
+        step.did = ["# after 1 s: kill -9 of controller and cni-server on node1 and node2; 1.5 s later, both again"]
         self._show_load(step, report)
 
     def pods_removed(self, step: Step) -> None:
@@ -206,7 +206,7 @@ class Demo:
             pods = [(name, f"{pod.address.v4} · {pod.address.v6}") for name, pod in node.pods.items()]
             lines = [f"{node.address.v4} · {node.address.v6}", f"pods {' · '.join(addresses.pod_ranges(node.index))}"]
             boxes.append(Box(node.name, lines, pods))
-        return [*boxes, Box("client, outside", [" · ".join(addresses.underlay(addresses.CLIENT))])]
+        return [*boxes, Box("client, outside: no part in this yet", [" · ".join(addresses.underlay(addresses.CLIENT))])]
 
     def _node(self, index: int) -> Node:
         return self._lab.nodes[index - 1]

@@ -2,17 +2,14 @@
 """The lab by hand: `python -m e2e.lab --help`."""
 
 import os
-import shlex
-import sys
+import re
 
 import click
 
 from e2e import kubernetes
-from e2e.lab import cluster, runtime, space
-from e2e.lab.cluster import Lab
+from e2e.lab import addresses, cluster, runtime, space
+from e2e.lab.cluster import NAME, Lab
 from e2e.lab.space import LabError, Space
-
-NAME = "lab"
 
 
 class Group(click.Group):
@@ -23,10 +20,28 @@ class Group(click.Group):
             return super().invoke(ctx)
         except (LabError, kubernetes.BuildError) as error:
             raise click.ClickException(str(error)) from error
+        except PermissionError as error:
+            if os.geteuid():
+                raise click.ClickException("not root: the lab is made of namespaces, which need it") from error
+            raise
+
+
+def _checked_name(_context: click.Context, _option: click.Parameter, name: str) -> str:
+    """It becomes a directory's name and a cgroup's."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9-]*", name):
+        raise click.BadParameter("letters, digits and dashes make a name")
+    return name
+
+
+def _pairs(_context: click.Context, _option: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    pairs = dict(item.partition("=")[::2] for item in given if "=" in item)
+    if len(pairs) != len(given):
+        raise click.BadParameter("each is NAME=VALUE, and each name is given once")
+    return pairs
 
 
 @click.group(cls=Group)
-@click.option("--name", default=NAME, show_default=True, help="Which lab.")
+@click.option("--name", default=NAME, show_default=True, callback=_checked_name, help="Which lab.")
 @click.pass_context
 def main(ctx: click.Context, name: str) -> None:
     """Nodes and an outside client made of namespaces."""
@@ -34,16 +49,18 @@ def main(ctx: click.Context, name: str) -> None:
 
 
 @main.command()
-@click.option("--nodes", default=2, show_default=True)
+@click.option("--nodes", type=click.IntRange(1, addresses.NODES_MAX), default=2, show_default=True)
 @click.option("--source", type=click.Choice(["directory", "kubernetes"]), default="directory", show_default=True)
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of the nodes' daemons.")
+@click.option(
+    "--set", "settings", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A setting of the nodes' daemons."
+)
 @click.pass_obj
-def up(name: str, nodes: int, source: str, settings: tuple[str, ...]) -> None:
+def up(name: str, nodes: int, source: str, settings: dict[str, str]) -> None:
     """Make a lab that stays until `down`."""
     lab = Lab(name, keep=True)
     try:
         services = lab.api_source() if source == "kubernetes" else lab.directory_source()
-        lab.start_nodes(nodes, services, dict(setting.split("=", 1) for setting in settings))
+        lab.start_nodes(nodes, services, settings)
     except BaseException:
         lab.down()
         raise
@@ -122,6 +139,10 @@ def kubectl(name: str, arguments: tuple[str, ...]) -> None:
     """Run kubectl against the lab's API server."""
     config = cluster.HOME / name / cluster.API / "kubeconfig"
     inside = _space(name, cluster.SWITCH)
+    if not config.exists():
+        raise LabError(
+            f"lab {name} has no API server: `{cluster.command(name)} up --source kubernetes` makes one with it"
+        )
     space.join(inside.group)
     argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])
     os.execvp(argv[0], argv)
@@ -131,7 +152,7 @@ def describe(name: str) -> str:
     """What is up, and how to look around in it."""
     spaces = cluster.spaces(name)
     pods = [f"{where.name}/{found.name}" for where in spaces.values() for found in runtime.pods(where)]
-    lab = shlex.join([os.path.relpath(sys.executable), "-m", "e2e.lab", *(["--name", name] if name != NAME else [])])
+    lab = cluster.command(name)
     return "\n".join(
         [
             f"spaces     {' '.join(spaces)}",
@@ -143,6 +164,7 @@ def describe(name: str) -> str:
             f"{lab} in node1 -- ip route",
             f"{lab} pod add node1 web",
             f"{lab} in node1/web -- ip address",
+            f"{lab} pod remove node1 web",
             f"{lab} down",
         ]
     )

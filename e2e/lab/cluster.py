@@ -11,6 +11,8 @@ end with the process that made them, killed or not; a janitor process then remov
 
 import fcntl
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,6 +31,7 @@ HOME = Path("/run/calico-ebpf-lab")
 SWITCH, CLIENT = "switch", "client"
 NODES = "nodes"
 API = "api"
+NAME = "lab"
 KEEP, SPACES = "keep", "spaces.json"
 LEAVE = b"leave"
 
@@ -52,7 +55,7 @@ class Lab:
         self._group = group(name)
         self._keep = keep
         if self.directory.exists():
-            raise LabError(f"lab {name} is up: `python -m e2e.lab --name {name} down` ends it")
+            raise LabError(_in_the_way(name))
         for part in ("scratch", "logs", "manifests"):
             (self.directory / part).mkdir(parents=True)
         self._lock = (self.directory / "lock").open("w")
@@ -156,7 +159,7 @@ def spaces(name: str) -> dict[str, Space]:
     try:
         recorded: dict[str, Any] = json.loads((HOME / name / SPACES).read_text())
     except FileNotFoundError:
-        raise LabError(f"no lab {name} is up: `python -m e2e.lab --name {name} up` makes it") from None
+        raise LabError(f"no lab {name} is up: `{command(name)} up` makes it") from None
     return {
         space_name: Space(space_name, pid, group(name) / space_name, keep=True) for space_name, pid in recorded.items()
     }
@@ -178,10 +181,21 @@ def remove(name: str) -> None:
             continue
 
 
-def remove_kept(name: str) -> None:
-    """Removes the lab of that name if it was left standing on purpose."""
-    if (HOME / name / KEEP).exists():
-        remove(name)
+def is_kept(name: str) -> bool:
+    """Whether the lab of that name was left standing on purpose."""
+    return (HOME / name / KEEP).exists()
+
+
+def command(name: str) -> str:
+    """The command line of a lab by hand, as one types it in this directory."""
+    return shlex.join([os.path.relpath(sys.executable), "-m", "e2e.lab", *(["--name", name] if name != NAME else [])])
+
+
+def _in_the_way(name: str) -> str:
+    """Why a lab cannot be made. One that a process still uses is not offered to be ended."""
+    if is_kept(name):
+        return f"lab {name} is up: `{command(name)} down` ends it"
+    return f"lab {name} is in use by a process that runs now: wait for its end, or take another --name"
 
 
 def sweep() -> None:
@@ -200,7 +214,7 @@ def _is_abandoned(directory: Path) -> bool:
         return False
     except FileNotFoundError:
         return True
-    return not (directory / KEEP).exists()
+    return not is_kept(directory.name)
 
 
 def _start_janitor(name: str) -> "subprocess.Popen[bytes]":

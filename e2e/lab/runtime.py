@@ -85,9 +85,13 @@ def create(node: Space, name: str) -> Pod:
     """Makes a sandbox and adds it to the network.
 
     Raises:
+        LabError: the name is taken, or the node has no network.
         CniError: a plugin answered with an error; the sandbox is gone again, as with a runtime.
     """
     pod = Pod(name, node)
+    if _record(pod).exists():
+        raise LabError(f"{node.name} has a pod {name} already: `pod remove {node.name} {name}` removes it")
+    plugins(node)
     node.run("ip", "netns", "add", pod.netns)
     pod.space.group.mkdir()
     try:
@@ -148,8 +152,11 @@ def delete(pod: Pod) -> None:
 
 
 def plugins(space: Space) -> list[dict[str, Any]]:
-    """The configuration of each plugin of the node's network, as it is handed to the plugin."""
-    network = json.loads(space.path(CNI_CONF).read_text())
+    """The configuration of each plugin of the node's network, as it is handed to the plugin. Raises LabError."""
+    try:
+        network = json.loads(space.path(CNI_CONF).read_text())
+    except FileNotFoundError:
+        raise LabError(f"{space.name} has no network: {CNI_CONF} is not there") from None
     shared = {key: network[key] for key in ("cniVersion", "name")}
     return [shared | plugin for plugin in network["plugins"]]
 

@@ -38,7 +38,10 @@ def test_lab_by_hand_goes_up_takes_pods_and_goes_down() -> None:
     try:
         assert "node2" in _python(*lab, "up", "--nodes", "2")
         assert "10.244.1." in _python(*lab, "pod", "add", "node1", "web")
+        assert "has a pod web already" in _python(*lab, "pod", "add", "node1", "web", check=False)
         assert "node1/web" in _python(*lab, "pod", "list")
+        assert "--source kubernetes" in _python(*lab, "kubectl", "get", "nodes", check=False)
+        assert f"`{cluster.command(name)} down` ends it" in _python(*lab, "up", check=False)
         asked = _python(*lab, "in", "node1", "--", *runtime.tool("ask", "tcp", "10.244.1.2", "8080"))
         assert '"name": "web"' in asked
         assert "eth0" in _python(*lab, "in", "node1/web", "--", "ip", "link")
@@ -49,3 +52,16 @@ def test_lab_by_hand_goes_up_takes_pods_and_goes_down() -> None:
         _python(*lab, "down")
     assert not (cluster.HOME / name).exists()
     assert not cluster.group(name).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--name", "a b/c", "up"), "letters, digits and dashes"),
+        (("up", "--nodes", "0"), "not in the range"),
+        (("up", "--set", "bogus"), "NAME=VALUE"),
+    ],
+)
+def test_lab_by_hand_refuses_what_it_cannot_make(arguments: tuple[str, ...], said: str) -> None:
+    """Nothing is begun with arguments that lead nowhere."""
+    assert said in _python("-m", "e2e.lab", *arguments, check=False)

@@ -88,9 +88,9 @@ def test_lab_killed_with_its_janitor_is_swept_by_the_next() -> None:
 
 
 def test_lab_of_a_name_that_is_up_is_refused() -> None:
-    """Two labs stand side by side by name; the same name twice is an error that says what to do."""
+    """Two labs stand side by side by name; a name in use is refused, without a hint to end what runs."""
     name = _name("twice")
     with Lab(name), Lab(_name("other")):
-        with pytest.raises(LabError, match="down"):
+        with pytest.raises(LabError, match="in use by a process"):
             Lab(name)
         assert cluster.spaces(name)[cluster.CLIENT].run("true").returncode == 0
