@@ -33,6 +33,8 @@ from controller.source import Changed, Event, Problem, Problems, Source, Synced
 
 log = structlog.get_logger()
 
+# Longer than any start takes; where the source is away, the collector must not stay off.
+LISTING_S = 60.0
 # The kernel tells of devices and routes in bursts.
 NETWORK_INTERVAL_S = 0.1
 
@@ -89,6 +91,7 @@ class Controller:
         self._audit_due: float | None = None
         self._report_due: float | None = 0.0
         self._last_sync: float | None = None
+        self._collect_due: float | None = None
 
     def stop(self) -> None:
         """Ends `run`; may be called from anywhere, a signal handler too."""
@@ -100,6 +103,7 @@ class Controller:
 
     def start(self) -> None:
         """Has the source begin to list; what it posts waits for `run`."""
+        self._collect_due = self._clock() + LISTING_S
         gc.disable()  # until what is listed first stands: it is kept, and would be scanned over and over
         self._source.start(self._queue.put)
 
@@ -115,6 +119,9 @@ class Controller:
     def step(self) -> None:
         """Does what is due."""
         now = self._clock()
+        if self._collect_due is not None and now >= self._collect_due:
+            self._collect_due = None
+            gc.enable()
         if self._network_dirty and now >= self._network_pacer.due:
             self._sync_network(now)
         if self._sync_wanted:
@@ -150,7 +157,9 @@ class Controller:
             return True
 
     def _wait_s(self) -> float | None:
-        due = [one for one in (self._audit_due, self._short_due, self._report_due) if one is not None]
+        due = [
+            one for one in (self._audit_due, self._short_due, self._report_due, self._collect_due) if one is not None
+        ]
         if self._network_dirty:
             due.append(self._network_pacer.due)
         if self._sync_wanted:
@@ -259,6 +268,7 @@ class Controller:
 
     def _started(self, now: float) -> None:
         """Everything has been written for the first time."""
+        self._collect_due = None
         gc.collect()
         gc.freeze()
         gc.enable()

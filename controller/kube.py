@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 import structlog
 import urllib3
+import yaml
 from kubernetes import client, config
 
 from controller.errors import ApiError, ExpiredError, RefusedError
@@ -148,7 +149,16 @@ class Server:
                 config.load_kube_config(config_file=str(self._kubeconfig), client_configuration=made)
             else:
                 _load_default(made)
-        except (config.ConfigException, OSError, ValueError) as error:
+        except (
+            config.ConfigException,
+            yaml.YAMLError,
+            OSError,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+        ) as error:
+            # The client checks little of a kubeconfig's shape before it reaches into it.
             raise ApiError(f"no way to the API server: {error}") from error
         made.retries = False
         return made
@@ -272,7 +282,7 @@ class Follower:
         if event.type == "BOOKMARK":
             self._version = _item.decode(raw).metadata.resource_version
             return []
-        events: list[Event] = [self._removed(raw)] if event.type == "DELETED" else self._changed(raw, set())
+        events = self._removed(raw) if event.type == "DELETED" else self._changed(raw, set())
         self._version = _item.decode(raw).metadata.resource_version
         return events
 
@@ -292,9 +302,12 @@ class Follower:
         mended = [self._problems()] if self._bad.pop(key, None) else []
         return [Changed(self._kind, key, obj), *mended]
 
-    def _removed(self, raw: bytes) -> Changed:
+    def _removed(self, raw: bytes) -> list[Event]:
         meta = _item.decode(raw).metadata
-        return self._gone((meta.namespace, meta.name))
+        key = meta.namespace, meta.name
+        bad = key in self._bad
+        gone = self._gone(key)
+        return [gone, self._problems()] if bad else [gone]
 
     def _gone(self, key: Key) -> Changed:
         self._known.pop(key, None)

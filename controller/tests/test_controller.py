@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop: when it syncs, when it waits, and what it says of itself; time is the test's own."""
 
+import gc
 import json
 from pathlib import Path
 from typing import Any, cast
@@ -186,6 +187,18 @@ def test_healthz_fails_until_everything_was_written_once(rig: Rig) -> None:
     assert answers() == [503, 200]
     rig.tell(*LISTED)
     assert answers() == [200, 200]
+
+
+def test_garbage_is_collected_though_nothing_is_ever_listed(rig: Rig) -> None:
+    """The API server is away for days: what its errors leave must not gather."""
+    try:
+        rig.controller.start()
+        rig.wait(1)
+        assert not gc.isenabled()
+        rig.wait(60)
+        assert gc.isenabled()
+    finally:
+        gc.enable()
 
 
 def test_full_map_is_no_reason_to_restart(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,3 +220,27 @@ def test_object_that_cannot_be_decoded_stays_as_it_was(api: FakeApi, seen: Colle
     assert _ports(seen, "a") == [80]
     api.put(SERVICES, service("a", ports=[{"port": 81}]))
     seen.wait(lambda now: _ports(now, "a") == [81] and not now.messages())
+
+
+def test_object_that_cannot_be_decoded_is_forgotten_when_it_is_deleted(api: FakeApi, seen: Collector) -> None:
+    """Its problem goes with it, not with the next list."""
+    seen.wait(lambda now: _listed(now) and api.watching(SERVICES) > 0)
+    api.put(SERVICES, service("a", ports=[{"port": "x"}]))
+    seen.wait(lambda now: bool(now.messages()))
+    api.delete(SERVICES, "a")
+    seen.wait(lambda now: not now.names() and not now.messages())
+
+
+@pytest.mark.parametrize("content", ["clusters: [", "- nonsense", "clusters: 7\ncontexts: {}\ncurrent-context: x"])
+def test_malformed_kubeconfig_is_named(tmp_path: Path, content: str) -> None:
+    """Whatever is wrong with it, the thread lives and says so."""
+    path = tmp_path / "kubeconfig"
+    path.write_text(content)
+    collector = Collector()
+    source = KubernetesSource(path)
+    source.start(collector.post)
+    try:
+        collector.wait(lambda now: len(now.messages()) == len(Kind))
+        assert all("no way to the API server" in message for message in collector.messages())
+    finally:
+        source.stop()
