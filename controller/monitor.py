@@ -38,7 +38,7 @@ def _run(netlink: socket.socket, changed: Callable[[], None]) -> None:
             data = netlink.recv(65536)
         except OSError as error:
             if error.errno != errno.ENOBUFS:
-                return
+                raise  # without this thread the controller would be blind: it ends, and is started again
             changed()  # messages were lost: anything may have changed
             continue
         if any(matters(kind, body) for kind, body in _messages(data)):

@@ -5,7 +5,7 @@ import pytest
 
 from bpf.abi import Remote, RemoteFlag, RemoteKey
 from bpf.address import packed, text
-from controller.nodes import Hop, Network, NodeFacts, Ways, facts, merged, pod_mtu, underlay, ways
+from controller.nodes import Hop, Network, NodeFacts, Ways, facts, is_pod_link, merged, pod_mtu, underlay, ways
 from controller.tests.objects import decoded_node, node
 
 ETH, OVERLAY = 4, 9
@@ -167,6 +167,12 @@ def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
     own = OWN._replace(addresses=OWN.addresses[:1])
     found = ways(_facts(["198.51.100.2", "2001:db8:1::2"], ["fd00:10:244:1::/64"]), own, NETWORK, "auto")
     assert _shown(found)["fd00:10:244:1::/64"] == "overlay 198.51.100.2"
+
+
+@pytest.mark.parametrize(("name", "ours"), [("ce0123456789a", True), ("ceph-storage0", False), ("ce012345678", False)])
+def test_pod_link_is_known_by_its_whole_name(name: str, ours: bool) -> None:
+    """Not every device that begins so and is as long."""
+    assert is_pod_link(name) == ours
 
 
 def test_nonsense_in_a_node_is_named_and_the_rest_used() -> None:
