@@ -20,8 +20,8 @@ CASES = {
     "control-plane": "e2e.bench.control_plane",
     "connect": "e2e.bench.connect",
 }
-# Those that run Kubernetes' own commands.
-WITH_KUBERNETES = {"control-plane", "connect"}
+# Those that run commands of Kubernetes itself.
+WITH_KUBERNETES = {"connect"}
 REPORT = BUILD / "report.json"
 
 
