@@ -87,13 +87,13 @@ def show_step(console: Console, number: int, step: Step) -> None:
     console.print()
     console.print(mark, Text(f"{number}. {step.title}", style="bold"), Text(f"{step.took_s:.1f} s", style="dim"))
     for text, style in ((step.claim, "italic"), *((f"$ {line}", "cyan") for line in step.did)):
-        console.print(Padding(Text(text, style=style), (0, 0, 0, 4)))
+        console.print(Padding(Text(text, style=style), (0, 0, 0, 4), expand=False))
     for figure in step.figures:
-        console.print(Padding(_table(figure), (0, 0, 0, 4)))
+        console.print(Padding(_table(figure), (0, 0, 0, 4), expand=False))
     for line in step.seen:
-        console.print(Padding(Text(f"→ {line}"), (0, 0, 0, 4)))
+        console.print(Padding(Text(f"→ {line}"), (0, 0, 0, 4), expand=False))
     if step.failure:
-        console.print(Padding(Text(step.failure, style="red"), (0, 0, 0, 4)))
+        console.print(Padding(Text(step.failure, style="red"), (0, 0, 0, 4), expand=False))
 
 
 def show_end(console: Console, report: Report, page: str) -> None:
