@@ -101,11 +101,12 @@ class FakeApi:
         self._changed.notify_all()
 
     def answer(self, handler: Any, path: str, query: Query) -> None:
+        cut = self.cut  # before the request can be seen: who then cuts means this one, too
         self.requests.append((path, query))
         if self.behave(handler, path, query):
             return
         if "watch" in query:
-            self._watch(handler, path, int(query["resourceVersion"]))
+            self._watch(handler, path, int(query["resourceVersion"]), cut)
         else:
             self._list(handler, path, query)
 
@@ -118,9 +119,8 @@ class FakeApi:
         more = {"continue": str(end)} if end < len(items) else {}
         handler.reply(200, {"metadata": {"resourceVersion": str(version), **more}, "items": items[start:end]})
 
-    def _watch(self, handler: Any, path: str, version: int) -> None:
+    def _watch(self, handler: Any, path: str, version: int, cut: int) -> None:
         handler.begin()
-        cut = self.cut
         while True:
             with self._changed:
                 pending = [event for event in self._events if event[0] > version and event[1] == path]
