@@ -91,12 +91,15 @@ def map_delete(fd: int, key: bytes) -> bool:
 
 
 def map_entries(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, bytes]]:
-    """Every entry of a hash map without per-CPU values, half a million a second: flows are too many for bpftool's JSON.
+    """Every entry of a map without per-CPU values, half a million a second: flows are too many for bpftool's JSON.
 
-    Entries that come or go meanwhile may be missed.
+    Entries that come or go meanwhile may be missed. Raises OSError: of other errnos, EINVAL and ENOTSUPP (524) where
+    this type of map cannot be read so.
     """
     count = BATCH_ENTRIES
-    position, after = ctypes.create_string_buffer(8), ctypes.create_string_buffer(8)
+    # A position is a bucket's number in a hash map, and a key elsewhere.
+    size = max(key_size, 4)
+    position, after = ctypes.create_string_buffer(size), ctypes.create_string_buffer(size)
     begin = True
     while True:
         keys, values = ctypes.create_string_buffer(count * key_size), ctypes.create_string_buffer(count * value_size)
