@@ -12,7 +12,7 @@ CLANG ?= clang
 BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -I bpf \
 	-I /usr/include/$(shell uname -m)-linux-gnu
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o
+BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o $(BUILD)/bpf/sweep.o
 
 .PHONY: help
 help: ## list the targets

@@ -15,7 +15,7 @@
 
 /* The directory of the pins carries it: raise it with every change of a key or a value. */
 enum abi_version {
-	ABI_VERSION = 1,
+	ABI_VERSION = 2,
 };
 
 struct address {
@@ -47,13 +47,21 @@ ABI_LAYOUT(frontend_key, 20);
 
 struct frontend {
 	__u32 service_id;
-	__u32 slot_count; /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
-	__u32 flags;      /* enum frontend_flag */
+	__u32 slot_count;  /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
+	__u32 local_count; /* slots 0 .. local_count - 1 of them are this node's */
+	__u32 flags;       /* enum frontend_flag */
 };
-ABI_LAYOUT(frontend, 12);
+ABI_LAYOUT(frontend, 16);
 
+/*
+ * A NodePort's address is that of any node: 0.0.0.0 (v4-mapped) or ::, looked up after the packet's own where that is a
+ * node's.
+ */
 enum frontend_flag {
 	FRONTEND_CLUSTER_IP = 1 << 0,
+	FRONTEND_EXTERNAL = 1 << 1, /* reached from outside: a NodePort, an external or a load-balancer address */
+	FRONTEND_LOCAL = 1 << 2,    /* externalTrafficPolicy Local */
+	FRONTEND_DIRECT = 1 << 3,   /* the backend's node answers the client itself */
 };
 
 struct slot_key {
@@ -107,17 +115,64 @@ ABI_LAYOUT(remote_key, 20);
 
 /* Another node's pods, or that node itself. */
 struct remote {
-	struct address next_hop; /* the node's address in the underlay */
-	__u32 ifindex;           /* device by which it is reached: of the underlay, or the overlay */
+	struct address next_hop; /* the node's address in the underlay; a tunnel's far end */
+	__u32 ifindex;           /* the device of the underlay by which it is reached */
+	__u32 overlay_ifindex;   /* the overlay device; 0: there is none */
 	__u32 flags;             /* enum remote_flag */
+	__u32 pad;
 };
-ABI_LAYOUT(remote, 24);
+ABI_LAYOUT(remote, 32);
 
 enum remote_flag {
-	REMOTE_OVERLAY = 1 << 0, /* through the overlay device, next_hop being the tunnel's far end */
+	REMOTE_OVERLAY = 1 << 0,         /* packets for it go through the overlay */
+	REMOTE_TUNNEL_HANDOVER = 1 << 1, /* outside clients' packets are handed over through the overlay */
 };
 
+struct node_key {
+	struct address address;
+};
+ABI_LAYOUT(node_key, 16);
+
+/* An address of a node: NodePorts are met there. */
+struct node {
+	__u32 flags; /* enum node_flag */
+};
+ABI_LAYOUT(node, 4);
+
+enum node_flag {
+	NODE_OWN = 1 << 0,
+};
+
+struct peer_key {
+	__u8 mac[6];
+	__u8 pad[2];
+};
+ABI_LAYOUT(peer_key, 8);
+
+/* Another node, by its MAC in the underlay: what it sends of outside clients is handed over. */
+struct peer {
+	struct address address;
+};
+ABI_LAYOUT(peer, 16);
+
+struct underlay_key {
+	__u32 ifindex;
+};
+ABI_LAYOUT(underlay_key, 4);
+
+/* A device of the underlay: the addresses to which traffic that leaves the cluster by it is masqueraded; 0: none. */
+struct underlay {
+	struct address v4;
+	struct address v6;
+};
+ABI_LAYOUT(underlay, 32);
+
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
+
+enum flow_table {
+	FLOW_SHARD_BITS = 6,
+	FLOW_SHARDS = 1 << FLOW_SHARD_BITS,
+};
 
 enum flow_state {
 	FLOW_NEW = 0,     /* packets in one direction only */
@@ -129,9 +184,27 @@ enum flow_state {
 };
 
 enum flow_flag {
-	FLOW_REPLY = 1 << 0, /* this entry is for the answering direction */
-	FLOW_FIN = 1 << 1,   /* this entry's direction has sent its FIN */
+	FLOW_REPLY = 1 << 0,       /* this entry is for the answering direction */
+	FLOW_FIN = 1 << 1,         /* this entry's direction has sent its FIN */
+	FLOW_HANDED_OVER = 1 << 2, /* another node sends these packets: the twin's way follows the sender */
 };
+
+/* How packets that match an entry leave this node. */
+enum way_kind {
+	WAY_DESTINATION = 0, /* by their destination: a pod here, another node, the host's stack */
+	WAY_ROUTE,           /* by the kernel's route out of the device */
+	WAY_NODE,            /* to a node of the same subnet, whose address is `end` */
+	WAY_MAC,             /* to the MAC in end[0..5], from the MAC in end[6..11] */
+	WAY_TUNNEL,          /* handed over through the overlay, to the node whose address is `end` */
+};
+
+struct way {
+	__u32 ifindex;
+	__u8 kind; /* enum way_kind */
+	__u8 pad[3];
+	__u8 end[16];
+};
+ABI_LAYOUT(way, 24);
 
 /*
  * A packet that matches an entry's key leaves as the reverse of that entry's twin: the pair of keys is the whole
@@ -140,13 +213,15 @@ enum flow_flag {
 struct flow {
 	struct tuple twin; /* the key of the other direction's entry */
 	__u64 seen_ns;     /* CLOCK_MONOTONIC, refreshed at most once a second */
+	__u64 expires_ns;  /* from then on the entry counts as absent */
 	__u64 created_ns;
 	__u32 backend_id; /* 0: not through a Service */
 	__u8 state;       /* enum flow_state */
 	__u8 flags;       /* enum flow_flag */
 	__u8 pad[2];
+	struct way way;
 };
-ABI_LAYOUT(flow, 64);
+ABI_LAYOUT(flow, 96);
 
 /* --- Sockets of the host's own processes, translated at connect and sendmsg --- */
 
@@ -178,20 +253,22 @@ ABI_LAYOUT(socket_peer, 24);
 /* Programs return these negated, as their error; they are counted in drops. */
 enum drop_reason {
 	DROP_NONE = 0,
-	DROP_TRUNCATED = 2,  /* a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
-	DROP_BAD_HEADER,     /* a length or version that cannot be */
-	DROP_SPOOFED,        /* a pod's packet with another's source address */
-	DROP_NO_BACKEND,     /* refused: the Service has no usable endpoint */
-	DROP_NO_FLOW,        /* refused: mid-stream TCP to a Service, with no flow that says which backend */
-	DROP_NO_SLOT,        /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
-	DROP_NO_FREE_PORT,   /* every port tried for a colliding flow was taken */
-	DROP_FLOWS_FULL,     /* the flow table took no entry */
-	DROP_TTL_EXPIRED,    /* TTL or hop limit used up here */
-	DROP_FRAGMENT,       /* a fragment of a flow that needs translation */
-	DROP_REWRITE_FAILED, /* a helper could not change the packet */
-	DROP_UNTRANSLATED,   /* a host's packet to a Service that connect-time translation should have caught */
-	DROP_NO_REMOTE,      /* a host's packet into the overlay to an address that no node has */
-	DROP_NOT_A_NODE,     /* out of a tunnel from an address that no node has, or of another network */
+	DROP_TRUNCATED = 2,    /* a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
+	DROP_BAD_HEADER,       /* a length or version that cannot be */
+	DROP_SPOOFED,          /* a pod's packet with another's source address */
+	DROP_NO_BACKEND,       /* refused: the Service has no usable endpoint */
+	DROP_NO_FLOW,          /* refused: mid-stream TCP to a Service, with no flow that says which backend */
+	DROP_NO_SLOT,          /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
+	DROP_NO_FREE_PORT,     /* every port tried for a colliding flow was taken */
+	DROP_FLOWS_FULL,       /* the flow table took no entry */
+	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here */
+	DROP_FRAGMENT,         /* a fragment of a flow that needs translation */
+	DROP_REWRITE_FAILED,   /* a helper could not change the packet */
+	DROP_UNTRANSLATED,     /* a host's packet to a Service that connect-time translation should have caught */
+	DROP_NO_REMOTE,        /* a host's packet into the overlay to an address that no node has */
+	DROP_NOT_A_NODE,       /* out of a tunnel from an address that no node has, or of another network */
+	DROP_NO_LOCAL_BACKEND, /* externalTrafficPolicy Local, or handed over, and no usable endpoint here */
+	DROP_PORTS_EXHAUSTED,  /* masquerade: no free port towards that destination */
 	DROP_REASONS,
 };
 
@@ -214,6 +291,8 @@ enum counter {
 	COUNTER_FLOWS_PICKED_UP, /* mid-stream TCP without an entry, followed from here on */
 	COUNTER_PORTS_REWRITTEN, /* a live collision was given another source port */
 	COUNTER_REFUSALS,        /* RST or ICMP unreachable sent */
+	COUNTER_HANDED_OVER,     /* flows of outside clients handed to another node */
+	COUNTER_MASQUERADED,     /* flows that left the cluster under the node's address */
 	COUNTERS,
 };
 
@@ -229,10 +308,12 @@ struct config {
 	__u64 udp_established_ns;
 	__u32 connect_time; /* enum connect_time */
 	__u32 mark;         /* set on what the programs send through a device, so that they know it again there */
-	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
+	__u32 masquerade_port_min;
+	__u32 masquerade_port_count; /* 0: no masquerade */
+	__u32 coarse_clock;          /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
 	__u32 pad;
 };
-ABI_LAYOUT(config, 72);
+ABI_LAYOUT(config, 80);
 
 enum connect_time {
 	CONNECT_TIME_HOST = 0, /* translate the sockets of the host's own network namespace */

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 1
+    VERSION = 2
 
 
 class ConnectTime(IntEnum):
@@ -32,6 +32,8 @@ class Counter(IntEnum):
     FLOWS_PICKED_UP = 2
     PORTS_REWRITTEN = 3
     REFUSALS = 4
+    HANDED_OVER = 5
+    MASQUERADED = 6
 
 
 class DropReason(IntEnum):
@@ -52,6 +54,8 @@ class DropReason(IntEnum):
     UNTRANSLATED = 13
     NO_REMOTE = 14
     NOT_A_NODE = 15
+    NO_LOCAL_BACKEND = 16
+    PORTS_EXHAUSTED = 17
 
 
 class FlowFlag(IntFlag):
@@ -59,6 +63,7 @@ class FlowFlag(IntFlag):
 
     REPLY = 1
     FIN = 2
+    HANDED_OVER = 4
 
 
 class FlowState(IntEnum):
@@ -71,16 +76,33 @@ class FlowState(IntEnum):
     RESET = 4
 
 
+class FlowTable(IntEnum):
+    """enum flow_table."""
+
+    SHARD_BITS = 6
+    SHARDS = 64
+
+
 class FrontendFlag(IntFlag):
     """enum frontend_flag."""
 
     CLUSTER_IP = 1
+    EXTERNAL = 2
+    LOCAL = 4
+    DIRECT = 8
+
+
+class NodeFlag(IntFlag):
+    """enum node_flag."""
+
+    OWN = 1
 
 
 class RemoteFlag(IntFlag):
     """enum remote_flag."""
 
     OVERLAY = 1
+    TUNNEL_HANDOVER = 2
 
 
 class SocketSide(IntEnum):
@@ -95,6 +117,16 @@ class StateIndex(IntEnum):
 
     NEXT_BACKEND_ID = 0
     NEXT_SERVICE_ID = 1
+
+
+class WayKind(IntEnum):
+    """enum way_kind."""
+
+    DESTINATION = 0
+    ROUTE = 1
+    NODE = 2
+    MAC = 3
+    TUNNEL = 4
 
 
 _BACKEND = Struct("=16sHB1x")
@@ -133,11 +165,11 @@ class BackendKey(NamedTuple):
         return cls(backend_id)
 
 
-_CONFIG = Struct("=QQQQQQQIII4x")
+_CONFIG = Struct("=QQQQQQQIIIII4x")
 
 
 class Config(NamedTuple):
-    """struct config, 72 bytes."""
+    """struct config, 80 bytes."""
 
     host_netns_cookie: int
     tcp_new_ns: int
@@ -148,6 +180,8 @@ class Config(NamedTuple):
     udp_established_ns: int
     connect_time: int
     mark: int
+    masquerade_port_min: int
+    masquerade_port_count: int
     coarse_clock: int
 
     def pack(self) -> bytes:
@@ -161,6 +195,8 @@ class Config(NamedTuple):
             self.udp_established_ns,
             self.connect_time,
             self.mark,
+            self.masquerade_port_min,
+            self.masquerade_port_count,
             self.coarse_clock,
         )
 
@@ -176,6 +212,8 @@ class Config(NamedTuple):
             udp_established_ns,
             connect_time,
             mark,
+            masquerade_port_min,
+            masquerade_port_count,
             coarse_clock,
         ) = _CONFIG.unpack(data)
         return cls(
@@ -188,6 +226,8 @@ class Config(NamedTuple):
             udp_established_ns,
             connect_time,
             mark,
+            masquerade_port_min,
+            masquerade_port_count,
             coarse_clock,
         )
 
@@ -228,23 +268,24 @@ class DropKey(NamedTuple):
         return cls(reason, ifindex)
 
 
-_FRONTEND = Struct("=III")
+_FRONTEND = Struct("=IIII")
 
 
 class Frontend(NamedTuple):
-    """struct frontend, 12 bytes."""
+    """struct frontend, 16 bytes."""
 
     service_id: int
     slot_count: int
+    local_count: int
     flags: int
 
     def pack(self) -> bytes:
-        return _FRONTEND.pack(self.service_id, self.slot_count, self.flags)
+        return _FRONTEND.pack(self.service_id, self.slot_count, self.local_count, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Frontend":
-        service_id, slot_count, flags = _FRONTEND.unpack(data)
-        return cls(service_id, slot_count, flags)
+        service_id, slot_count, local_count, flags = _FRONTEND.unpack(data)
+        return cls(service_id, slot_count, local_count, flags)
 
 
 _FRONTEND_KEY = Struct("=16sHB1x")
@@ -264,6 +305,74 @@ class FrontendKey(NamedTuple):
     def unpack(cls, data: bytes) -> "FrontendKey":
         address, port, protocol = _FRONTEND_KEY.unpack(data)
         return cls(address, ntohs(port), protocol)
+
+
+_NODE = Struct("=I")
+
+
+class Node(NamedTuple):
+    """struct node, 4 bytes."""
+
+    flags: int
+
+    def pack(self) -> bytes:
+        return _NODE.pack(self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Node":
+        (flags,) = _NODE.unpack(data)
+        return cls(flags)
+
+
+_NODE_KEY = Struct("=16s")
+
+
+class NodeKey(NamedTuple):
+    """struct node_key, 16 bytes."""
+
+    address: bytes
+
+    def pack(self) -> bytes:
+        return _NODE_KEY.pack(self.address)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "NodeKey":
+        (address,) = _NODE_KEY.unpack(data)
+        return cls(address)
+
+
+_PEER = Struct("=16s")
+
+
+class Peer(NamedTuple):
+    """struct peer, 16 bytes."""
+
+    address: bytes
+
+    def pack(self) -> bytes:
+        return _PEER.pack(self.address)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Peer":
+        (address,) = _PEER.unpack(data)
+        return cls(address)
+
+
+_PEER_KEY = Struct("=6s2x")
+
+
+class PeerKey(NamedTuple):
+    """struct peer_key, 8 bytes."""
+
+    mac: bytes
+
+    def pack(self) -> bytes:
+        return _PEER_KEY.pack(self.mac)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "PeerKey":
+        (mac,) = _PEER_KEY.unpack(data)
+        return cls(mac)
 
 
 _POD = Struct("=II6s6s4xQ")
@@ -304,23 +413,24 @@ class PodKey(NamedTuple):
         return cls(address)
 
 
-_REMOTE = Struct("=16sII")
+_REMOTE = Struct("=16sIII4x")
 
 
 class Remote(NamedTuple):
-    """struct remote, 24 bytes."""
+    """struct remote, 32 bytes."""
 
     next_hop: bytes
     ifindex: int
+    overlay_ifindex: int
     flags: int
 
     def pack(self) -> bytes:
-        return _REMOTE.pack(self.next_hop, self.ifindex, self.flags)
+        return _REMOTE.pack(self.next_hop, self.ifindex, self.overlay_ifindex, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Remote":
-        next_hop, ifindex, flags = _REMOTE.unpack(data)
-        return cls(next_hop, ifindex, flags)
+        next_hop, ifindex, overlay_ifindex, flags = _REMOTE.unpack(data)
+        return cls(next_hop, ifindex, overlay_ifindex, flags)
 
 
 _REMOTE_KEY = Struct("=I16s")
@@ -437,31 +547,96 @@ class Tuple(NamedTuple):
         return cls(saddr, daddr, ntohs(sport), ntohs(dport), protocol)
 
 
-_FLOW = Struct("=40sQQIBB2x")
+_UNDERLAY = Struct("=16s16s")
+
+
+class Underlay(NamedTuple):
+    """struct underlay, 32 bytes."""
+
+    v4: bytes
+    v6: bytes
+
+    def pack(self) -> bytes:
+        return _UNDERLAY.pack(self.v4, self.v6)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Underlay":
+        v4, v6 = _UNDERLAY.unpack(data)
+        return cls(v4, v6)
+
+
+_UNDERLAY_KEY = Struct("=I")
+
+
+class UnderlayKey(NamedTuple):
+    """struct underlay_key, 4 bytes."""
+
+    ifindex: int
+
+    def pack(self) -> bytes:
+        return _UNDERLAY_KEY.pack(self.ifindex)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "UnderlayKey":
+        (ifindex,) = _UNDERLAY_KEY.unpack(data)
+        return cls(ifindex)
+
+
+_WAY = Struct("=IB3x16s")
+
+
+class Way(NamedTuple):
+    """struct way, 24 bytes."""
+
+    ifindex: int
+    kind: int
+    end: bytes
+
+    def pack(self) -> bytes:
+        return _WAY.pack(self.ifindex, self.kind, self.end)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Way":
+        ifindex, kind, end = _WAY.unpack(data)
+        return cls(ifindex, kind, end)
+
+
+_FLOW = Struct("=40sQQQIBB2x24s")
 
 
 class Flow(NamedTuple):
-    """struct flow, 64 bytes."""
+    """struct flow, 96 bytes."""
 
     twin: Tuple
     seen_ns: int
+    expires_ns: int
     created_ns: int
     backend_id: int
     state: int
     flags: int
+    way: Way
 
     def pack(self) -> bytes:
-        return _FLOW.pack(self.twin.pack(), self.seen_ns, self.created_ns, self.backend_id, self.state, self.flags)
+        return _FLOW.pack(
+            self.twin.pack(),
+            self.seen_ns,
+            self.expires_ns,
+            self.created_ns,
+            self.backend_id,
+            self.state,
+            self.flags,
+            self.way.pack(),
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> "Flow":
-        twin, seen_ns, created_ns, backend_id, state, flags = _FLOW.unpack(data)
-        return cls(Tuple.unpack(twin), seen_ns, created_ns, backend_id, state, flags)
+        twin, seen_ns, expires_ns, created_ns, backend_id, state, flags, way = _FLOW.unpack(data)
+        return cls(Tuple.unpack(twin), seen_ns, expires_ns, created_ns, backend_id, state, flags, Way.unpack(way))
 
 
 class MapSpec(NamedTuple):
     """A pinned map: `map_type` is BPF_MAP_TYPE_*, sizes are in bytes; `key` and `value` name its structs, or "" for an
-    integer."""
+    integer. `shards`: 0, or how many such maps, `max_entries` in all, stand in an array of maps in its place."""
 
     map_type: int
     key_size: int
@@ -470,17 +645,21 @@ class MapSpec(NamedTuple):
     map_flags: int
     key: str
     value: str
+    shards: int = 0
 
 
 MAPS = {
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
-    "counters": MapSpec(6, 4, 8, 5, 0, "", ""),
+    "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
-    "flows": MapSpec(9, 40, 64, 524288, 0, "Tuple", "Flow"),
-    "frontends": MapSpec(1, 20, 12, 65536, 1, "FrontendKey", "Frontend"),
+    "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow", 64),
+    "frontends": MapSpec(1, 20, 16, 65536, 1, "FrontendKey", "Frontend"),
+    "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
+    "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),
-    "remotes": MapSpec(11, 20, 24, 32768, 1, "RemoteKey", "Remote"),
+    "remotes": MapSpec(11, 20, 32, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 24, 65536, 0, "SocketKey", "SocketPeer"),
     "state": MapSpec(2, 4, 8, 2, 0, "", ""),
+    "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
 }

@@ -18,16 +18,32 @@ static __always_inline struct address address_v4(__be32 v4_be)
 	return (struct address){{0, 0, V4_MARK, v4_be}};
 }
 
+static __always_inline bool is_v4(const struct address *address)
+{
+	return address->word_be[2] == V4_MARK && !address->word_be[1] && !address->word_be[0];
+}
+
+/* Comparisons add up differences in place of branching: the verifier would follow every branch. */
+static __always_inline __u32 address_mismatch(const struct address *a, const struct address *b)
+{
+	return (a->word_be[0] ^ b->word_be[0]) | (a->word_be[1] ^ b->word_be[1]) | (a->word_be[2] ^ b->word_be[2]) |
+	       (a->word_be[3] ^ b->word_be[3]);
+}
+
 static __always_inline bool same_address(const struct address *a, const struct address *b)
 {
-	return a->word_be[3] == b->word_be[3] && a->word_be[2] == b->word_be[2] && a->word_be[1] == b->word_be[1] &&
-	       a->word_be[0] == b->word_be[0];
+	return !address_mismatch(a, b);
+}
+
+static __always_inline __u32 tuple_mismatch(const struct tuple *a, const struct tuple *b)
+{
+	return address_mismatch(&a->saddr, &b->saddr) | address_mismatch(&a->daddr, &b->daddr) |
+	       (a->sport_be ^ b->sport_be) | (a->dport_be ^ b->dport_be) | (a->protocol ^ b->protocol);
 }
 
 static __always_inline bool same_tuple(const struct tuple *a, const struct tuple *b)
 {
-	return a->sport_be == b->sport_be && a->dport_be == b->dport_be && a->protocol == b->protocol &&
-	       same_address(&a->saddr, &b->saddr) && same_address(&a->daddr, &b->daddr);
+	return !tuple_mismatch(a, b);
 }
 
 /* The tuple of a packet that goes the other way. */
@@ -48,7 +64,7 @@ static __always_inline bool link_scoped(const struct address *address)
 	__u32 top = bpf_ntohl(address->word_be[0]);
 	__u32 v4 = bpf_ntohl(address->word_be[3]);
 
-	if (address->word_be[2] == V4_MARK && !address->word_be[0] && !address->word_be[1])
+	if (is_v4(address))
 		return v4 >> 28 >= 0xe || v4 >> 16 == 0xa9fe || !v4;
 	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 ||
 	       !(top | address->word_be[1] | address->word_be[2] | address->word_be[3]);

@@ -57,11 +57,14 @@ static __always_inline bool known_backend(const struct socket_key *key, struct s
 
 static __always_inline bool new_backend(const struct socket_key *key, struct socket_peer *backend)
 {
-	struct frontend_key frontend = {.address = key->address, .port_be = key->port_be, .protocol = key->protocol};
+	const struct tuple asked = {.daddr = key->address, .dport_be = key->port_be, .protocol = key->protocol};
+	struct frontend_key frontend;
 	struct backend_key backend_key = {};
 	struct backend selected;
 
-	if (service_select(&frontend, &backend_key, &selected) != SERVICE_SELECTED)
+	if (!frontend_at(&asked, &frontend))
+		return false;
+	if (service_select(&frontend, false, &backend_key, &selected) != SERVICE_SELECTED)
 		return false;
 	*backend = (struct socket_peer){
 		.address = selected.address,

@@ -19,6 +19,8 @@ const volatile struct config config = {
 	.udp_established_ns = 120 * SECOND_NS,
 	.connect_time = CONNECT_TIME_HOST,
 	.mark = 0xce1f0000,
+	.masquerade_port_min = 40000,
+	.masquerade_port_count = 20000,
 };
 
 #endif

@@ -24,19 +24,20 @@
 static const __u8 overlay_mac[ETH_ALEN] = {0x02, 0xce, 0, 0, 0, 1};
 static const __u8 overlay_source_mac[ETH_ALEN] = {0x02, 0xce, 0, 0, 0, 2};
 
-#define OVERLAY_VNI 206
-#define OVERLAY_TTL 64
+#define OVERLAY_VNI  206 /* pods' packets */
+#define HANDOVER_VNI 207 /* outside clients' packets on their way to the backend's node, and the answers to them */
+#define OVERLAY_TTL  64
 
 /* Makes a packet one for the overlay device: its frame, and by its metadata where the tunnel ends. */
-static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct remote *remote)
+static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct address *end, __u32 vni)
 {
-	struct bpf_tunnel_key key = {.tunnel_id = OVERLAY_VNI, .tunnel_ttl = OVERLAY_TTL};
+	struct bpf_tunnel_key key = {.tunnel_id = vni, .tunnel_ttl = OVERLAY_TTL};
 	__u64 flags = BPF_F_ZERO_CSUM_TX;
 
-	if (remote->next_hop.word_be[2] == V4_MARK && !remote->next_hop.word_be[0]) {
-		key.remote_ipv4 = bpf_ntohl(remote->next_hop.word_be[3]);
+	if (is_v4(end)) {
+		key.remote_ipv4 = bpf_ntohl(end->word_be[3]);
 	} else {
-		__builtin_memcpy(key.remote_ipv6, &remote->next_hop, sizeof(key.remote_ipv6));
+		__builtin_memcpy(key.remote_ipv6, end, sizeof(key.remote_ipv6));
 		flags = BPF_F_TUNINFO_IPV6;
 	}
 	if (rewrite_macs(skb, overlay_mac, overlay_source_mac))
@@ -44,50 +45,45 @@ static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct remo
 	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
-static __always_inline int deliver_to_overlay(struct __sk_buff *skb, const struct remote *remote)
+static __always_inline int send_to_overlay(struct __sk_buff *skb, __u32 ifindex, const struct address *end, __u32 vni)
 {
-	int error = enter_tunnel(skb, remote);
+	int error = enter_tunnel(skb, end, vni);
 
-	return error ? error : bpf_redirect(remote->ifindex, 0);
+	return error ? error : bpf_redirect(ifindex, 0);
 }
 
-static __always_inline int deliver_to_node(struct __sk_buff *skb, const struct remote *remote)
+static __always_inline int send_to_node(struct __sk_buff *skb, __u32 ifindex, const struct address *node)
 {
 	struct bpf_redir_neigh next_hop = {.nh_family = AF_INET};
 
-	if (remote->next_hop.word_be[2] == V4_MARK && !remote->next_hop.word_be[0]) {
-		next_hop.ipv4_nh = remote->next_hop.word_be[3];
+	if (is_v4(node)) {
+		next_hop.ipv4_nh = node->word_be[3];
 	} else {
 		next_hop.nh_family = AF_INET6;
-		__builtin_memcpy(next_hop.ipv6_nh, &remote->next_hop, sizeof(next_hop.ipv6_nh));
+		__builtin_memcpy(next_hop.ipv6_nh, node, sizeof(next_hop.ipv6_nh));
 	}
-	return bpf_redirect_neigh(remote->ifindex, &next_hop, sizeof(next_hop), 0);
+	return bpf_redirect_neigh(ifindex, &next_hop, sizeof(next_hop), 0);
 }
 
-/* To a pod of this node. Only from ingress: bpf_redirect_peer() works nowhere else. */
-static __always_inline int deliver_to_pod(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
-					  const struct pod *pod)
+/* Sends a packet that is as it should be by a way other than WAY_DESTINATION. Returns a verdict or a drop reason. */
+static __noinline int send_by_way(struct __sk_buff *skb, const struct way *way)
 {
-	int error = rewrite(skb, packet, to);
+	struct address end;
 
-	if (!error)
-		error = rewrite_ttl(skb, packet);
-	if (!error)
-		error = rewrite_macs(skb, pod->pod_mac, pod->host_mac);
-	return error ? error : bpf_redirect_peer(pod->ifindex, 0);
-}
-
-static __always_inline int deliver_to_remote(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
-					     const struct remote *remote)
-{
-	int error = rewrite(skb, packet, to);
-
-	if (!error)
-		error = rewrite_ttl(skb, packet);
-	if (error)
-		return error;
+	__builtin_memcpy(&end, way->end, sizeof(end));
 	skb->mark = config.mark;
-	return remote->flags & REMOTE_OVERLAY ? deliver_to_overlay(skb, remote) : deliver_to_node(skb, remote);
+	switch (way->kind) {
+	case WAY_NODE:
+		return send_to_node(skb, way->ifindex, &end);
+	case WAY_TUNNEL:
+		return send_to_overlay(skb, way->ifindex, &end, HANDOVER_VNI);
+	case WAY_MAC:
+		if (rewrite_macs(skb, way->end, way->end + ETH_ALEN))
+			return -DROP_REWRITE_FAILED;
+		return bpf_redirect(way->ifindex, 0);
+	default:
+		return bpf_redirect_neigh(way->ifindex, NULL, 0, 0);
+	}
 }
 
 static __always_inline const struct pod *pod_at(const struct address *address)
@@ -102,28 +98,48 @@ static __always_inline const struct remote *remote_at(const struct address *addr
 	return bpf_map_lookup_elem(&remotes, &key);
 }
 
-/*
- * Sends a packet that came in as packet->tuple on its way as `to`. `pod` is the pod at to->daddr, if any.
- * Returns a verdict, or a negated drop reason.
- */
-static __always_inline int deliver_by(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
-				      const struct pod *pod)
+static __always_inline int send_to_remote(struct __sk_buff *skb, const struct remote *remote)
 {
-	const struct remote *remote;
-	int error;
-
-	if (pod)
-		return deliver_to_pod(skb, packet, to, pod);
-	remote = remote_at(&to->daddr);
-	if (remote)
-		return deliver_to_remote(skb, packet, to, remote);
-	error = rewrite(skb, packet, to);
-	return error ? error : PASS;
+	skb->mark = config.mark;
+	if (remote->flags & REMOTE_OVERLAY)
+		return send_to_overlay(skb, remote->overlay_ifindex, &remote->next_hop, OVERLAY_VNI);
+	return send_to_node(skb, remote->ifindex, &remote->next_hop);
 }
 
-static __always_inline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+/* Into a pod of this node. Only from ingress: bpf_redirect_peer() works nowhere else. */
+static __always_inline int send_to_pod(struct __sk_buff *skb, const struct pod *pod)
 {
-	return deliver_by(skb, packet, to, pod_at(&to->daddr));
+	int error = rewrite_macs(skb, pod->pod_mac, pod->host_mac);
+
+	return error ? error : bpf_redirect_peer(pod->ifindex, 0);
+}
+
+/*
+ * Sends a packet that came in as packet->tuple on its way as `to`.
+ * Returns a verdict, or a negated drop reason.
+ */
+static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+			      const struct way *way)
+{
+	const struct pod *pod = NULL;
+	const struct remote *remote = NULL;
+	int error = rewrite(skb, packet, to);
+
+	if (error)
+		return error;
+	if (way->kind == WAY_DESTINATION) {
+		pod = pod_at(&to->daddr);
+		if (!pod)
+			remote = remote_at(&to->daddr);
+		if (!pod && !remote)
+			return PASS; /* the host's stack counts the hop itself */
+	}
+	error = rewrite_ttl(skb, packet);
+	if (error)
+		return error;
+	if (pod)
+		return send_to_pod(skb, pod);
+	return remote ? send_to_remote(skb, remote) : send_by_way(skb, way);
 }
 
 #endif

@@ -13,26 +13,31 @@ from bpf import bpftool
 
 KERNEL = (5, 10)
 
-MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie")
+MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie", "array_of_maps")
 
 # Program type to the helpers that bpf/*.c and the headers call with it.
 HELPERS = {
     "sched_cls": (
         "bpf_csum_diff",
+        "bpf_fib_lookup",
         "bpf_get_prandom_u32",
         "bpf_ktime_get_ns",
         "bpf_l4_csum_replace",
+        "bpf_map_delete_elem",
         "bpf_map_lookup_elem",
         "bpf_map_update_elem",
         "bpf_redirect",
         "bpf_redirect_neigh",
         "bpf_redirect_peer",
+        "bpf_sk_lookup_udp",
+        "bpf_sk_release",
         "bpf_skb_change_tail",
         "bpf_skb_get_tunnel_key",
         "bpf_skb_load_bytes",
         "bpf_skb_pull_data",
         "bpf_skb_set_tunnel_key",
         "bpf_skb_store_bytes",
+        "bpf_skc_lookup_tcp",
     ),
     "cgroup_sock_addr": (
         "bpf_get_netns_cookie",
@@ -43,8 +48,8 @@ HELPERS = {
     ),
 }
 
-# Helpers that are called only where the kernel has them.
-OPTIONAL = {"bpf_ktime_get_coarse_ns"}
+# What is used where it is there, and done without before: the first kernel that has it.
+LATER_HELPERS = {"bpf_ktime_get_coarse_ns": (5, 11), "bpf_for_each_map_elem": (5, 13)}
 
 
 class Features(NamedTuple):

@@ -1,12 +1,16 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Compiled for its BTF alone, from which bpf/abi.py is generated: an enum that nothing refers to is not in BTF. */
+/* Compiled for its BTF alone, from which bpf/abi.py is generated: what nothing refers to is not in BTF. */
 #include "config.h"
 #include "maps.h"
+#include "table.h"
 
 struct {
 	enum abi_version abi_version;
 	enum frontend_flag frontend_flag;
 	enum remote_flag remote_flag;
+	enum node_flag node_flag;
+	enum way_kind way_kind;
+	enum flow_table flow_table;
 	enum flow_state flow_state;
 	enum flow_flag flow_flag;
 	enum socket_side socket_side;
@@ -14,4 +18,5 @@ struct {
 	enum counter counter;
 	enum connect_time connect_time;
 	enum state_index state_index;
-} abi_enums;
+	struct flow flow; /* of inner maps clang only says that there is such a struct */
+} abi_types;

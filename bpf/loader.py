@@ -20,10 +20,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bpf import bpftool, elf, syscall
-from bpf.abi import MAPS, AbiVersion, Config
+from bpf.abi import MAPS, AbiVersion, Config, MapSpec
 from bpf.errors import KernelError, LayoutError, NotLoadedError
+from bpf.syscall import MapInfo
 
 OBJECTS = ("tc.o", "cgroup.o")
+
+# Objects that need a newer kernel than the rest, and are done without before it.
+OPTIONAL = {"sweep.o": (5, 13)}
+
+ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
 
 
 class Pins:
@@ -48,6 +54,22 @@ class Pins:
     def open_map(self, name: str) -> int:
         """A descriptor of a pinned map. Raises NotLoadedError."""
         return _open(self.map(name))
+
+    def open_shard(self, name: str, index: int) -> int:
+        """A descriptor of one map of those that `open_shards` opens. Raises NotLoadedError."""
+        array = self.open_map(name)
+        try:
+            return _shard(array, index)
+        finally:
+            os.close(array)
+
+    def open_shards(self, name: str) -> list[int]:
+        """Descriptors of all maps of one that stands in shards, in their order. Raises NotLoadedError."""
+        array = self.open_map(name)
+        try:
+            return [_shard(array, index) for index in range(MAPS[name].shards)]
+        finally:
+            os.close(array)
 
     def open_program(self, name: str) -> int:
         """A descriptor of a pinned program. Raises NotLoadedError."""
@@ -74,7 +96,7 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         _ensure_maps(pins, sizes)
         if not replace and pins.programs.is_dir():
             return False
-        images = {name: _image(objects / name, config) for name in OBJECTS}
+        images = {name: _image(objects / name, config) for name in _objects()}
         digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
         target = pins.root / f"programs-{digest}"
         if pins.programs.is_symlink() and os.readlink(pins.programs) == target.name and target.is_dir():
@@ -111,21 +133,40 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
         try:
             fd = syscall.obj_get(pin)
         except FileNotFoundError:
-            entries = sizes.get(name, spec.max_entries)
-            fd = syscall.map_create(spec.map_type, spec.key_size, spec.value_size, entries, spec.map_flags, name)
+            fd = _create(name, spec, sizes.get(name, spec.max_entries))
             try:
                 syscall.obj_pin(fd, pin)
             except PermissionError as error:
                 os.close(fd)
                 raise KernelError(f"{pin}: cannot pin a map; is bpffs mounted there?") from error
         try:
-            _check_layout(pin, fd, name)
+            _check_layout(pin, fd, spec)
         finally:
             os.close(fd)
 
 
-def _check_layout(pin: Path, fd: int, name: str) -> None:
-    spec, info = MAPS[name], syscall.map_info(fd)
+def _create(name: str, spec: MapSpec, entries: int) -> int:
+    """A new map; one of shards is an array of maps, each with its share of the entries."""
+    entries //= spec.shards or 1
+    shape = MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags)
+    if not spec.shards:
+        return syscall.map_create(shape, name)
+    array = -1
+    for index in range(spec.shards):
+        shard = syscall.map_create(shape, name)
+        if array < 0:
+            array = syscall.map_create(MapInfo(ARRAY_OF_MAPS, 0, 4, 4, spec.shards, 0), name, inner_fd=shard)
+        syscall.map_update(array, index.to_bytes(4, "little"), shard.to_bytes(4, "little"))
+        os.close(shard)
+    return array
+
+
+def _check_layout(pin: Path, fd: int, spec: MapSpec) -> None:
+    info = syscall.map_info(fd)
+    if spec.shards and info.map_type == ARRAY_OF_MAPS:
+        shard = _shard(fd, 0)
+        info = syscall.map_info(shard)
+        os.close(shard)
     if (info.map_type, info.key_size, info.value_size) != (spec.map_type, spec.key_size, spec.value_size):
         raise LayoutError(
             f"{pin} has another layout (type {info.map_type}, key {info.key_size}, value {info.value_size} bytes; "
@@ -134,12 +175,25 @@ def _check_layout(pin: Path, fd: int, name: str) -> None:
         )
 
 
+def _shard(array_fd: int, index: int) -> int:
+    found = syscall.map_lookup(array_fd, index.to_bytes(4, "little"), 4)
+    if found is None:
+        raise LayoutError(f"shard {index} is missing")
+    return syscall.map_by_id(int.from_bytes(found, "little"))
+
+
+def _objects() -> list[str]:
+    version, _, _ = os.uname().release.partition("-")
+    kernel = tuple(int(part) for part in version.split(".")[:2])
+    return [*OBJECTS, *(name for name, least in OPTIONAL.items() if kernel >= least)]
+
+
 def _image(path: Path, config: Config) -> bytes:
     try:
         image = path.read_bytes()
     except FileNotFoundError as error:
         raise NotLoadedError(f"{path} is missing: `make build` makes it") from error
-    return elf.patch(image, "config", config.pack())
+    return elf.patch(image, "config", config.pack()) if "config" in elf.symbols(image) else image
 
 
 def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> None:
@@ -149,7 +203,7 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
         for name, image in images.items():
             obj = Path(scratch) / name
             obj.write_bytes(image)
-            bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj)])
+            bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj) if used in MAPS])
     link = pins.root / "programs-next"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)

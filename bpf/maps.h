@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * The pinned maps, with who writes each. max_entries are defaults: the loader creates the maps, with the sizes of the
- * settings, before it loads the programs.
+ * The pinned maps, with who writes each; that of flows stands in table.h. max_entries are defaults: the loader creates
+ * the maps, with the sizes of the settings, before it loads the programs.
  */
 #ifndef CALICO_EBPF_MAPS_H
 #define CALICO_EBPF_MAPS_H
@@ -47,6 +47,33 @@ struct {
 	__type(value, struct remote);
 } remotes SEC(".maps");
 
+/* Controller: the addresses of nodes, this one's and the others'. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 32768);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct node_key);
+	__type(value, struct node);
+} nodes SEC(".maps");
+
+/* Controller: the other nodes of this subnet, by MAC. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct peer_key);
+	__type(value, struct peer);
+} peers SEC(".maps");
+
+/* Controller: this node's devices in the underlay. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct underlay_key);
+	__type(value, struct underlay);
+} underlays SEC(".maps");
+
 /* Controller: see enum state_index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -63,14 +90,6 @@ struct {
 	__type(key, struct pod_key);
 	__type(value, struct pod);
 } pods SEC(".maps");
-
-/* Programs: every flow of this node's pods, both directions. */
-struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 524288);
-	__type(key, struct tuple);
-	__type(value, struct flow);
-} flows SEC(".maps");
 
 /* Programs: sockets translated at connect or sendmsg. */
 struct {

@@ -22,9 +22,6 @@ MARK = 0xCE1F0000
 
 SECOND_NS = 1_000_000_000
 
-# The first kernel with bpf_ktime_get_coarse_ns().
-COARSE_CLOCK_KERNEL = (5, 11)
-
 
 def pins(settings: Settings) -> Pins:
     return Pins(settings.bpffs)
@@ -42,7 +39,9 @@ def config(settings: Settings) -> Config:
         udp_established_ns=settings.udp_established_s * SECOND_NS,
         connect_time=ConnectTime.ALL if settings.connect_time == "all" else ConnectTime.HOST,
         mark=MARK,
-        coarse_clock=features.kernel()[0] >= COARSE_CLOCK_KERNEL,
+        masquerade_port_min=settings.masquerade_port_min,
+        masquerade_port_count=0 if settings.masquerade == "off" else settings.masquerade_ports,
+        coarse_clock=int(features.kernel()[0] >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]),
     )
 
 

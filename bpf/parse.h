@@ -32,6 +32,11 @@
 
 #define EXTENSIONS_MAX 6
 
+#define ICMP_ECHO_REPLY     0
+#define ICMP_ECHO_REQUEST   8
+#define ICMPV6_ECHO_REQUEST 128
+#define ICMPV6_ECHO_REPLY   129
+
 enum parse_result {
 	PARSE_IP = 0,
 	PARSE_NOT_IP, /* ARP and the like: the host's stack's */
@@ -51,6 +56,16 @@ struct packet {
 	__u8 ttl; /* or hop limit */
 	__u8 tcp_flags;
 	__u8 fragment; /* enum fragment */
+	__u8 is_echo;  /* ICMP echo, request or reply */
+};
+
+/* An ICMP echo of either family: <linux/icmp.h> needs the C library's headers. */
+struct echo {
+	__u8 type;
+	__u8 code;
+	__u16 checksum;
+	__be16 id_be;
+	__be16 sequence_be;
 };
 
 /*
@@ -159,15 +174,35 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	return 0;
 }
 
+/* Of an echo: its identifier stands for the port of who asks; the other port is 0. */
+static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *packet)
+{
+	struct echo echo;
+
+	if (bpf_skb_load_bytes(skb, packet->l4_offset, &echo, sizeof(echo)))
+		return -DROP_TRUNCATED;
+	if (echo.type == (packet->is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST))
+		packet->tuple.sport_be = echo.id_be;
+	else if (echo.type == (packet->is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY))
+		packet->tuple.dport_be = echo.id_be;
+	else
+		return 0;
+	packet->is_echo = 1;
+	return 0;
+}
+
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet)
 {
+	__u8 protocol = packet->tuple.protocol;
 	struct tcphdr tcp;
 
 	if (packet->fragment == FRAGMENT_LATER)
 		return 0;
-	if (packet->tuple.protocol != IPPROTO_TCP && packet->tuple.protocol != IPPROTO_UDP)
+	if (protocol == (packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
+		return parse_icmp(skb, packet);
+	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
-	if (packet->tuple.protocol == IPPROTO_TCP) {
+	if (protocol == IPPROTO_TCP) {
 		if (bpf_skb_load_bytes(skb, packet->l4_offset, &tcp, sizeof(tcp)))
 			return -DROP_TRUNCATED;
 		packet->tcp_flags = ((__u8 *)&tcp)[TCP_FLAGS_OFFSET];
@@ -180,7 +215,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 }
 
 /* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */
-static __always_inline int parse(struct __sk_buff *skb, struct packet *packet)
+static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 {
 	int error;
 

@@ -56,23 +56,34 @@ static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct
 	return 0;
 }
 
-/* Makes the packet that came as packet->tuple go on as `to`. Returns 0, -DROP_FRAGMENT or -DROP_REWRITE_FAILED. */
-static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+/* An echo's identifier is the one port that is not 0; only ICMPv6 covers the addresses. */
+static __always_inline int rewrite_echo(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+					__u32 difference)
+{
+	__u32 checksum = packet->l4_offset + offsetof(struct echo, checksum);
+	__be16 old = packet->tuple.sport_be | packet->tuple.dport_be;
+	__be16 new = to->sport_be | to->dport_be;
+
+	if (packet->is_v6 && bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR))
+		return -DROP_REWRITE_FAILED;
+	if (old == new)
+		return 0;
+	if (bpf_l4_csum_replace(skb, checksum, old, new, sizeof(new)))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_store_bytes(skb, packet->l4_offset + offsetof(struct echo, id_be), &new, sizeof(new), 0))
+		return -DROP_REWRITE_FAILED;
+	return 0;
+}
+
+static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+					 __u32 difference)
 {
 	bool tcp = packet->tuple.protocol == IPPROTO_TCP;
 	__u32 checksum = packet->l4_offset + (tcp ? offsetof(struct tcphdr, check) : offsetof(struct udphdr, check));
 	__u64 flags = tcp ? 0 : BPF_F_MARK_MANGLED_0;
 	__be16 old_ports[2] = {packet->tuple.sport_be, packet->tuple.dport_be};
 	__be16 new_ports[2] = {to->sport_be, to->dport_be};
-	__u32 difference;
 
-	if (same_tuple(&packet->tuple, to))
-		return 0;
-	if (packet->fragment)
-		return -DROP_FRAGMENT;
-	difference = address_difference(&packet->tuple, to);
-	if (rewrite_addresses(skb, packet, to, difference))
-		return -DROP_REWRITE_FAILED;
 	if (bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags))
 		return -DROP_REWRITE_FAILED;
 	if (*(__u32 *)old_ports == *(__u32 *)new_ports)
@@ -82,6 +93,23 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 	if (bpf_skb_store_bytes(skb, packet->l4_offset, new_ports, sizeof(new_ports), 0))
 		return -DROP_REWRITE_FAILED;
 	return 0;
+}
+
+/* Makes the packet that came as packet->tuple go on as `to`. Returns 0, -DROP_FRAGMENT or -DROP_REWRITE_FAILED. */
+static __noinline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	__u32 difference;
+
+	if (same_tuple(&packet->tuple, to))
+		return 0;
+	if (packet->fragment)
+		return -DROP_FRAGMENT;
+	difference = address_difference(&packet->tuple, to);
+	if (rewrite_addresses(skb, packet, to, difference))
+		return -DROP_REWRITE_FAILED;
+	if (packet->is_echo)
+		return rewrite_echo(skb, packet, to, difference);
+	return rewrite_ports(skb, packet, to, difference);
 }
 
 /* One hop: the TTL or hop limit goes down by one. Returns 0, -DROP_TTL_EXPIRED or -DROP_REWRITE_FAILED. */

@@ -4,8 +4,10 @@
 #define CALICO_EBPF_SERVICE_H
 
 #include <linux/bpf.h>
+#include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
+#include "address.h"
 #include "maps.h"
 
 /* A slot that is gone when it is read means that the Service has just shrunk: its frontend says so by now. */
@@ -16,11 +18,40 @@ enum service_result {
 	SERVICE_SELECTED,
 };
 
+/* The key under which a frontend of this tuple's destination stands, and the frontend, or NULL. */
+static __always_inline const struct frontend *frontend_at(const struct tuple *tuple, struct frontend_key *key)
+{
+	const struct frontend *frontend;
+
+	*key = (struct frontend_key){
+		.address = tuple->daddr,
+		.port_be = tuple->dport_be,
+		.protocol = tuple->protocol,
+	};
+	frontend = bpf_map_lookup_elem(&frontends, key);
+	if (frontend || !bpf_map_lookup_elem(&nodes, &tuple->daddr))
+		return frontend;
+	key->address = (struct address){{0, 0, is_v4(&tuple->daddr) ? V4_MARK : 0, 0}};
+	return bpf_map_lookup_elem(&frontends, key);
+}
+
+/* Whether a backend is here: one of our pods, or the node itself. */
+static __always_inline bool backend_is_local(const struct backend *backend)
+{
+	const struct node *node;
+
+	if (bpf_map_lookup_elem(&pods, &backend->address))
+		return true;
+	node = bpf_map_lookup_elem(&nodes, &backend->address);
+	return node && node->flags & NODE_OWN;
+}
+
 /*
- * Chooses a backend at random.
- * Returns SERVICE_SELECTED with `key` and `backend` filled in, SERVICE_NONE, -DROP_NO_BACKEND or -DROP_NO_SLOT.
+ * Chooses a backend at random, among this node's alone where `local`.
+ * Returns SERVICE_SELECTED with `key` and `backend` filled in, SERVICE_NONE, or -DROP_NO_BACKEND,
+ * -DROP_NO_LOCAL_BACKEND or -DROP_NO_SLOT.
  */
-static __always_inline int service_select(const struct frontend_key *frontend_key, struct backend_key *key,
+static __always_inline int service_select(const struct frontend_key *frontend_key, bool local, struct backend_key *key,
 					  struct backend *backend)
 {
 	for (int i = 0; i < SELECT_TRIES; i++) {
@@ -28,19 +59,24 @@ static __always_inline int service_select(const struct frontend_key *frontend_ke
 		struct slot_key slot_key;
 		const struct slot *slot;
 		const struct backend *found;
+		__u32 count;
 
 		if (!frontend)
 			return SERVICE_NONE;
 		if (!frontend->slot_count)
 			return -DROP_NO_BACKEND;
+		count = local ? frontend->local_count : frontend->slot_count;
+		if (!count)
+			return -DROP_NO_LOCAL_BACKEND;
 		slot_key.service_id = frontend->service_id;
-		slot_key.slot = bpf_get_prandom_u32() % frontend->slot_count;
+		slot_key.slot = bpf_get_prandom_u32() % count;
 		slot = bpf_map_lookup_elem(&slots, &slot_key);
 		if (!slot)
 			continue;
 		key->backend_id = slot->backend_id;
 		found = bpf_map_lookup_elem(&backends, key);
-		if (!found)
+		/* while local slots are rearranged, another node's backend may stand among them */
+		if (!found || (local && !backend_is_local(found)))
 			continue;
 		*backend = *found;
 		return SERVICE_SELECTED;

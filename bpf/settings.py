@@ -20,6 +20,7 @@ PREFIX = "CALICO_EBPF_"
 
 ENTRIES_MAX = 1 << 26
 SECONDS_MAX = 30 * 86400
+PORT_MAX = 65535
 
 
 class Meta(NamedTuple):
@@ -164,6 +165,36 @@ class Settings:
         "found by route, however they are named",
         empty="those that hold the node's own addresses, and those of the default routes",
     )
+    handover: str = _setting(
+        "auto",
+        "How an outside client's packet reaches the node of its backend: unchanged to that node's MAC (`l2`), in VXLAN "
+        "(`vxlan`), or the former to nodes that have answered a probe of it and the latter to the others (`auto`).",
+        "nothing is added to packets where the network between the nodes lets them through",
+        choices=("auto", "l2", "vxlan"),
+    )
+    return_path: str = _setting(
+        "entry",
+        "How a backend's answer returns to an outside client: through the node by which the client came in (`entry`), "
+        "or from the backend's node itself (`direct`).",
+        "works in networks that let no node answer under another's address",
+        choices=("entry", "direct"),
+    )
+    masquerade: str = _setting(
+        "all",
+        "Whether what pods send out of the cluster leaves under the node's own address: in both families (`all`), in "
+        "IPv4 alone (`ipv4`), or not at all (`off`).",
+        "pods' addresses mean nothing outside, unless the network routes them",
+        choices=("all", "ipv4", "off"),
+    )
+    masquerade_port_min: int = _setting(40000, "First port of masquerade.", "above the NodePorts", low=1024, high=65535)
+    masquerade_ports: int = _setting(
+        20000,
+        "How many ports masquerade has towards one destination; the host's own sockets are kept off them by "
+        "net.ipv4.ip_local_reserved_ports.",
+        "leaves a third of the usual ephemeral ports to the host",
+        low=1,
+        high=64512,
+    )
     connect_time: str = _setting(
         "host",
         "Whose sockets are translated at connect and sendmsg: the host's own (`host`), those of pods as well (`all`), "
@@ -217,6 +248,14 @@ class Settings:
         empty="never",
         high=SECONDS_MAX,
     )
+    sweep_interval_s: int = _setting(
+        30,
+        "Time in which the whole flow table is gone through once for the memory of expired flows.",
+        "as long as the shortest time-outs",
+        unit="s",
+        empty="never",
+        high=SECONDS_MAX,
+    )
     sync_interval_ms: int = _setting(
         20,
         "Least time between two writes to the maps while changes keep coming; the first is written at once.",
@@ -256,7 +295,12 @@ class Settings:
             if value is not None:
                 texts[name] = (_text(value), known[name].flag if name in known else f"flag {name!r}")
         values = {name: _value(known.get(name), text, origin) for name, (text, origin) in texts.items()}
-        return cls(**values, _origins={name: origin for name, (_, origin) in texts.items()})
+        settings = cls(**values, _origins={name: origin for name, (_, origin) in texts.items()})
+        last = settings.masquerade_port_min + settings.masquerade_ports - 1
+        if last > PORT_MAX:
+            name = "masquerade_ports" if "masquerade_ports" in texts else "masquerade_port_min"
+            raise SettingsError(f"{settings.origin(name)}: {name}: the last port would be {last}, above {PORT_MAX}")
+        return settings
 
     def origin(self, name: str) -> str:
         """Where a setting came from: a flag, a variable, FILE:LINE, or "default"."""

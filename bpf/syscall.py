@@ -20,7 +20,7 @@ _NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 6, 7
-_PROG_TEST_RUN, _OBJ_GET_INFO = 10, 15
+_PROG_TEST_RUN, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO = 10, 14, 15
 _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE = 28, 29
 
@@ -47,15 +47,35 @@ class TestRun(NamedTuple):
     context: bytes
 
 
-def map_create(map_type: int, key_size: int, value_size: int, max_entries: int, map_flags: int, name: str) -> int:
-    """Creates a map and returns its descriptor."""
+def map_create(shape: MapInfo, name: str, inner_fd: int = 0) -> int:
+    """Creates a map and returns its descriptor.
+
+    Args:
+        shape: its `map_id` does not matter.
+        inner_fd: of an array of maps, a map like those that it will hold.
+    """
     _raise_memlock()
-    attr = struct.pack("=IIIIIII16s", map_type, key_size, value_size, max_entries, map_flags, 0, 0, name.encode()[:15])
+    attr = struct.pack(
+        "=IIIIIII16s",
+        shape.map_type,
+        shape.key_size,
+        shape.value_size,
+        shape.max_entries,
+        shape.map_flags,
+        inner_fd,
+        0,
+        name.encode()[:15],
+    )
     return _bpf(_MAP_CREATE, attr, f"creating map {name}")
 
 
 def map_info(fd: int) -> MapInfo:
     return MapInfo(*struct.unpack_from("=IIIIII", _info(fd, 24)))
+
+
+def map_by_id(map_id: int) -> int:
+    """A descriptor of a map, by its id."""
+    return _bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0), f"opening map {map_id}")
 
 
 def program_id(fd: int) -> int:

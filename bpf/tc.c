@@ -21,6 +21,87 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 	return result < 0 && result != PASS ? drop(skb, result) : result;
 }
 
+static __always_inline bool refused(int result)
+{
+	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW;
+}
+
+/* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
+static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
+					struct opening *opening)
+{
+	struct backend_key backend_key = {};
+	struct backend backend;
+	int result = service_select(key, local, &backend_key, &backend);
+
+	if (result != SERVICE_SELECTED)
+		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
+	if (in_mid_stream(packet))
+		return -DROP_NO_FLOW;
+	opening->backend_id = backend_key.backend_id;
+	opening->to.daddr = backend.address;
+	opening->to.dport_be = backend.port_be;
+	/* A pod that reaches itself must not see its own address as the client's: it sees the Service's. */
+	if (same_address(&backend.address, &packet->tuple.saddr))
+		opening->to.saddr = packet->tuple.daddr;
+	return 0;
+}
+
+/*
+ * A pod's flow that leaves the cluster by the underlay goes under the node's own address there. One that leaves it
+ * otherwise, or cannot, is the host's stack's.
+ */
+static __always_inline void open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
+{
+	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
+	const struct address *address;
+	const struct underlay *underlay;
+	struct underlay_key key;
+	long result;
+
+	if (!config.masquerade_port_count)
+		return;
+	if (packet->is_v6) {
+		route.family = AF_INET6;
+		__builtin_memcpy(route.ipv6_src, &packet->tuple.saddr, sizeof(route.ipv6_src));
+		__builtin_memcpy(route.ipv6_dst, &packet->tuple.daddr, sizeof(route.ipv6_dst));
+	} else {
+		route.ipv4_src = packet->tuple.saddr.word_be[3];
+		route.ipv4_dst = packet->tuple.daddr.word_be[3];
+	}
+	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return;
+	key.ifindex = route.ifindex;
+	underlay = bpf_map_lookup_elem(&underlays, &key);
+	if (!underlay)
+		return;
+	address = packet->is_v6 ? &underlay->v6 : &underlay->v4;
+	if (!address->word_be[3])
+		return;
+	opening->to.saddr = *address;
+	opening->way = (struct way){.ifindex = route.ifindex, .kind = WAY_ROUTE};
+	opening->masquerade = 1;
+	count(COUNTER_MASQUERADED);
+}
+
+static __always_inline bool in_cluster(const struct address *address)
+{
+	return pod_at(address) || remote_at(address) || bpf_map_lookup_elem(&nodes, address);
+}
+
+static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
+{
+	struct frontend_key key;
+
+	opening->to = packet->tuple;
+	if (frontend_at(&packet->tuple, &key))
+		return open_service(packet, &key, false, opening);
+	if (!in_cluster(&packet->tuple.daddr))
+		open_masquerade(skb, packet, opening);
+	return 0;
+}
+
 /* A packet without a backend is refused: the refusal goes back into the pod. It is counted as a drop all the same. */
 static __always_inline int refuse_to_pod(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
@@ -30,110 +111,342 @@ static __always_inline int refuse_to_pod(struct __sk_buff *skb, const struct pac
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
+static __noinline int begin_from_pod(struct __sk_buff *skb, struct work *work)
+{
+	const struct packet *packet = &work->packet;
+	struct opening *opening = &work->opening;
+	int result;
+
+	__builtin_memset(opening, 0, sizeof(*opening));
+	result = open_from_pod(skb, packet, opening);
+	if (!result)
+		result = flow_create(skb, work);
+	if (refused(result))
+		return refuse_to_pod(skb, packet, result);
+	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
+}
+
+/* Continues a flow that is known. */
+static __always_inline int follow(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	struct tuple to = reverse(&flow->twin);
+
+	return deliver(skb, packet, &to, &flow->way);
+}
+
+/* What has no flow goes as it is, by its destination. */
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct way way = {};
+
+	return deliver(skb, packet, &packet->tuple, &way);
+}
+
 SEC("classifier")
 int from_pod(struct __sk_buff *skb)
 {
-	struct packet packet = {};
-	struct tuple to;
+	struct work *work = new_work();
+	const struct packet *packet;
 	const struct pod *pod;
-	int result = parse(skb, &packet);
+	struct flow *flow;
+	int result;
 
+	if (!work)
+		return TC_ACT_SHOT;
+	packet = &work->packet;
+	result = parse(skb, &work->packet);
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
-	if (packet.is_v6 && link_scoped(&packet.tuple.saddr) && link_scoped(&packet.tuple.daddr))
+	if (packet->is_v6 && link_scoped(&packet->tuple.saddr) && link_scoped(&packet->tuple.daddr))
 		return PASS; /* neighbour discovery and the like: of this link alone, and the stack keeps it there */
-	pod = pod_at(&packet.tuple.saddr);
+	pod = pod_at(&packet->tuple.saddr);
 	if (!pod || pod->ifindex != skb->ifindex)
 		return drop(skb, -DROP_SPOOFED);
-	if (link_scoped(&packet.tuple.daddr))
+	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
-	result = flow_track(&packet, &to, true);
-	if (result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW)
-		return refuse_to_pod(skb, &packet, result);
-	return verdict(skb, result ? result : deliver(skb, &packet, &to));
+	if (!has_flow(packet))
+		return verdict(skb, forward(skb, packet));
+	flow = flow_find(packet, true);
+	return verdict(skb, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
+}
+
+static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
+{
+	int result;
+
+	work->opening = (struct opening){.to = work->packet.tuple};
+	result = flow_create(skb, work);
+	return result ? result : rewrite(skb, &work->packet, &work->opening.to);
 }
 
 SEC("classifier")
 int to_pod(struct __sk_buff *skb)
 {
-	struct packet packet = {};
-	struct tuple to;
-	int result = parse(skb, &packet);
+	struct work *work = new_work();
+	const struct packet *packet;
+	struct flow *flow;
+	int result;
 
+	if (!work)
+		return TC_ACT_SHOT;
+	packet = &work->packet;
+	result = parse(skb, &work->packet);
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
-	if (link_scoped(&packet.tuple.saddr) || link_scoped(&packet.tuple.daddr))
+	if (!has_flow(packet) || link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
 		return PASS;
-	result = flow_track(&packet, &to, false);
-	if (!result)
-		result = rewrite(skb, &packet, &to);
+	flow = flow_find(packet, false);
+	if (flow) {
+		struct tuple to = reverse(&flow->twin);
+
+		result = rewrite(skb, packet, &to);
+	} else {
+		result = begin_to_pod(skb, work);
+	}
 	return verdict(skb, result ? result : PASS);
 }
 
-/* What comes from other nodes and from outside: for a pod of this node, or for the host's stack. */
-static __always_inline int from_outside(struct __sk_buff *skb)
+/* How a Service's packet from outside leaves this node, its entry, for a backend on another node. */
+static __always_inline void open_handover(const struct packet *packet, const struct frontend *frontend,
+					  struct opening *opening)
 {
-	struct packet packet = {};
-	struct tuple to;
-	const struct pod *pod;
-	int result = parse(skb, &packet);
+	const struct remote *remote = remote_at(&opening->to.daddr);
+	bool tunnel;
 
-	if (result)
-		return PASS; /* the host's stack judges what is not for our pods, broken packets included */
-	pod = pod_at(&packet.tuple.daddr);
-	if (!pod)
+	if (!remote || pod_at(&opening->to.daddr))
+		return;
+	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
+	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
+	opening->way.ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
+	__builtin_memcpy(opening->way.end, &remote->next_hop, sizeof(opening->way.end));
+	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. */
+	if (frontend->flags & FRONTEND_DIRECT)
+		opening->to = packet->tuple;
+	count(COUNTER_HANDED_OVER);
+}
+
+/* A Service's packet that was handed over to this node with the client's destination: answered from here directly. */
+static __always_inline void open_direct_return(const struct arrival *arrival, struct opening *opening)
+{
+	struct address entry;
+	const struct remote *remote;
+
+	opening->flags = 0;
+	opening->back = (struct way){.ifindex = arrival->sender.ifindex, .kind = WAY_ROUTE};
+	if (arrival->sender.kind != WAY_TUNNEL)
+		return;
+	__builtin_memcpy(&entry, arrival->sender.end, sizeof(entry));
+	remote = remote_at(&entry);
+	if (remote)
+		opening->back.ifindex = remote->ifindex; /* the device under the tunnel */
+}
+
+static __always_inline bool own_address(const struct address *address)
+{
+	const struct node *node = bpf_map_lookup_elem(&nodes, address);
+
+	return node && node->flags & NODE_OWN;
+}
+
+static __always_inline int open_from_outside(struct __sk_buff *skb, const struct packet *packet,
+					     const struct arrival *arrival, struct opening *opening)
+{
+	const struct frontend *frontend;
+	struct frontend_key key;
+	int result;
+
+	opening->to = packet->tuple;
+	opening->back = arrival->sender;
+	opening->flags = arrival->handed_over ? FLOW_HANDED_OVER : 0;
+	if (pod_at(&packet->tuple.daddr))
+		return 0;
+	if (in_mid_stream(packet) && own_address(&packet->tuple.daddr))
+		return PASS; /* the host's own connection; of a lost flow, the host's stack says so itself */
+	frontend = frontend_at(&packet->tuple, &key);
+	if (!frontend)
+		return arrival->handed_over && !bpf_map_lookup_elem(&nodes, &packet->tuple.daddr)
+			       ? -DROP_NO_LOCAL_BACKEND
+			       : PASS;
+	if (arrival->handed_over)
+		open_direct_return(arrival, opening);
+	else
+		opening->back = (struct way){.ifindex = skb->ifindex, .kind = WAY_ROUTE};
+	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
+	if (!result && !arrival->handed_over)
+		open_handover(packet, frontend, opening);
+	return result;
+}
+
+static __always_inline bool same_way(const struct way *a, const struct way *b)
+{
+	__u64 x[3], y[3];
+
+	__builtin_memcpy(x, a, sizeof(x));
+	__builtin_memcpy(y, b, sizeof(y));
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/* The answers of a flow that was handed over follow its sender: an entry node may have given way to another. */
+static __always_inline void follow_sender(const struct flow *flow, const struct way *sender)
+{
+	struct flow *twin = flow_lookup(&flow->twin);
+
+	if (twin && !same_way(&twin->way, sender))
+		twin->way = *sender;
+}
+
+/* Whether a frame's sender is another node; `sender` is the way back to it. */
+static __noinline bool sent_by_peer(struct __sk_buff *skb, struct way *sender)
+{
+	const struct ethhdr *ethernet = header(skb, 0, sizeof(*ethernet));
+	struct peer_key key = {};
+
+	if (!ethernet)
+		return false;
+	__builtin_memcpy(key.mac, ethernet->h_source, ETH_ALEN);
+	sender->ifindex = skb->ifindex;
+	sender->kind = WAY_MAC;
+	__builtin_memcpy(sender->end, ethernet->h_source, ETH_ALEN);
+	__builtin_memcpy(sender->end + ETH_ALEN, ethernet->h_dest, ETH_ALEN);
+	return bpf_map_lookup_elem(&peers, &key);
+}
+
+/* The far end and the network of the tunnel out of which a packet came. Returns 0, or -1: it came out of none. */
+static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end, __u32 *vni)
+{
+	struct bpf_tunnel_key key;
+
+	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+		*end = address_v4(bpf_htonl(key.remote_ipv4));
+	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+		__builtin_memcpy(end, key.remote_ipv6, sizeof(*end));
+	else
+		return -1;
+	*vni = key.tunnel_id;
+	return 0;
+}
+
+/* Whether a packet was handed over through the tunnel; `sender` is the way back to the node that did it. */
+static __noinline bool sent_by_tunnel(struct __sk_buff *skb, struct way *sender)
+{
+	struct address end;
+	__u32 vni;
+
+	if (tunnel_of(skb, &end, &vni))
+		return false;
+	sender->ifindex = skb->ifindex;
+	sender->kind = WAY_TUNNEL;
+	__builtin_memcpy(sender->end, &end, sizeof(sender->end));
+	return vni == HANDOVER_VNI;
+}
+
+/* Whether a packet came out of a tunnel of ours: from a node. */
+static __noinline bool out_of_a_node(struct __sk_buff *skb)
+{
+	struct address end;
+	__u32 vni;
+
+	if (tunnel_of(skb, &end, &vni))
+		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
+	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && remote_at(&end);
+}
+
+/*
+ * Says how a packet came in. What pods and nodes of the cluster send is their own; what else a node sends is an outside
+ * client's, handed over.
+ */
+static __noinline int arrive(struct __sk_buff *skb, struct work *work, bool overlay)
+{
+	struct way *sender = &work->arrival.sender;
+	bool handed_over;
+
+	*sender = (struct way){};
+	handed_over = overlay ? sent_by_tunnel(skb, sender) : sent_by_peer(skb, sender);
+	work->arrival.handed_over = handed_over && !remote_at(&work->packet.tuple.saddr);
+	if (!work->arrival.handed_over)
+		*sender = (struct way){};
+	return 0;
+}
+
+static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
+{
+	const struct packet *packet = &work->packet;
+	const struct arrival *arrival = &work->arrival;
+	struct opening *opening = &work->opening;
+	int result;
+
+	__builtin_memset(opening, 0, sizeof(*opening));
+	arrive(skb, work, overlay);
+	result = open_from_outside(skb, packet, arrival, opening);
+	if (result == PASS)
 		return PASS;
-	result = flow_track(&packet, &to, false);
-	/* what is translated here is the sender's side: the pod stays */
-	return verdict(skb, result ? result : deliver_by(skb, &packet, &to, pod));
+	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && arrival->handed_over)) {
+		drop(skb, result);
+		return refuse(skb, packet, result) ? TC_ACT_SHOT : send_by_way(skb, &opening->back);
+	}
+	if (!result)
+		result = flow_create(skb, work);
+	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
+}
+
+/* What comes from other nodes and from outside: for a pod of this node, for a Service, or for the host's stack. */
+static __always_inline int from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
+{
+	const struct packet *packet = &work->packet;
+	struct flow *flow;
+
+	if (!has_flow(packet))
+		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : PASS;
+	flow = flow_find(packet, true);
+	if (!flow)
+		return begin_from_outside(skb, work, overlay);
+	if (flow->flags & FLOW_HANDED_OVER) {
+		arrive(skb, work, overlay);
+		if (work->arrival.handed_over)
+			follow_sender(flow, &work->arrival.sender);
+	}
+	return follow(skb, packet, flow);
 }
 
 SEC("classifier")
 int from_netdev(struct __sk_buff *skb)
 {
-	/* a bridge floods, and a capture sees, frames that are for others */
-	return skb->pkt_type == 0 /* PACKET_HOST */ ? from_outside(skb) : PASS;
-}
+	struct work *work = new_work();
 
-/* Whether a packet came out of a tunnel of ours: from a node, and of the pods' network. */
-static __always_inline bool from_a_node(struct __sk_buff *skb)
-{
-	struct bpf_tunnel_key key;
-	struct address sender;
-
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
-		sender = address_v4(bpf_htonl(key.remote_ipv4));
-	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
-		__builtin_memcpy(&sender, key.remote_ipv6, sizeof(sender));
-	else
-		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
-	return key.tunnel_id == OVERLAY_VNI && remote_at(&sender);
+	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
+	 */
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet))
+		return PASS;
+	return verdict(skb, from_outside(skb, work, false));
 }
 
 SEC("classifier")
 int from_overlay(struct __sk_buff *skb)
 {
-	return from_a_node(skb) ? from_outside(skb) : drop(skb, -DROP_NOT_A_NODE);
+	struct work *work = new_work();
+
+	if (!out_of_a_node(skb))
+		return drop(skb, -DROP_NOT_A_NODE);
+	if (!work || parse(skb, &work->packet))
+		return PASS;
+	return verdict(skb, from_outside(skb, work, true));
 }
 
 /*
  * A host's process that talks to a Service was translated at connect or sendmsg. What still carries a Service's address
- * here has no backend, and is refused back into the host's stack; or was sent past these hooks, and is dropped.
+ * here has no backend, and is refused back into the host's stack; or was sent past these hooks, and is refused as well.
  */
 SEC("classifier")
 int to_netdev(struct __sk_buff *skb)
 {
 	struct packet packet = {};
-	struct frontend_key key = {};
+	struct frontend_key key;
 	const struct frontend *frontend;
 	int reason = -DROP_UNTRANSLATED;
 
 	if (skb->mark == config.mark || parse(skb, &packet))
 		return PASS;
-	key.address = packet.tuple.daddr;
-	key.port_be = packet.tuple.dport_be;
-	key.protocol = packet.tuple.protocol;
-	frontend = bpf_map_lookup_elem(&frontends, &key);
+	frontend = frontend_at(&packet.tuple, &key);
 	if (!frontend)
 		return PASS;
 	if (!frontend->slot_count)
@@ -155,9 +468,8 @@ int to_overlay(struct __sk_buff *skb)
 	if (skb->mark == config.mark || parse(skb, &packet))
 		return PASS; /* sent by us, with its tunnel set */
 	if (link_scoped(&packet.tuple.daddr))
-		return TC_ACT_SHOT; /* the device's own multicast, which has no far end and is nobody's loss: not
-				       counted */
+		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
 	remote = remote_at(&packet.tuple.daddr);
-	result = remote ? enter_tunnel(skb, remote) : -DROP_NO_REMOTE;
+	result = remote ? enter_tunnel(skb, &remote->next_hop, OVERLAY_VNI) : -DROP_NO_REMOTE;
 	return verdict(skb, result ? result : PASS);
 }

@@ -28,7 +28,7 @@ from controller.model import Kind, Node
 from controller.network import NodeNetwork
 from controller.pacing import Backoff, Pacer
 from controller.report import Report, Standing
-from controller.services import ServiceTracker
+from controller.services import Rules, ServiceTracker
 from controller.source import Changed, Event, Problem, Problems, Source, Synced
 
 log = structlog.get_logger()
@@ -79,7 +79,7 @@ class Controller:
         self._metrics = metrics
         self._clock = clock
         self._queue: SimpleQueue[Message] = SimpleQueue()
-        self._services = ServiceTracker()
+        self._services = ServiceTracker(Rules(settings.node_name, settings.return_path == "direct"))
         self._standing = Standing()
         self._report = Report(settings.run_dir)
         self._unlisted = set(Kind)
@@ -202,8 +202,8 @@ class Controller:
         more = self._network.sync(listed)
         self.health.eligible = self._network.eligible
         self._standing.replace("nodes", tuple(self._network.problems))
-        if self._network.remotes is not None:
-            self._dataplane.set_remotes(self._network.remotes)
+        if self._network.entries is not None:
+            self._dataplane.set_network(self._network.entries)
         self._network_dirty = more
         if more and self._network.failed:
             self._network_pacer.failed(now)
@@ -223,7 +223,7 @@ class Controller:
         self._standing.replace("maps", tuple(self._room_problems()))
         if result.freed:
             self._dataplane.retry_short()
-        elif self._dataplane.short or self._dataplane.remotes_short:
+        elif self._dataplane.short or self._dataplane.network_short:
             self._short_due = self._short_due or ended + self._short_backoff.next_s()
         else:
             self._short_backoff.reset()
@@ -257,8 +257,9 @@ class Controller:
             Problem(f"map {name}", f"full: {short.count(name)} Service ports lack room; raise {name}_max")
             for name in sorted(set(short))
         ]
-        if self._dataplane.remotes_short:
-            problems.append(Problem("map remotes", "full: raise remotes_max"))
+        for name in sorted(self._dataplane.network_short):
+            advice = f"raise {name}_max" if hasattr(self._settings, f"{name}_max") else "too many nodes"
+            problems.append(Problem(f"map {name}", f"full: {advice}"))
         for keys in self._dataplane.contested().values():
             first, *others = (f"{key.namespace}/{key.name}" for key in keys)
             problems += [

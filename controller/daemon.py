@@ -13,13 +13,14 @@ from bpf import attach, node
 from bpf.errors import KernelError
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller import alone, monitor, web
+from controller import alone, monitor, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
 from controller.maps import PinnedMaps
 from controller.metrics import Metrics
 from controller.network import NodeNetwork
+from controller.peers import Peers, remembered
 from controller.routes import Netlink
 from controller.source import Source
 
@@ -38,8 +39,10 @@ def run(settings: Settings) -> None:
     pins = node.pins(settings)
     netlink = Netlink()
     metrics = Metrics(pins)
-    network = NodeNetwork(settings, pins, netlink)
-    controller = Controller(settings, source_of(settings), Dataplane(PinnedMaps(pins, (held,))), network, metrics)
+    maps = PinnedMaps(pins, (held,))
+    peers = Peers(settings.handover == "auto", lambda: controller.network_changed())
+    network = NodeNetwork(settings, pins, netlink, peers)
+    controller = Controller(settings, source_of(settings), Dataplane(maps), network, metrics)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: controller.stop())
     deaths: list[BaseException] = []
@@ -49,7 +52,11 @@ def run(settings: Settings) -> None:
     _load(settings, pins)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
+    peers.remember(remembered(maps.read("peers"), maps.read("remotes")))
+    peers.start()
+    _sweep(settings, pins, metrics)
     controller.run()
+    peers.stop()
     netlink.close()
     log.info("stopped")
     if deaths:
@@ -75,6 +82,15 @@ def _load(settings: Settings, pins: Pins) -> None:
     except (KernelError, OSError) as error:
         # Pods' traffic is translated at their links all the same; the node's own processes go without Services.
         log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
+
+
+def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:
+    if not settings.sweep_interval_s:
+        return
+    if sweep.available():
+        sweep.start(pins, settings.sweep_interval_s, metrics)
+    else:
+        log.info("no-sweep", reason="the kernel is older than 5.13: expired flows go when others need their place")
 
 
 def source_of(settings: Settings) -> Source:

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from controller.desired import Desired, Pool, PoolKey
 from controller.maps import Maps, Op
-from controller.mirror import Mirror
+from controller.mirror import NETWORK_MAPS, Mirror
 from controller.model import Key
 from controller.plan import SERVICE_MAPS, Numbers, Plan, wrong
 
-MAPS = (*SERVICE_MAPS, "remotes")
+MAPS = (*SERVICE_MAPS, *NETWORK_MAPS)
 
 
 class Synced(NamedTuple):
@@ -35,22 +35,23 @@ class Synced(NamedTuple):
 class Dataplane:
     """Attributes:
     short: pools for which a map has no room, with that map's name.
+    network_short: maps of the network that are too small.
     """
 
     def __init__(self, maps: Maps) -> None:
         self._maps = maps
         self._desired = Desired()
-        self._remotes: dict[bytes, bytes] | None = None
+        self._network: dict[str, Mapping[bytes, bytes]] = {}
         self._mirror: Mirror | None = None
         self._numbers: Numbers | None = None
         self._capacity: dict[str, int] = {}
         self._pools: set[PoolKey] = set()
         self._frontends: set[bytes] = set()
-        self._remotes_changed = False
+        self._network_changed: set[str] = set()
         self._compare_all = True
         self._recorded: list[Op] | None = None
         self.short: dict[PoolKey, str] = {}
-        self.remotes_short = False
+        self.network_short: set[str] = set()
 
     def set_service(self, service: Key, pools: Mapping[PoolKey, Pool]) -> None:
         """Makes `pools` all that there should be of a Service."""
@@ -58,22 +59,23 @@ class Dataplane:
         self._pools |= touched.pools
         self._frontends |= touched.frontends
 
-    def set_remotes(self, remotes: Mapping[bytes, bytes]) -> None:
-        """Makes `remotes` (struct remote_key -> struct remote) all that there should be; until then the map is left
-        as it is."""
-        if remotes != self._remotes:
-            self._remotes = dict(remotes)
-            self._remotes_changed = True
+    def set_network(self, entries: Mapping[str, Mapping[bytes, bytes]]) -> None:
+        """Makes `entries`, packed keys and values by map, all that there should be of each map of the network; until
+        then those maps are left as they are."""
+        for name in NETWORK_MAPS:
+            if entries[name] != self._network.get(name):
+                self._network[name] = dict(entries[name])
+                self._network_changed.add(name)
 
     @property
     def pending(self) -> int:
         """Changes that are not in the kernel: pools and frontends waiting, and those that do not fit."""
-        return len(self._pools) + len(self._frontends) + self._remotes_changed + len(self.short)
+        return len(self._pools) + len(self._frontends) + len(self._network_changed) + len(self.short)
 
     @property
     def dirty(self) -> bool:
         """Whether a sync would have anything to do."""
-        return bool(self._pools or self._frontends or self._remotes_changed or self._compare_all)
+        return bool(self._pools or self._frontends or self._network_changed or self._compare_all)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
         """Entries and capacity of each map, as far as they are known."""
@@ -97,7 +99,7 @@ class Dataplane:
             plan = Plan(self._desired, mirror, numbers, self._capacity)
             full = self._compare_all
             ops: list[Op] = []
-            self._maps.write(_noted(chain(self._plan_remotes(mirror), self._plan_services(plan)), ops))
+            self._maps.write(_noted(chain(self._plan_network(mirror), self._plan_services(plan)), ops))
             self._maps.write(_noted(plan.removals(), ops))
         except BaseException:
             self._mirror, self._compare_all = None, True
@@ -111,7 +113,7 @@ class Dataplane:
     def retry_short(self) -> None:
         """Has the next sync try again what did not fit."""
         self._pools |= self.short.keys()
-        self._remotes_changed |= self.remotes_short
+        self._network_changed |= self.network_short
 
     def record(self) -> None:
         """Begins an audit: from here on what is written is remembered, until `audit` or a failure."""
@@ -152,25 +154,26 @@ class Dataplane:
             yield from plan.pools(self._pools)
             plan.frontends(self._frontends)
 
-    def _plan_remotes(self, mirror: Mirror) -> list[Op]:
-        if self._remotes is None or not (self._remotes_changed or self._compare_all):
-            return []
-        room = self._capacity["remotes"] - mirror.size("remotes")
-        new = [key for key in self._remotes if key not in mirror.remotes]
-        self.remotes_short = len(new) > room
+    def _plan_network(self, mirror: Mirror) -> list[Op]:
+        names = self._network if self._compare_all else self._network_changed
+        return [op for name in NETWORK_MAPS if name in names for op in self._plan_map(name, mirror.network[name])]
+
+    def _plan_map(self, name: str, held: Mapping[bytes, bytes]) -> list[Op]:
+        wanted = self._network[name]
+        room = self._capacity[name] - len(held)
+        new = [key for key in wanted if key not in held]
         left_out = set(new[max(room, 0) :])
+        (self.network_short.add if left_out else self.network_short.discard)(name)
         writes = [
-            Op("remotes", key, value)
-            for key, value in self._remotes.items()
-            if mirror.remotes.get(key) != value and key not in left_out
+            Op(name, key, value) for key, value in wanted.items() if held.get(key) != value and key not in left_out
         ]
-        return writes + [Op("remotes", key, None) for key in mirror.remotes if key not in self._remotes]
+        return writes + [Op(name, key, None) for key in held if key not in wanted]
 
     def _done(self, plan: Plan) -> None:
         looked_at = self._desired.pools.keys() if self._compare_all else self._pools
         self.short = {key: name for key, name in self.short.items() if key not in looked_at} | plan.short
-        self._pools, self._frontends = set(), set()
-        self._remotes_changed = self._compare_all = False
+        self._pools, self._frontends, self._network_changed = set(), set(), set()
+        self._compare_all = False
 
 
 def _noted(ops: Iterable[Op], notes: list[Op]) -> Iterator[Op]:

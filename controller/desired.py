@@ -11,23 +11,34 @@ from controller.model import Key
 
 
 class PoolKey(NamedTuple):
-    """protocol: IPPROTO_*; family: 4 or 6."""
+    """Attributes:
+    protocol: IPPROTO_*.
+    family: 4 or 6.
+    external: it holds only what outside clients talk to; see controller/services.py on when that is apart.
+    """
 
     namespace: str
     name: str
     port: int
     protocol: int
     family: int
+    external: bool = False
 
 
 class Pool(NamedTuple):
     """Attributes:
     frontends: (struct frontend_key, enum frontend_flag) each.
-    backends: a struct backend each, without repetition.
+    local: this node's backends, a struct backend each, without repetition.
+    others: the other nodes'.
     """
 
     frontends: tuple[tuple[bytes, int], ...]
-    backends: tuple[bytes, ...]
+    local: tuple[bytes, ...]
+    others: tuple[bytes, ...]
+
+    @property
+    def backends(self) -> tuple[bytes, ...]:
+        return self.local + self.others
 
 
 class Touched(NamedTuple):

@@ -15,9 +15,12 @@ from bpf import bpftool
 from bpf.abi import Counter, DropCount, DropKey, DropReason
 from bpf.errors import BpfError
 from bpf.loader import Pins
+from controller.sweep import Slice
 from controller.web import NOT_FOUND, Answer
 
 _SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+_SWEEP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
 
 
 class Metrics:
@@ -43,6 +46,14 @@ class Metrics:
         self.problems = self._gauge("calico_ebpf_problems", "Problems standing, by where they come from.", "origin")
         self.map_entries = self._gauge("calico_ebpf_map_entries", "Entries in a map.", "map")
         self.map_size = self._gauge("calico_ebpf_map_max_entries", "Entries that a map takes.", "map")
+        self.sweep_seconds = Histogram(
+            "calico_ebpf_sweep_slice_seconds",
+            "Time for which a slice of the sweep of expired flows held a CPU.",
+            buckets=_SWEEP_BUCKETS,
+            registry=self._registry,
+        )
+        self.sweep_longest = self._gauge("calico_ebpf_sweep_longest_slice_seconds", "The last round's longest slice.")
+        self.sweep_removed = self._total("calico_ebpf_flows_swept", "Entries of expired flows that were removed.")
         self.map_short = self._gauge("calico_ebpf_map_short", "Service ports that lack room in a map.", "map")
 
     def answer(self, path: str) -> Answer:
@@ -50,6 +61,14 @@ class Metrics:
         if path != "/metrics":
             return NOT_FOUND
         return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))
+
+    def swept(self, slices: list[Slice]) -> None:
+        """Takes note of a round of the sweep; implements controller.sweep.Counts."""
+        for one in slices:
+            self.sweep_seconds.observe(one.seconds)
+        self.sweep_longest.set(max(one.seconds for one in slices))
+        self.sweep_removed.inc(sum(one.removed for one in slices))
+        self.map_entries.labels("flows").set(sum(one.seen - one.removed for one in slices))
 
     def _total(self, name: str, text: str) -> Total:
         return Total(name, text, registry=self._registry)

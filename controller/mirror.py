@@ -4,6 +4,8 @@
 frontends   struct frontend_key -> struct frontend
 slots       service id -> its backend ids by slot; 0 where a slot is missing
 backends    backend id -> struct backend
+
+The maps of the network are kept as they are.
 """
 
 from array import array
@@ -13,6 +15,9 @@ from typing import Any
 
 from bpf.abi import Slot, SlotKey, StateIndex
 from controller.maps import Maps, Op
+
+# What the network comes to: each is written whole, entry by entry, in no order.
+NETWORK_MAPS = ("nodes", "peers", "underlays", "remotes")
 
 # A slot further than this behind the others of its Service is damage, not a backend.
 GAP_MAX = 65536
@@ -30,7 +35,7 @@ class Mirror:
         self.slots: dict[int, array[int]] = {}
         self.backends: dict[int, bytes] = {}
         self.state: dict[int, int] = {}
-        self.remotes: dict[bytes, bytes] = {}
+        self.network: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
         self.references: dict[int, int] = {}
         self.strays: set[SlotKey] = set()
         self.slot_count = 0
@@ -39,7 +44,7 @@ class Mirror:
     def read(cls, maps: Maps) -> "Mirror":
         """Raises BpfError."""
         mirror = cls()
-        for name in ("state", "frontends", "backends", "remotes"):
+        for name in ("state", "frontends", "backends", *NETWORK_MAPS):
             mirror.apply(Op(name, key, value) for key, value in maps.read(name).items())
         slots = ((SlotKey.unpack(key), value) for key, value in maps.read("slots").items())
         for key, value in sorted(slots):
@@ -50,12 +55,7 @@ class Mirror:
         """How many entries a map has."""
         if name == "slots":
             return self.slot_count
-        held: dict[str, int] = {
-            "frontends": len(self.frontends),
-            "backends": len(self.backends),
-            "remotes": len(self.remotes),
-        }
-        return held[name]
+        return len(self.backends if name == "backends" else self._held(name))
 
     def apply(self, ops: Iterable[Op]) -> None:
         """What the maps hold once `ops` have run."""
@@ -71,7 +71,7 @@ class Mirror:
             elif name == "state":
                 self.state[int.from_bytes(key, byteorder)] = int.from_bytes(value or b"", byteorder)
             else:
-                held = self.frontends if name == "frontends" else self.remotes
+                held = self._held(name)
                 if value is None:
                     held.pop(key, None)
                 else:
@@ -79,18 +79,16 @@ class Mirror:
 
     def differences(self, other: "Mirror") -> int:
         """How many entries differ between two mirrors."""
-        count = 0
-        for mine, theirs in (
-            (self.frontends, other.frontends),
-            (self.remotes, other.remotes),
-            (self.backends, other.backends),
-        ):
-            count += _differences(mine, theirs)
+        count = _differences(self.frontends, other.frontends) + _differences(self.backends, other.backends)
+        count += sum(_differences(self.network[name], other.network[name]) for name in NETWORK_MAPS)
         for service_id in self.slots.keys() | other.slots.keys():
             one, two = self.slots.get(service_id, _NONE), other.slots.get(service_id, _NONE)
             if one != two:
                 count += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
         return count + len(self.strays ^ other.strays)
+
+    def _held(self, name: str) -> dict[bytes, bytes]:
+        return self.frontends if name == "frontends" else self.network[name]
 
     def _set_slot(self, service_id: int, slot: int, backend_id: int) -> None:
         slots = self.slots.get(service_id)

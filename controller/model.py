@@ -32,18 +32,36 @@ class ServicePort(_Object):
     port: int
     name: str = ""
     protocol: str = "TCP"
+    node_port: int = 0
 
 
 class ServiceSpec(_Object):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(name="clusterIP", default="")
     cluster_ips: list[str] = msgspec.field(name="clusterIPs", default_factory=list)
+    external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
+    external_traffic_policy: str = ""
+    load_balancer_source_ranges: list[str] | None = None
     ports: list[ServicePort] = []
+
+
+class Ingress(_Object):
+    ip: str = ""
+    ip_mode: str | None = None
+
+
+class LoadBalancer(_Object):
+    ingress: list[Ingress] | None = None
+
+
+class ServiceStatus(_Object):
+    load_balancer: LoadBalancer | None = None
 
 
 class Service(_Object):
     metadata: Metadata
     spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
+    status: ServiceStatus = msgspec.field(default_factory=ServiceStatus)
 
 
 class Conditions(_Object):
@@ -69,6 +87,7 @@ class Conditions(_Object):
 class Endpoint(_Object):
     addresses: list[str]
     conditions: Conditions = msgspec.field(default_factory=Conditions)
+    node_name: str | None = None
 
 
 class EndpointPort(_Object):

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from bpf import bpftool, syscall
-from bpf.address import text
+from bpf.address import is_v4, text
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -23,6 +23,7 @@ from controller.errors import NetworkError
 from controller.files import write_atomically
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
+from controller.peers import State, Target, Watch
 from controller.routes import Device, Netlink, Snapshot
 from controller.source import Problem
 
@@ -33,21 +34,25 @@ OVERLAY_HOOKS = ("from_overlay", "to_overlay")
 
 FILTER_PREFIX = "calico-ebpf/"
 
+HANDOVER_FILE = "handover.json"
+
 # Routes written in one go: at 0.7 ms each, Services must not wait for those of thousands of nodes.
 ROUTES_AT_ONCE = 50
 
 
 class NodeNetwork:
     """Attributes:
-    remotes: what the remotes map should hold; None: that is not known yet.
+    entries: what each map of the network should hold, packed; None: that is not known yet.
     problems: of Nodes, and of what could not be done.
     failed: whether something could not be done in the last sync.
     """
 
-    def __init__(self, settings: Settings, pins: Pins, netlink: Netlink) -> None:
+    def __init__(self, settings: Settings, pins: Pins, netlink: Netlink, peers: Watch) -> None:
         self._settings = settings
         self._pins = pins
         self._netlink = netlink
+        self._peers = peers
+        self._peer_state = State({}, frozenset())
         self._facts: dict[str, tuple[NodeFacts, tuple[Problem, ...]]] = {}
         self._own: NodeFacts | None = None
         self._own_present = False
@@ -59,8 +64,8 @@ class NodeNetwork:
         self._underlay_now: set[int] = set()
         self._refused: set[Route] = set()
         self._attached: set[int] | None = None
-        self._told = b""
-        self.remotes: dict[bytes, bytes] | None = None
+        self._told: dict[str, bytes] = {}
+        self.entries: dict[str, dict[bytes, bytes]] | None = None
         self.problems: list[Problem] = []
         self.failed = False
 
@@ -123,25 +128,30 @@ class NodeNetwork:
         underlay = self._underlay(snapshot)
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
         pod_mtu = nodes.pod_mtu(mtus, self._own, self._settings.encapsulation)
+        overlay_mtu = nodes.overlay_mtu(mtus, self._own)
+        if listed:
+            self._find_ways(snapshot)
+            if not snapshot.overlay() and any(one.overlay for one in self._ways.values()):
+                self._netlink.create_overlay(self._settings.overlay_port, overlay_mtu)
+                log.info("overlay-created", device=nodes.OVERLAY_NAME, mtu=overlay_mtu)
+                snapshot, looked = self._netlink.snapshot(), True
+                self._snapshot = snapshot
+                self._find_ways(snapshot)
         overlay = snapshot.overlay()
         overlay_ifindex = overlay.ifindex if overlay else 0
-        if listed:
-            self._find_ways(snapshot, overlay_ifindex)
-            if not overlay_ifindex and any(one.overlay for one in self._ways.values()):
-                self._netlink.create_overlay(self._settings.overlay_port, pod_mtu)
-                log.info("overlay-created", device=nodes.OVERLAY_NAME, mtu=pod_mtu)
-                self.forget()
-                return True
         if looked or underlay != self._underlay_now:
             if overlay:
-                self._keep_overlay(overlay, pod_mtu)
+                self._keep_overlay(overlay, overlay_mtu)
             self._attach(snapshot, underlay, overlay_ifindex, listed)
-            sysctl.enable_forwarding(self._settings.state_dir, [snapshot.devices[ifindex].name for ifindex in underlay])
+            self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._underlay_now = underlay
         if not listed:
             return False
         self._tell_cni(pod_mtu)
-        self.remotes, routes, problems = nodes.merged(self._ways)
+        self._peers.watch(self._targets(snapshot))
+        remotes, routes, problems = nodes.merged(self._ways)
+        self.entries = self._entries(snapshot, underlay, remotes)
+        self._tell_handovers()
         self.problems += problems
         return self._sync_routes(routes, snapshot.routes)
 
@@ -166,15 +176,55 @@ class NodeNetwork:
             self.problems.append(Problem("network", "no underlay device: no default route, and no InternalIP is here"))
         return found
 
-    def _find_ways(self, snapshot: Snapshot, overlay_ifindex: int) -> None:
+    def _set_sysctls(self, underlay: Iterable[str]) -> None:
+        settings = self._settings
+        sysctl.enable_forwarding(settings.state_dir, underlay)
+        first, count = settings.masquerade_port_min, settings.masquerade_ports
+        ports = range(first, first + (0 if settings.masquerade == "off" else count))
+        sysctl.reserve_ports(settings.state_dir, ports)
+
+    def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:
+        """How the other nodes' addresses are reached that need no router."""
+        targets = {}
+        for one in self._ways.values():
+            for address, ifindex in one.on_link.items():
+                device = snapshot.devices.get(ifindex)
+                if device and len(device.mac) == 6 and any(device.mac):
+                    source = nodes.address_on(ifindex, 4 if is_v4(address) else 6, snapshot.addresses, self._own)
+                    targets[address] = Target(
+                        ifindex, device.name, device.mac, source if source != nodes.NOBODY else b""
+                    )
+        return targets
+
+    def _entries(
+        self, snapshot: Snapshot, underlay: set[int], remotes: dict[bytes, bytes]
+    ) -> dict[str, dict[bytes, bytes]]:
+        others = [self._facts[name][0] for name in sorted(self._ways)]
+        mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
+        return {
+            "remotes": remotes,
+            "nodes": nodes.node_entries(others, self._own, mine),
+            "peers": nodes.peer_entries(others, self._peer_state.macs),
+            "underlays": nodes.underlay_entries(underlay, snapshot.addresses, self._own, self._settings.masquerade),
+        }
+
+    def _find_ways(self, snapshot: Snapshot) -> None:
         """Works out the ways of the nodes that changed, or of all where the network did."""
-        network = Network(snapshot.hops, overlay_ifindex, frozenset(snapshot.addresses))
+        overlay = snapshot.overlay()
+        network = Network(snapshot.hops, overlay.ifindex if overlay else 0, frozenset(snapshot.addresses))
+        before, self._peer_state = self._peer_state, self._peers.state()
+        self._changed |= {
+            name
+            for name, one in self._ways.items()
+            if (before.answered ^ self._peer_state.answered).intersection(one.on_link)
+        }
+        steering = nodes.Steering(self._settings.encapsulation, self._settings.handover, self._peer_state.answered)
         if network != self._network or not self._ways:
             self._network, self._changed = network, {*self._facts, *self._ways}
         for name in self._changed:
             if name in self._facts and name != self._settings.node_name:
                 found = self._facts[name][0]
-                self._ways[name] = nodes.ways(found, self._own, network, self._settings.encapsulation)
+                self._ways[name] = nodes.ways(found, self._own, network, steering)
             else:
                 self._ways.pop(name, None)
         self._changed = set()
@@ -222,11 +272,24 @@ class NodeNetwork:
             "pod_cidrs": list(self._own.pod_cidrs),
             "mtu": mtu,
         }
-        told = json.dumps(facts).encode()
-        path: Path = self._settings.run_dir / "node.json"
-        if told != self._told or not path.exists():
-            write_atomically(path, told)
-            self._told = told
+        self._tell("node.json", json.dumps(facts).encode())
+
+    def _tell_handovers(self) -> None:
+        """handover.json: how outside clients' packets go to each node, for `status` and `doctor`."""
+        ways = [
+            {"node": name, "address": text(one.address), "way": one.way, "why": one.why}
+            for name in sorted(self._ways)
+            for one in self._ways[name].handovers
+        ]
+        settings = self._settings
+        told = {"handover": settings.handover, "return_path": settings.return_path, "nodes": ways}
+        self._tell(HANDOVER_FILE, json.dumps(told).encode())
+
+    def _tell(self, name: str, content: bytes) -> None:
+        path: Path = self._settings.run_dir / name
+        if content != self._told.get(name) or not path.exists():
+            write_atomically(path, content)
+            self._told[name] = content
 
     def _sync_routes(self, wanted: Mapping[str, Route], found: dict[str, Route]) -> bool:
         """Writes a part of the difference, additions and changes first, and notes it in `found`; returns whether there

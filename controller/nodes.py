@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes to the ways that lead to them: entries of the remotes map, and kernel routes for the host's own processes.
+"""Nodes to the ways that lead to them: entries of the maps of the network, and kernel routes for the host's own
+processes.
 
 Pure: the node's devices and routes come in as values (`Network`), what should be there goes out. Policy routing is not
 followed: the ways to other nodes are those of the main table.
@@ -10,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
 
-from bpf.abi import Remote, RemoteFlag, RemoteKey
+from bpf.abi import Node as NodeEntry
+from bpf.abi import NodeFlag, NodeKey, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
 from bpf.address import is_v4, packed, prefix_bits, text
 from controller.model import Node
 from controller.source import Problem
@@ -19,6 +21,13 @@ OVERLAY_NAME = "calico-vxlan"
 POD_LINK = re.compile(r"ce[0-9a-f]{11}")
 # What VXLAN adds to a packet, by the family of the nodes' addresses: IP, UDP, VXLAN and inner Ethernet headers.
 OVERLAY_BYTES = {4: 50, 6: 70}
+
+# Own addresses of every node: the host's processes meet NodePorts there.
+LOOPBACK = (packed("127.0.0.1"), packed("::1"))
+NOBODY = bytes(16)
+
+# Why a node of the same subnet is reached in the tunnel, all the same.
+SILENT = "has not answered the probe"
 
 # kubelet's way to say that a load balancer should let go of a node that is about to vanish.
 TAINT_DELETED = "ToBeDeletedByClusterAutoscaler"
@@ -29,6 +38,7 @@ class NodeFacts(NamedTuple):
 
     Attributes:
         addresses: InternalIPs, 16 bytes each, in the Node's order.
+        outside: ExternalIPs.
         pod_cidrs: as text.
         eligible: whether load balancers may send it traffic.
     """
@@ -37,6 +47,29 @@ class NodeFacts(NamedTuple):
     addresses: tuple[bytes, ...]
     pod_cidrs: tuple[str, ...]
     eligible: bool
+    outside: tuple[bytes, ...] = ()
+
+
+class Steering(NamedTuple):
+    """What decides between ways.
+
+    Attributes:
+        encapsulation: auto, never or always. In auto, a node whose address is on-link needs none.
+        handover: auto, l2 or vxlan. In auto, an address that has answered the probe needs no tunnel.
+        answered: the addresses that have.
+    """
+
+    encapsulation: str
+    handover: str = "l2"
+    answered: frozenset[bytes] = frozenset()
+
+
+class Handover(NamedTuple):
+    """How outside clients' packets are handed over to an address of a node: `l2`, `vxlan` or `route`, and why."""
+
+    address: bytes
+    way: str
+    why: str
 
 
 class Hop(NamedTuple):
@@ -83,22 +116,25 @@ class Ways(NamedTuple):
     Attributes:
         remotes: struct remote_key -> struct remote.
         overlay: whether some of it needs the overlay device.
+        on_link: its addresses that are on-link -> ifindex.
     """
 
     remotes: dict[bytes, bytes]
     routes: tuple[Route, ...]
     overlay: bool
     problems: tuple[Problem, ...]
+    handovers: tuple[Handover, ...] = ()
+    on_link: Mapping[bytes, int] = {}
 
 
 def facts(node: Node) -> tuple[NodeFacts, tuple[Problem, ...]]:
     """What counts of a Node, and what of it makes no sense."""
     problems: list[str] = []
-    addresses = []
+    addresses: dict[str, list[bytes]] = {"InternalIP": [], "ExternalIP": []}
     for item in node.status.addresses or ():
-        if item.type == "InternalIP":
+        if item.type in addresses:
             try:
-                addresses.append(packed(item.address))
+                addresses[item.type].append(packed(item.address))
             except ValueError as error:
                 problems.append(str(error))
     cidrs = []
@@ -110,45 +146,129 @@ def facts(node: Node) -> tuple[NodeFacts, tuple[Problem, ...]]:
     taints = {taint.key for taint in node.spec.taints or ()}
     name = node.metadata.name
     eligible = node.metadata.deletion_timestamp is None and TAINT_DELETED not in taints
-    found = NodeFacts(name, tuple(addresses), tuple(cidrs), eligible)
+    found = NodeFacts(name, tuple(addresses["InternalIP"]), tuple(cidrs), eligible, tuple(addresses["ExternalIP"]))
     return found, tuple(Problem(f"Node {name}", problem) for problem in problems)
 
 
-def ways(node: NodeFacts, own: NodeFacts | None, network: Network, encapsulation: str) -> Ways:
+def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Steering) -> Ways:
     """How another node and its pods are reached.
 
     Args:
         own: this node, whose addresses are never remote, and are the host's own on its way to pods.
-        encapsulation: auto, never or always. In auto, a node whose address is on-link needs none.
     """
     here = [address for address in node.addresses if address in network.addresses]
     if here:
         # It is this node by another name, or says that it is: its pods must not be looked for elsewhere.
         return Ways({}, (), False, (Problem(f"Node {node.name}", f"{text(here[0])} is an address of this node"),))
-    reached = {address: hop for address in node.addresses if (hop := network.way(address))}
+    reached = {
+        address: hop
+        for address in node.addresses
+        if (own is None or address not in own.addresses) and (hop := network.way(address))
+    }
+    handovers = {address: _handover(address, hop, steering) for address, hop in reached.items()}
     remotes = {}
     for address, hop in reached.items():
-        if own is None or address not in own.addresses:
-            remotes[_key(address, 32 if is_v4(address) else 128)] = Remote(
-                hop.gateway or address, hop.ifindex, 0
-            ).pack()
-    routes, problems, overlay = [], [], False
+        # A node behind a router is reached in the tunnel, too: what is handed over to it needs its own address.
+        tunnelled = bool(hop.gateway) and handovers[address].way == "vxlan" and network.overlay_ifindex != 0
+        found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
+        remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
+    routes, problems = [], []
+    overlay = any(one.way == "vxlan" for one in handovers.values())
     for cidr in node.pod_cidrs:
-        found = _way_to_pods(cidr, reached, own, encapsulation)
-        if found is None:
+        way = _way_to_pods(cidr, reached, own, steering.encapsulation)
+        if way is None:
             problems.append(
                 Problem(f"Node {node.name}", f"no way to its pods {cidr}: no usable InternalIP, or no route")
             )
             continue
-        address, hop, tunnelled = found
+        address, hop, tunnelled = way
         overlay |= tunnelled
-        ifindex = network.overlay_ifindex if tunnelled else hop.ifindex
-        next_hop = address if tunnelled else hop.gateway or address
-        if ifindex:
-            flags = RemoteFlag.OVERLAY if tunnelled else 0
-            remotes[_cidr_key(cidr)] = Remote(next_hop, ifindex, flags).pack()
-            routes.append(Route(cidr, ifindex, b"" if tunnelled else next_hop, _source(own, cidr)))
-    return Ways(remotes, tuple(routes), overlay, tuple(problems))
+        if tunnelled and not network.overlay_ifindex:
+            continue
+        found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
+        remotes[_cidr_key(cidr)] = found.pack()
+        ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
+        routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
+    on_link = {address: hop.ifindex for address, hop in reached.items() if not hop.gateway}
+    return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
+
+
+def _handover(address: bytes, hop: Hop, steering: Steering) -> Handover:
+    if hop.gateway:
+        if steering.encapsulation == "never":
+            return Handover(address, "route", "of another subnet, and encapsulation is never")
+        return Handover(address, "vxlan", "of another subnet")
+    if steering.handover == "l2":
+        return Handover(address, "l2", "handover is l2")
+    if steering.handover == "vxlan":
+        return Handover(address, "vxlan", "handover is vxlan")
+    if address in steering.answered:
+        return Handover(address, "l2", "has answered the probe")
+    return Handover(address, "vxlan", SILENT)
+
+
+def _remote(address: bytes, hop: Hop, overlay_ifindex: int, tunnelled: bool, handover: Handover) -> Remote:
+    """An entry for a node or its pods; a tunnel ends at the node's own address."""
+    flags = RemoteFlag.OVERLAY if tunnelled else 0
+    if handover.way == "vxlan" and overlay_ifindex:
+        flags |= RemoteFlag.TUNNEL_HANDOVER
+    next_hop = address if flags else hop.gateway or address
+    return Remote(next_hop, hop.ifindex, overlay_ifindex, flags)
+
+
+def node_entries(
+    all_facts: Iterable[NodeFacts], own: NodeFacts | None, underlay_addresses: Iterable[bytes]
+) -> dict[bytes, bytes]:
+    """The nodes map: where NodePorts are met, and what is a node's.
+
+    Args:
+        underlay_addresses: this node's, on devices of the underlay.
+    """
+    entries = {
+        NodeKey(address).pack(): NodeEntry(0).pack() for one in all_facts for address in one.addresses + one.outside
+    }
+    held = [address for address in underlay_addresses if not _link_local(address)]
+    mine = [*LOOPBACK, *held, *(own.addresses + own.outside if own else ())]
+    return entries | {NodeKey(address).pack(): NodeEntry(NodeFlag.OWN).pack() for address in mine}
+
+
+def underlay_entries(
+    underlay: Iterable[int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
+) -> dict[bytes, bytes]:
+    """The underlays map: this node's address on each device, its InternalIP before others.
+
+    Args:
+        addresses: each address of the node -> ifindex.
+        masquerade: all, ipv4 or off; a family that is not to be masqueraded has no address.
+    """
+    entries = {}
+    for ifindex in underlay:
+        v4, v6 = (address_on(ifindex, family, addresses, own) for family in (4, 6))
+        entries[UnderlayKey(ifindex).pack()] = Underlay(
+            v4 if masquerade != "off" else NOBODY, v6 if masquerade == "all" else NOBODY
+        ).pack()
+    return entries
+
+
+def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: NodeFacts | None) -> bytes:
+    """This node's address on a device; NOBODY where it has none but link-local ones."""
+    there = [
+        address
+        for address, holder in addresses.items()
+        if holder == ifindex and is_v4(address) == (family == 4) and not _link_local(address)
+    ]
+    internal = [address for address in (own.addresses if own else ()) if address in there]
+    return next(iter([*internal, *there]), NOBODY)
+
+
+def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
+    """The peers map: the MACs of other nodes, each with that node's first address behind it."""
+    entries: dict[bytes, bytes] = {}
+    for one in all_facts:
+        for address in one.addresses:
+            if address in macs:
+                entries.setdefault(PeerKey(macs[address]).pack(), Peer(address).pack())
+    return entries
 
 
 def merged(all_ways: Mapping[str, Ways]) -> tuple[dict[bytes, bytes], dict[str, Route], list[Problem]]:
@@ -194,6 +314,11 @@ def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, encapsulation: 
     return mtu - overlay_bytes(own.addresses if own else ())
 
 
+def overlay_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None) -> int:
+    """The MTU of the overlay device."""
+    return pod_mtu(underlay_mtus, own, "always")
+
+
 def overlay_bytes(addresses: Iterable[bytes]) -> int:
     """What a tunnel from a node with these addresses adds at most; with none known, the worst."""
     found = list(addresses)
@@ -221,6 +346,10 @@ def _way_to_pods(
 def _source(own: NodeFacts | None, cidr: str) -> bytes:
     fitting = [one for one in (own.addresses if own else ()) if is_v4(one) == ("." in cidr)]
     return fitting[0] if fitting else b""
+
+
+def _link_local(address: bytes) -> bool:
+    return address.startswith((b"\xfe\x80", packed("169.254.0.0")[:14]))
 
 
 def _cidr_key(cidr: str) -> bytes:

@@ -3,10 +3,14 @@
 
 They stand in an order in which every frontend always leads to filled slots, and every slot to a backend:
 
-    for some pools after others: ids reserved -> backends added -> slots written -> frontends switched
+    for some pools after others: ids reserved -> backends added -> frontends narrowed -> slots written
+                                 -> frontends switched
     and then, for all:           frontends removed -> surplus slots removed -> surplus backends removed
 
 The first of them can be written while the next are still planned.
+
+The first slots of a Service are this node's backends. Where there come to be fewer of them, its frontends are narrowed
+to those that stay before other nodes' backends move in, so that who wants a local backend never meets another.
 
 What does not fit into a map is left out: its Service gets the backends that fit, and is named as short of room.
 """
@@ -16,7 +20,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
-from controller.desired import Desired, PoolKey
+from controller.desired import Desired, Pool, PoolKey
 from controller.ids import Ids
 from controller.maps import Op
 from controller.mirror import Mirror, reserved
@@ -27,7 +31,7 @@ SERVICE_MAPS = ("frontends", "slots", "backends")
 PIECE_OPS = 4096
 
 _NO_SLOTS: "array[int]" = array("I")
-_NO_FRONTEND = bytes(len(Frontend(0, 0, 0).pack()))
+_NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0).pack()))
 
 
 class Numbers:
@@ -58,6 +62,7 @@ class Plan:
         self._reserved: Mapping[int, int] = mirror.state
         self.short: dict[PoolKey, str] = {}
         self._adds: list[Op] = []
+        self._narrowed: list[Op] = []
         self._slots: list[Op] = []
         self._frontends: list[Op] = []
         self._gone_frontends: list[Op] = []
@@ -101,8 +106,8 @@ class Plan:
 
     def _additions(self) -> list[Op]:
         """Those planned since the last call."""
-        planned = [*self._reservations(), *self._adds, *self._slots, *self._frontends]
-        self._adds, self._slots, self._frontends = [], [], []
+        planned = [*self._reservations(), *self._adds, *self._narrowed, *self._slots, *self._frontends]
+        self._adds, self._narrowed, self._slots, self._frontends = [], [], [], []
         return planned
 
     def _strays(self) -> None:
@@ -118,18 +123,24 @@ class Plan:
         pool = self._desired.pools[key]
         service_id = self._service_id(key)
         current = self._mirror.slots.get(service_id, _NO_SLOTS)
+        local, others = self._fitting(key, pool, current)
+        slots = arrange(current, local, others)
+        self._room["slots"] -= max(len(slots) - len(current), 0)
+        self._write_slots(service_id, current, slots)
+        for frontend, flags in self._desired.frontends(key):
+            self._frontend(key, frontend, Frontend(service_id, len(slots), len(local), flags))
+
+    def _fitting(self, key: PoolKey, pool: Pool, current: Sequence[int]) -> tuple[list[int], list[int]]:
+        """The ids of a pool's backends, this node's and the others', as far as there is room beside `current`."""
         held = self._held(current)
         backends: Sequence[bytes] = pool.backends
         most = len(current) + max(self._room["slots"], 0)
         if len(backends) > most:
             self.short[key] = "slots"
             backends = sorted(backends, key=lambda backend: backend not in held)[:most]
-        ids = (held.get(backend) or self._new_backend(backend, key) for backend in backends)
-        slots = arrange(current, [one for one in ids if one])
-        self._room["slots"] -= max(len(slots) - len(current), 0)
-        self._write_slots(service_id, current, slots)
-        for frontend, flags in self._desired.frontends(key):
-            self._frontend(key, frontend, Frontend(service_id, len(slots), flags).pack())
+        ids = {backend: held.get(backend) or self._new_backend(backend, key) for backend in backends}
+        local, others = ([ids[one] for one in part if ids.get(one)] for part in (pool.local, pool.others))
+        return local, others
 
     def _gone(self, key: PoolKey) -> None:
         service_id = self._numbers.of_pool.pop(key, 0)
@@ -190,13 +201,18 @@ class Plan:
                 self._gone_slots.append(Op("slots", SlotKey(service_id, index).pack(), None))
                 self._references[slots[index]] = self._references.get(slots[index], 0) - 1
 
-    def _frontend(self, pool: PoolKey, key: bytes, value: bytes) -> None:
-        held = self._mirror.frontends.get(key)
+    def _frontend(self, pool: PoolKey, key: bytes, wanted: Frontend) -> None:
+        held, value = self._mirror.frontends.get(key), wanted.pack()
         if held is None:
             if self._room["frontends"] <= 0:
                 self.short[pool] = "frontends"
                 return
             self._room["frontends"] -= 1
+        else:
+            before = Frontend.unpack(held)
+            if before.service_id == wanted.service_id and before.local_count > wanted.local_count:
+                narrowed = before._replace(local_count=wanted.local_count).pack()
+                self._narrowed.append(Op("frontends", key, narrowed))
         if held != value:
             self._frontends.append(Op("frontends", key, value))
 
@@ -228,9 +244,14 @@ class _Either:
         return item in self._one or item in self._other
 
 
-def arrange(current: Sequence[int], wanted: Sequence[int]) -> list[int]:
-    """`wanted` in the order that needs the fewest writes over `current`: what stays keeps its slot, new ones fill
-    gaps, and the last ones move into gaps that remain."""
+def arrange(current: Sequence[int], local: Sequence[int], others: Sequence[int]) -> list[int]:
+    """`local` before `others`, each in the order that needs the fewest writes over `current`."""
+    border = len(local)
+    return _fill(current[:border], local) + _fill(current[border:], others)
+
+
+def _fill(current: Sequence[int], wanted: Sequence[int]) -> list[int]:
+    """What stays keeps its slot, new ones fill gaps, and the last ones move into gaps that remain."""
     size, keep = len(wanted), set(wanted)
     placed: list[int] = [0] * size
     movers: list[int] = []
@@ -255,11 +276,13 @@ def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
         ids = mirror.slots.get(numbers.of_pool.get(key, 0), _NO_SLOTS)
         slots += len(ids)
         found = {mirror.backends.get(backend_id) for backend_id in ids}
-        value = (numbers.of_pool.get(key, 0), len(ids))
+        local = {mirror.backends.get(backend_id) for backend_id in ids[: len(pool.local)]}
+        value = (numbers.of_pool.get(key, 0), len(ids), len(pool.local))
         led = all(
-            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:2] == value
+            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:3] == value
             for frontend, _ in desired.frontends(key)
         )
-        count += len(ids) != len(pool.backends) or found != set(pool.backends) or not led
+        filled = len(ids) == len(pool.backends) and found == set(pool.backends) and local == set(pool.local)
+        count += not (filled and led)
     surplus = abs(mirror.slot_count - slots) + abs(len(mirror.backends) - mirror.slot_count)
     return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends)

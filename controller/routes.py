@@ -31,12 +31,14 @@ _SCOPE_LINK = 253
 
 
 class Device(NamedTuple):
-    """A link of this network namespace; `up` is its administrative state."""
+    """A link of this network namespace; `up` is its administrative state, `mac` 6 bytes, or others where it is no
+    Ethernet device."""
 
     ifindex: int
     name: str
     mtu: int
     up: bool
+    mac: bytes = b""
 
 
 class Snapshot(NamedTuple):
@@ -142,7 +144,8 @@ class Netlink:
 
 
 def _device(link: Any) -> Device:
-    return Device(link["index"], link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), bool(link["flags"] & 1))
+    mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
+    return Device(link["index"], link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), bool(link["flags"] & 1), mac)
 
 
 def _hops(message: Any) -> Iterator[Hop]:

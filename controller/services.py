@@ -1,29 +1,53 @@
 # SPDX-License-Identifier: Apache-2.0
 """Services and their EndpointSlices to pools of backends: which endpoints a Service port has, and where it is met.
 
-The tracker records what changed and compiles only the Services concerned; the rules are pure functions. Only cluster
-IPs are frontends here. Source: pkg/proxy of Kubernetes for the rules, KEP-1669 for terminating endpoints.
+The tracker records what changed and compiles only the Services concerned; the rules are pure functions. Where a Service
+is met is in `frontends`. Source: pkg/proxy of Kubernetes for the rules, KEP-1669 for terminating endpoints.
+
+A Service port has one pool in each family, which all its frontends share: the Cluster set, with this node's backends
+apart. With externalTrafficPolicy Local, this node may have nothing but terminating backends left, which still serve,
+while other nodes have ready ones: then the external frontends have a pool of their own, with both.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import NamedTuple
 
-from bpf.abi import Backend, FrontendFlag, FrontendKey
-from bpf.address import is_v4, packed
+from bpf.abi import Backend
+from controller import frontends
 from controller.desired import Pool, PoolKey
-from controller.model import Conditions, EndpointSlice, Key, Kind, Service, key_of
+from controller.frontends import PROTOCOLS, Frontends, address_of, is_port
+from controller.model import EndpointSlice, Key, Kind, Service, key_of
 from controller.source import Changed, Problem
 
 LABEL_PROXY = "service.kubernetes.io/service-proxy-name"
 LABEL_HEADLESS = "service.kubernetes.io/headless"
 LABEL_SERVICE = "kubernetes.io/service-name"
 
-PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
 FAMILIES = {"IPv4": 4, "IPv6": 6}
 
 # An endpoint's port as the Service means it: family, name of the port, protocol.
 _PortName = tuple[int, str, int]
+
+
+class Rules(NamedTuple):
+    """What of this node decides how Services are compiled.
+
+    Attributes:
+        node_name: endpoints of this node are local.
+        direct: backends' nodes answer outside clients themselves.
+    """
+
+    node_name: str
+    direct: bool = False
+
+
+class Found(NamedTuple):
+    """What counts of an endpoint."""
+
+    ready: bool
+    serving: bool
+    terminating: bool
+    local: bool
 
 
 class Compiled(NamedTuple):
@@ -36,7 +60,8 @@ class Compiled(NamedTuple):
 class ServiceTracker:
     """Holds the Services and slices as they are now, and which Services have to be compiled again."""
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
         self._services: dict[Key, Service] = {}
         self._slices: dict[Key, dict[str, EndpointSlice]] = {}
         self._owners: dict[Key, Key] = {}
@@ -59,7 +84,7 @@ class ServiceTracker:
         for key in dirty:
             service = self._services.get(key)
             slices = self._slices.get(key, {})
-            yield key, compile_service(service, slices.values()) if service else Compiled({}, [])
+            yield key, compile_service(service, slices.values(), self._rules) if service else Compiled({}, [])
 
     def counts(self) -> dict[str, int]:
         """Objects held, by kind."""
@@ -96,91 +121,88 @@ def is_ours(service: Service) -> bool:
     )
 
 
-def compile_service(service: Service, slices: Iterable[EndpointSlice]) -> Compiled:
+def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Rules) -> Compiled:
     """The pools of a Service.
 
     Args:
         slices: those whose owner it is, in any order.
     """
     problems: list[Problem] = []
-    found = _endpoints(sorted(slices, key=key_of), problems)
-    pools = {}
+    found = _endpoints(sorted(slices, key=key_of), rules.node_name, problems)
+    met, troubles = frontends.frontends(service, rules.direct)
+    problems += [Problem(_label(service), trouble) for trouble in troubles]
+    policy_local = service.spec.external_traffic_policy == "Local"
     namespace, name = key_of(service)
-    for port in service.spec.ports:
-        protocol = PROTOCOLS.get(port.protocol)
-        if protocol is None or not _is_port(port.port):
-            problems.append(Problem(_label(service), f"port {port.port}/{port.protocol} cannot be"))
-            continue
-        for family, address in _cluster_ips(service, problems):
-            frontend = FrontendKey(address, port.port, protocol).pack()
-            backends = select(found.get((family, port.name, protocol), {}))
-            key = PoolKey(namespace, name, port.port, protocol, family)
-            pools[key] = Pool(((frontend, FrontendFlag.CLUSTER_IP),), backends)
+    pools: dict[PoolKey, Pool] = {}
+    for (family, port, protocol), (port_name, there) in met.items():
+        key = PoolKey(namespace, name, port, protocol, family)
+        pools |= _pools(key, there, found.get((family, port_name, protocol), {}), policy_local)
     return Compiled(pools, problems)
 
 
-def select(endpoints: Mapping[bytes, Conditions]) -> tuple[bytes, ...]:
+def _pools(key: PoolKey, met: Frontends, endpoints: Mapping[bytes, Found], policy_local: bool) -> dict[PoolKey, Pool]:
+    cluster = select(endpoints)
+    local = tuple(backend for backend in cluster if endpoints[backend].local)
+    others = tuple(backend for backend in cluster if not endpoints[backend].local)
+    if policy_local and met.external and not local:
+        last = select({backend: one for backend, one in endpoints.items() if one.local})
+        if last:
+            apart = key._replace(external=True)
+            return {key: Pool(met.cluster, local, others), apart: Pool(met.external, last, others)}
+    return {key: Pool(met.cluster + met.external, local, others)}
+
+
+def select(endpoints: Mapping[bytes, Found]) -> tuple[bytes, ...]:
     """The backends to use: those that are ready; where there are none, those serving while they terminate."""
-    ready = [backend for backend, conditions in endpoints.items() if conditions.is_ready]
+    ready = [backend for backend, one in endpoints.items() if one.ready]
     if not ready:
-        ready = [backend for backend, one in endpoints.items() if one.is_serving and one.is_terminating]
+        ready = [backend for backend, one in endpoints.items() if one.serving and one.terminating]
     return tuple(sorted(ready))
 
 
-def _endpoints(slices: Iterable[EndpointSlice], problems: list[Problem]) -> dict[_PortName, dict[bytes, Conditions]]:
+def _endpoints(
+    slices: Iterable[EndpointSlice], node_name: str, problems: list[Problem]
+) -> dict[_PortName, dict[bytes, Found]]:
     """Every endpoint once, as a packed struct backend, under each port that it has."""
-    found: dict[_PortName, dict[bytes, Conditions]] = {}
+    found: dict[_PortName, dict[bytes, Found]] = {}
     for item in slices:
         family = FAMILIES.get(item.address_type)
         if family is None:
             continue
-        addresses = list(_addresses(item, family, problems))
+        addresses = list(_addresses(item, family, node_name, problems))
         for port in item.ports or ():
             protocol = PROTOCOLS.get(port.protocol or "TCP")
             if protocol is None or port.port is None:
                 continue
-            if not _is_port(port.port):
+            if not is_port(port.port):
                 problems.append(Problem(_label(item), f"port {port.port} cannot be"))
                 continue
             copies = found.setdefault((family, port.name or "", protocol), {})
-            for address, conditions in addresses:
+            for address, one in addresses:
                 backend = Backend(address, port.port, protocol).pack()
-                copies[backend] = _better(copies.get(backend), conditions)
+                copies[backend] = _better(copies.get(backend), one)
     return found
 
 
-def _addresses(item: EndpointSlice, family: int, problems: list[Problem]) -> Iterator[tuple[bytes, Conditions]]:
+def _addresses(
+    item: EndpointSlice, family: int, node_name: str, problems: list[Problem]
+) -> Iterator[tuple[bytes, Found]]:
     """Only the first address of an endpoint counts: the API says that they are interchangeable."""
     for endpoint in item.endpoints or ():
         if endpoint.addresses:
+            conditions, local = endpoint.conditions, endpoint.node_name == node_name
+            one = Found(conditions.is_ready, conditions.is_serving, conditions.is_terminating, local)
             try:
-                yield _address(endpoint.addresses[0], family), endpoint.conditions
+                yield address_of(endpoint.addresses[0], family), one
             except ValueError as error:
                 problems.append(Problem(_label(item), str(error)))
 
 
-def _better(one: Conditions | None, other: Conditions) -> Conditions:
+def _better(one: Found | None, other: Found) -> Found:
     """Which of two copies of an endpoint counts: while it moves between slices, one may lag behind."""
     if one is None:
         return other
-    return min(one, other, key=lambda copy: (copy.is_terminating, not copy.is_ready, not copy.is_serving))
-
-
-def _cluster_ips(service: Service, problems: list[Problem]) -> Iterator[tuple[int, bytes]]:
-    for text in service.spec.cluster_ips or [service.spec.cluster_ip]:
-        family = 6 if ":" in text else 4
-        try:
-            yield family, _address(text, family)
-        except ValueError as error:
-            problems.append(Problem(_label(service), str(error)))
-
-
-def _address(text: str, family: int) -> bytes:
-    """Raises ValueError where it is no address of that family."""
-    address = packed(text)
-    if is_v4(address) != (family == 4):
-        raise ValueError(f"not an IPv{family} address: {text!r}")
-    return address
+    return min(one, other, key=lambda copy: (copy.terminating, not copy.ready, not copy.serving))
 
 
 def _owner(item: EndpointSlice) -> Key | None:
@@ -188,10 +210,6 @@ def _owner(item: EndpointSlice) -> Key | None:
     if not name or LABEL_HEADLESS in item.metadata.labels:
         return None
     return item.metadata.namespace, name
-
-
-def _is_port(number: int) -> bool:
-    return 0 < number < 65536
 
 
 def _label(obj: Service | EndpointSlice) -> str:

@@ -5,6 +5,7 @@ The address plan: a client pod and a server pod on this node, a pod on another n
 """
 
 import os
+import socket
 import struct
 import subprocess
 from collections.abc import Iterator
@@ -28,9 +29,15 @@ from bpf.abi import (
     DropKey,
     DropReason,
     Flow,
+    FlowTable,
     Frontend,
     FrontendFlag,
     FrontendKey,
+    Node,
+    NodeFlag,
+    NodeKey,
+    Peer,
+    PeerKey,
     Pod,
     PodKey,
     Remote,
@@ -38,6 +45,8 @@ from bpf.abi import (
     Slot,
     SlotKey,
     Tuple,
+    Underlay,
+    UnderlayKey,
 )
 from bpf.address import packed, prefix_bits
 from bpf.loader import Pins
@@ -51,6 +60,7 @@ PASS, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
 
 HOST_MAC, POD_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 SERVER_HOST_MAC, SERVER_MAC = "02:00:00:00:00:03", "02:00:00:00:00:04"
+PEER_MAC, ROUTER_MAC = "02:00:00:00:00:05", "02:00:00:00:00:06"
 OVERLAY_MAC, OVERLAY_SOURCE_MAC = "02:ce:00:00:00:01", "02:ce:00:00:00:02"
 
 
@@ -105,6 +115,8 @@ CONFIG = Config(
     udp_established_ns=120 * 10**9,
     connect_time=ConnectTime.HOST,
     mark=MARK,
+    masquerade_port_min=40000,
+    masquerade_port_count=20000,
     coarse_clock=1,
 )
 
@@ -122,23 +134,24 @@ class Datapath:
 
     def __init__(self, pins: Pins) -> None:
         self._maps = {name: pins.open_map(name) for name in MAPS}
+        self._shards = pins.open_shards("flows")
         self._programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
 
         self._counters = dict.fromkeys(Counter, 0)
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        for name in ("frontends", "slots", "backends", "pods", "flows"):
-            entries = list(syscall.map_entries(self._maps[name], MAPS[name].key_size, MAPS[name].value_size))
-            for entry, _ in entries:
-                self.delete(name, entry)
+        for name in ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays"):
+            _empty(self._maps[name], name)
+        for shard in self._shards:
+            _empty(shard, "flows")
         for reason in DropReason:
             self.delete("drops", DropKey(reason, LO).pack())
         self._counters = {counter: self._count(counter) for counter in Counter}
         populate(self)
 
     def close(self) -> None:
-        for fd in (*self._maps.values(), *self._programs.values()):
+        for fd in (*self._maps.values(), *self._shards, *self._programs.values()):
             os.close(fd)
 
     def run(self, program: str, packet: Packet | bytes, mark: int = 0, ifindex: int = LO) -> Result:
@@ -165,27 +178,53 @@ class Datapath:
         value = Pod(ifindex, 0, mac(pod_mac), mac(host_mac), 0)
         self.write("pods", PodKey(packed(address)).pack(), value.pack())
 
-    def remote(self, prefix: tuple[str, int], next_hop: str, ifindex: int = LO, flags: int = 0) -> None:
+    def remote(self, prefix: tuple[str, int], next_hop: str, flags: int = 0) -> None:
         address, length = prefix
         key = RemoteKey(prefix_bits(packed(address), length), packed(address))
-        self.write("remotes", key.pack(), Remote(packed(next_hop), ifindex, flags).pack())
+        self.write("remotes", key.pack(), Remote(packed(next_hop), LO, LO, flags).pack())
 
-    def service(self, address: str, port: int, protocol: int, backends: list[tuple[str, int]], number: int = 1) -> None:
-        """A Service whose backends have the ids 10 * number, and on."""
+    def service(
+        self,
+        address: str,
+        port: int,
+        protocol: int,
+        backends: list[tuple[str, int]],
+        number: int = 1,
+        local: int = 0,
+        flags: FrontendFlag = FrontendFlag.CLUSTER_IP,
+    ) -> None:
+        """A Service whose backends have the ids 10 * number, and on; the first `local` of them are this node's."""
         for slot, (backend, backend_port) in enumerate(backends):
             identity = 10 * number + slot
             value = Backend(packed(backend), backend_port, protocol)
             self.write("backends", BackendKey(identity).pack(), value.pack())
             self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
         key = FrontendKey(packed(address), port, protocol)
-        self.write("frontends", key.pack(), Frontend(number, len(backends), FrontendFlag.CLUSTER_IP).pack())
+        self.write("frontends", key.pack(), Frontend(number, len(backends), local, flags).pack())
+
+    def node(self, address: str, own: bool) -> None:
+        self.write("nodes", NodeKey(packed(address)).pack(), Node(NodeFlag.OWN if own else 0).pack())
+
+    def peer(self, address: str) -> None:
+        """Another node's MAC."""
+        self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
     def flow(self, key: Tuple) -> Flow | None:
-        value = self.read("flows", key.pack())
-        return None if value is None else Flow.unpack(value)
+        value = syscall.map_lookup(self._shards[shard_of(key)], key.pack(), MAPS["flows"].value_size)
+        return Flow.unpack(value) if value else None
 
     def write_flow(self, key: Tuple, flow: Flow) -> None:
-        self.write("flows", key.pack(), flow.pack())
+        syscall.map_update(self._shards[shard_of(key)], key.pack(), flow.pack())
+
+    def delete_flow(self, key: Tuple) -> None:
+        assert syscall.map_delete(self._shards[shard_of(key)], key.pack())
+
+    def sweep(self, shard: int) -> tuple[int, int]:
+        """Runs the sweep over a shard: (entries removed, entries seen)."""
+        context = bytearray(192)
+        struct.pack_into("=I", context, 48, shard)  # cb[0]
+        run = syscall.program_test_run(self._programs["sweep"], bytes(64), bytes(context))
+        return run.verdict, struct.unpack_from("=I", run.context, 52)[0]
 
     def dropped(self, reason: DropReason, ifindex: int = LO) -> int:
         """Packets counted as dropped for a reason on a device."""
@@ -224,6 +263,27 @@ def populate(datapath: Datapath) -> None:
         datapath.pod(family.client, LO, POD_MAC, HOST_MAC)
         datapath.pod(family.server, LO, SERVER_MAC, SERVER_HOST_MAC)
         datapath.remote(family.remote_range, family.other_node)
+        datapath.remote((family.other_node, 32 if family is V4 else 128), family.other_node)
+        datapath.node(family.node, own=True)
+        datapath.node(family.other_node, own=False)
+    datapath.peer(PEER_MAC)
+    underlay = Underlay(packed(V4.node), packed(V6.node))
+    datapath.write("underlays", UnderlayKey(LO).pack(), underlay.pack())
+
+
+def _empty(descriptor: int, name: str) -> None:
+    for entry, _ in list(syscall.map_entries(descriptor, MAPS[name].key_size, MAPS[name].value_size)):
+        syscall.map_delete(descriptor, entry)
+
+
+def shard_of(key: Tuple) -> int:
+    """The hash of bpf/table.h, in Python."""
+    saddr, daddr = (struct.unpack("=4I", address) for address in (key.saddr, key.daddr))
+    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
+    mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])
+    ports = socket.htons(key.sport) << 16 | socket.htons(key.dport)
+    mixed = (mixed ^ (ports * golden & mask)) * golden & mask
+    return mixed >> (64 - FlowTable.SHARD_BITS)
 
 
 def mac(text: str) -> bytes:

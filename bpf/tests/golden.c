@@ -21,7 +21,8 @@
 
 static const struct tuple tuple = TUPLE(1);
 static const struct frontend_key frontend_key = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
-static const struct frontend frontend = {.service_id = 0x01020304, .slot_count = 0x05060708, .flags = 0x090a0b0c};
+static const struct frontend frontend = {
+	.service_id = 0x01020304, .slot_count = 0x05060708, .local_count = 0x090a0b0c, .flags = 0x0d0e0f10};
 static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
 static const struct slot slot = {.backend_id = 0x01020304};
 static const struct backend_key backend_key = {.backend_id = 0x01020304};
@@ -35,14 +36,24 @@ static const struct pod pod = {
 	.container_hash = 0x3132333435363738,
 };
 static const struct remote_key remote_key = {.prefix_bits = 0x01020304, .address = ADDRESS(5)};
-static const struct remote remote = {.next_hop = ADDRESS(1), .ifindex = 0x02030405, .flags = 0x06070809};
+static const struct remote remote = {
+	.next_hop = ADDRESS(1), .ifindex = 0x02030405, .overlay_ifindex = 0x06070809, .flags = 0x0a0b0c0d};
+static const struct node_key node_key = {.address = ADDRESS(1)};
+static const struct node node = {.flags = 0x01020304};
+static const struct peer_key peer_key = {.mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
+static const struct peer peer = {.address = ADDRESS(1)};
+static const struct underlay_key underlay_key = {.ifindex = 0x01020304};
+static const struct underlay underlay = {.v4 = ADDRESS(1), .v6 = ADDRESS(2)};
+static const struct way way = {.ifindex = 0x01020304, .kind = 0x05, .end = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
 static const struct flow flow = {
 	.twin = TUPLE(2),
 	.seen_ns = 0x6162636465666768,
+	.expires_ns = 0x5152535455565758,
 	.created_ns = 0x7172737475767778,
 	.backend_id = 0x81828384,
 	.state = 0x91,
 	.flags = 0xa1,
+	.way = {.ifindex = 0x01020304, .kind = 0x05, .end = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}},
 };
 static const struct socket_key socket_key = {
 	.cookie = 0x0102030405060708,
@@ -65,7 +76,9 @@ static const struct config config = {
 	.udp_established_ns = 0x6162636465666768,
 	.connect_time = 0x71727374,
 	.mark = 0x81828384,
-	.coarse_clock = 0x91929394,
+	.masquerade_port_min = 0x91929394,
+	.masquerade_port_count = 0xa1a2a3a4,
+	.coarse_clock = 0xb1b2b3b4,
 };
 
 static void print(const char *name, const void *value, size_t size)
@@ -91,6 +104,13 @@ int main(void)
 	PRINT(pod);
 	PRINT(remote_key);
 	PRINT(remote);
+	PRINT(node_key);
+	PRINT(node);
+	PRINT(peer_key);
+	PRINT(peer);
+	PRINT(underlay_key);
+	PRINT(underlay);
+	PRINT(way);
 	PRINT(flow);
 	PRINT(socket_key);
 	PRINT(socket_peer);

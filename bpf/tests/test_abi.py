@@ -21,11 +21,13 @@ def five_tuple(number: int) -> abi.Tuple:
     return abi.Tuple(address(0x10 + number), address(0x20 + number), 0x3130 + number, 0x4140 + number, 0x50 + number)
 
 
+WAY = abi.Way(0x01020304, 0x05, bytes.fromhex("111213141516") + bytes(10))
+
 # The values in golden.c, each byte of a field another.
 VALUES: dict[str, Any] = {
     "tuple": five_tuple(1),
     "frontend_key": abi.FrontendKey(address(1), 0x0203, 0x04),
-    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C),
+    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F10),
     "slot_key": abi.SlotKey(0x01020304, 0x05060708),
     "slot": abi.Slot(0x01020304),
     "backend_key": abi.BackendKey(0x01020304),
@@ -39,8 +41,17 @@ VALUES: dict[str, Any] = {
         0x3132333435363738,
     ),
     "remote_key": abi.RemoteKey(0x01020304, address(5)),
-    "remote": abi.Remote(address(1), 0x02030405, 0x06070809),
-    "flow": abi.Flow(five_tuple(2), 0x6162636465666768, 0x7172737475767778, 0x81828384, 0x91, 0xA1),
+    "remote": abi.Remote(address(1), 0x02030405, 0x06070809, 0x0A0B0C0D),
+    "node_key": abi.NodeKey(address(1)),
+    "node": abi.Node(0x01020304),
+    "peer_key": abi.PeerKey(bytes.fromhex("111213141516")),
+    "peer": abi.Peer(address(1)),
+    "underlay_key": abi.UnderlayKey(0x01020304),
+    "underlay": abi.Underlay(address(1), address(2)),
+    "way": WAY,
+    "flow": abi.Flow(
+        five_tuple(2), 0x6162636465666768, 0x5152535455565758, 0x7172737475767778, 0x81828384, 0x91, 0xA1, WAY
+    ),
     "socket_key": abi.SocketKey(0x0102030405060708, address(9), 0x0A0B, 0x0C, 0x0D),
     "socket_peer": abi.SocketPeer(address(1), 0x0203, 0x04050607),
     "drop_key": abi.DropKey(0x01020304, 0x05060708),
@@ -56,6 +67,8 @@ VALUES: dict[str, Any] = {
         0x71727374,
         0x81828384,
         0x91929394,
+        0xA1A2A3A4,
+        0xB1B2B3B4,
     ),
 }
 

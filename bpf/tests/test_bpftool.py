@@ -10,6 +10,7 @@ import pytest
 
 from bpf import bpftool, syscall
 from bpf.errors import BatchError, BpftoolError
+from bpf.syscall import MapInfo
 
 HASH, PERCPU_ARRAY = 1, 6
 SIZE = 4
@@ -22,7 +23,7 @@ def number(value: int) -> bytes:
 @pytest.fixture
 def pin(bpffs: Path) -> Iterator[Path]:
     """A pinned hash map of four-byte keys and values that takes SIZE entries."""
-    fd = syscall.map_create(HASH, 4, 4, SIZE, 0, "test")
+    fd = syscall.map_create(MapInfo(HASH, 0, 4, 4, SIZE, 0), "test")
     syscall.obj_pin(fd, bpffs / "test")
     yield bpffs / "test"
     os.close(fd)
@@ -125,7 +126,7 @@ def test_batch_runs_while_later_lines_are_made(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.root
 def test_dump_per_cpu_joins_the_cpus(bpffs: Path) -> None:
     """A per-CPU value has one part for each CPU, in their order."""
-    fd = syscall.map_create(PERCPU_ARRAY, 4, 8, 1, 0, "percpu")
+    fd = syscall.map_create(MapInfo(PERCPU_ARRAY, 0, 4, 8, 1, 0), "percpu")
     syscall.obj_pin(fd, bpffs / "percpu")
     os.close(fd)
     ((key, value),) = bpftool.dump(bpffs / "percpu")

@@ -63,7 +63,7 @@ class Host:
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
             key = FrontendKey(packed(SERVICE[family]), 80, protocol)
-            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0).pack())
+            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, 0).pack())
 
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")

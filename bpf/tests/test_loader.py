@@ -12,11 +12,12 @@ import pytest
 from bpf import abi, loader, syscall
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
 from bpf.loader import Pins
+from bpf.syscall import MapInfo
 
 pytestmark = pytest.mark.root
 
 HASH = 1
-CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 0)
+CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0)
 
 # One program, which returns the constant `mark` and uses the map `state`.
 SOURCE = """
@@ -33,11 +34,11 @@ char _license[] SEC("license") = "GPL";
 
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a trivial tc.o and cgroup.o."""
+    """A directory with trivial objects in the place of all."""
     directory = tmp_path_factory.mktemp("objects")
     headers = Path(loader.__file__).parent
     system = f"/usr/include/{os.uname().machine}-linux-gnu"
-    for name in loader.OBJECTS:
+    for name in (*loader.OBJECTS, *loader.OPTIONAL):
         source, raw = directory / f"{name}.c", directory / f"{name}.raw"
         source.write_text(SOURCE % name.removesuffix(".o"))
         flags = ["-target", "bpf", "-O2", "-g", f"-I{headers}", f"-I{system}"]
@@ -69,11 +70,12 @@ def test_load_pins_every_map_and_program(pins: Pins, objects: Path, lock: Path) 
     """Maps of the specified layout and the programs of both objects are pinned, with the constants given."""
     assert loader.load(pins, objects, CONFIG, {"pods": 17}, lock)
     for name, spec in abi.MAPS.items():
-        fd = pins.open_map(name)
-        info = syscall.map_info(fd)
-        os.close(fd)
-        assert (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
-        assert info.max_entries == (17 if name == "pods" else spec.max_entries)
+        opened = pins.open_shards(name) if spec.shards else [pins.open_map(name)]
+        for fd in opened:
+            info = syscall.map_info(fd)
+            os.close(fd)
+            assert (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
+            assert info.max_entries == (17 if name == "pods" else spec.max_entries // len(opened))
     assert (verdict(pins, "tc"), verdict(pins, "cgroup")) == (7, 7)
 
 
@@ -127,7 +129,7 @@ def test_load_after_a_killed_load_repairs_it(pins: Pins, objects: Path, lock: Pa
 def test_load_on_map_of_another_layout_is_refused(pins: Pins, objects: Path, lock: Path) -> None:
     """A pinned map with other sizes is named, with what removes it, and nothing is loaded."""
     pins.maps.mkdir(parents=True)
-    fd = syscall.map_create(HASH, 8, 8, 4, 0, "pods")
+    fd = syscall.map_create(MapInfo(HASH, 0, 8, 8, 4, 0), "pods")
     syscall.obj_pin(fd, pins.map("pods"))
     os.close(fd)
     with pytest.raises(LayoutError, match=r"maps/pods has another layout .*calico-ebpf uninstall"):
@@ -152,7 +154,7 @@ def test_load_of_refused_program_keeps_the_one_before(pins: Pins, objects: Path,
     loader.load(pins, objects, CONFIG, {}, lock)
     broken = tmp_path / "broken"
     broken.mkdir()
-    for name in loader.OBJECTS:
+    for name in (*loader.OBJECTS, *loader.OPTIONAL):
         image = (objects / name).read_bytes()
         (broken / name).write_bytes(image.replace(b"classifier", b"unheardof!"))
     with pytest.raises(BpftoolError):

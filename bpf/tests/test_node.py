@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from bpf import loader, node
+from bpf import features, loader, node
 from bpf.abi import ConnectTime
 from bpf.errors import KernelError
 from bpf.settings import Settings
@@ -110,3 +110,19 @@ def test_config_has_seconds_as_nanoseconds(setting: str, expected: ConnectTime) 
     config = node.config(Settings(tcp_new_s=7, udp_established_s=9, connect_time=setting))
     assert (config.tcp_new_ns, config.udp_established_ns) == (7 * 10**9, 9 * 10**9)
     assert config.connect_time == expected
+
+
+@pytest.mark.parametrize(("masquerade", "count"), [("all", 100), ("ipv4", 100), ("off", 0)])
+def test_config_has_no_ports_without_masquerade(masquerade: str, count: int) -> None:
+    """The programs then leave what goes out of the cluster to the host's stack."""
+    config = node.config(Settings(masquerade=masquerade, masquerade_port_min=50000, masquerade_ports=100))
+    assert (config.masquerade_port_min, config.masquerade_port_count) == (50000, count)
+
+
+@pytest.mark.parametrize(("kernel", "expected"), [((5, 10), 0), ((5, 11), 1)])
+def test_config_has_the_coarse_clock_where_the_kernel_has(
+    monkeypatch: pytest.MonkeyPatch, kernel: tuple[int, int], expected: int
+) -> None:
+    """Before, the programs read the exact one."""
+    monkeypatch.setattr(features, "kernel", lambda: (kernel, ""))
+    assert node.config(Settings()).coarse_clock == expected

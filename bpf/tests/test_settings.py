@@ -110,6 +110,8 @@ def test_load_of_empty_file_gives_defaults(file: Path, text: str) -> None:
         ("- flows_max\n", r":1: expected a mapping"),
         ("flows_max: [1\n", r"line 2"),
         ("? [a]\n: 1\n", r":1: unknown setting"),
+        ("log_level: info\nmasquerade_port_min: 50000\n", r":2: masquerade_port_min: the last port would be 69999"),
+        ("masquerade_port_min: 60000\nmasquerade_ports: 5537\n", r":2: masquerade_ports: the last port would be 65536"),
     ],
 )
 def test_load_of_wrong_file_names_file_and_line(file: Path, text: str, message: str) -> None:

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 
 from bpf import syscall
+from bpf.syscall import MapInfo
 
 pytestmark = pytest.mark.root
 
-HASH, LRU_HASH = 1, 9
+HASH, LRU_HASH, ARRAY_OF_MAPS = 1, 9, 12
 
 
 @pytest.fixture
 def table() -> Iterator[int]:
     """A hash map of four-byte keys and eight-byte values that takes two entries."""
-    fd = syscall.map_create(HASH, 4, 8, 2, 0, "test")
+    fd = syscall.map_create(MapInfo(HASH, 0, 4, 8, 2, 0), "test")
     yield fd
     os.close(fd)
 
@@ -30,10 +31,24 @@ def test_map_create_makes_what_map_info_tells(table: int) -> None:
     assert info.map_id > 0
 
 
+def test_array_of_maps_gives_back_the_maps_in_it(table: int) -> None:
+    """What an array of maps holds under an index is opened by its id."""
+    array = syscall.map_create(MapInfo(ARRAY_OF_MAPS, 0, 4, 4, 2, 0), "array", inner_fd=table)
+    syscall.map_update(array, bytes(4), table.to_bytes(4, "little"))
+    found = syscall.map_lookup(array, bytes(4), 4)
+    assert found
+    inner = syscall.map_by_id(int.from_bytes(found, "little"))
+    try:
+        assert syscall.map_info(inner) == syscall.map_info(table)
+    finally:
+        os.close(inner)
+        os.close(array)
+
+
 def test_map_create_refused_names_the_map() -> None:
     """What the kernel refuses is an OSError that says of which map."""
     with pytest.raises(OSError, match="creating map broken"):
-        syscall.map_create(HASH, 0, 8, 2, 0, "broken")
+        syscall.map_create(MapInfo(HASH, 0, 0, 8, 2, 0), "broken")
 
 
 def test_map_lookup_of_missing_key_is_none(table: int) -> None:
@@ -70,7 +85,7 @@ def test_map_update_refused_keeps_the_errno(table: int, key: bytes, flags: int, 
 @pytest.mark.parametrize("count", [0, 1, 20_000])
 def test_map_entries_reads_every_entry_once(map_type: int, count: int) -> None:
     """Batched reading gives each entry once, over as many batches as it takes."""
-    fd = syscall.map_create(map_type, 4, 8, 1 << 16, 0, "test")
+    fd = syscall.map_create(MapInfo(map_type, 0, 4, 8, 1 << 16, 0), "test")
     try:
         expected = {index.to_bytes(4, "little"): index.to_bytes(8, "big") for index in range(count)}
         for key, value in expected.items():
@@ -85,7 +100,7 @@ def test_map_entries_reads_every_entry_once(map_type: int, count: int) -> None:
 def test_map_entries_grows_for_a_bucket_larger_than_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel answers buckets whole: where one does not fit, more is asked for."""
     monkeypatch.setattr(syscall, "BATCH_ENTRIES", 1)
-    fd = syscall.map_create(HASH, 4, 8, 512, 0, "test")
+    fd = syscall.map_create(MapInfo(HASH, 0, 4, 8, 512, 0), "test")
     try:
         for index in range(512):
             syscall.map_update(fd, index.to_bytes(4, "little"), bytes(8))

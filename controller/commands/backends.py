@@ -58,6 +58,6 @@ def backends(
 def command(settings: Settings, output: str) -> None:
     """Backends, with the services that use them and the live flows that they carry."""
     pins = node.pins(settings)
-    tracked = live(entries(pins, "flows"), node.config(settings), time.monotonic_ns())
-    counts = Counter(flow.backend_id for _, flow in tracked)
+    tracked = live(entries(pins, "flows"), time.monotonic_ns())
+    counts = Counter(entry.flow.backend_id for entry in tracked)
     show(output, backends(entries(pins, "backends"), entries(pins, "slots"), counts), COLUMNS)

@@ -6,8 +6,11 @@ from pathlib import Path
 
 from bpf.address import packed
 from bpf.settings import Settings
-from controller.commands import daemons, links
+from controller import nodes
+from controller import sysctl as reserved_ports
+from controller.commands import daemons, handovers, links
 from controller.commands.checks import Check, Verdict, check, sysctl
+from controller.network import HANDOVER_FILE
 from controller.nodes import overlay_bytes
 from controller.routes import Device
 
@@ -28,6 +31,8 @@ def network_checks(settings: Settings) -> Iterator[Check]:
     yield _rp_filter(devices)
     yield _mtu(devices, snapshot.overlay() is not None, settings)
     yield _attached(devices)
+    yield _handover(settings)
+    yield _reserved_ports(settings)
     yield from _kube_proxy(settings)
 
 
@@ -80,6 +85,28 @@ def _attached(devices: Sequence[Device]) -> Check:
     bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"
     return check("programs", not bare, seen, "start the controller, which attaches them", Verdict.WARN)
+
+
+def _handover(settings: Settings) -> Check:
+    """A tunnel is no fault, but where layer 2 was hoped for, it is worth a look."""
+    report = daemons.report(settings, HANDOVER_FILE)
+    seen = "; ".join(handovers.lines(report)) or "not known yet: the controller has left no handover.json"
+    silent = any(why == nodes.SILENT for _, why in handovers.grouped(report))
+    advice = (
+        "see whether the controller runs there; if so, the network drops frames with foreign addresses, and VXLAN is "
+        "right: set handover to vxlan"
+    )
+    return check("handover", not silent, seen, advice, Verdict.WARN)
+
+
+def _reserved_ports(settings: Settings) -> Check:
+    if settings.masquerade == "off":
+        return Check("masquerade", Verdict.OK, "off")
+    reserved = reserved_ports.parse_ports(sysctl(reserved_ports.RESERVED))
+    first, last = settings.masquerade_port_min, settings.masquerade_port_min + settings.masquerade_ports - 1
+    missing = set(range(first, last + 1)) - reserved
+    seen = f"{settings.masquerade}, ports {first}-{last}" + (f", {len(missing)} not reserved" if missing else "")
+    return check("masquerade", not missing, seen, "the controller reserves them: see whether it runs", Verdict.WARN)
 
 
 def _kube_proxy(settings: Settings) -> Iterator[Check]:

@@ -11,7 +11,8 @@ from bpf import abi, address, bpftool, syscall
 from bpf.errors import KernelError
 from bpf.loader import Pins
 
-HASH, LRU_HASH = 1, 9
+LRU_HASH = 9
+HASHES = (1, LRU_HASH)
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -22,15 +23,25 @@ def raw_entries(pins: Pins, name: str) -> Iterable[tuple[bytes, bytes]]:
         NotLoadedError: it is not there.
     """
     spec = abi.MAPS[name]
-    fd = pins.open_map(name)
+    opened = pins.open_shards(name) if spec.shards else [pins.open_map(name)]
     try:
-        if spec.map_type not in (HASH, LRU_HASH):
+        if spec.map_type not in HASHES:
             return list(bpftool.dump(pins.map(name)))
-        return list(syscall.map_entries(fd, spec.key_size, spec.value_size))
+        return [entry for fd in opened for entry in syscall.map_entries(fd, spec.key_size, spec.value_size)]
     except OSError as error:
         raise KernelError(f"reading {pins.map(name)}: {error}") from error
     finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def max_entries(pins: Pins, name: str) -> int:
+    """How many entries a pinned map takes, all shards together. Raises NotLoadedError."""
+    opened = pins.open_shards(name) if abi.MAPS[name].shards else [pins.open_map(name)]
+    sizes = [syscall.map_info(fd).max_entries for fd in opened]
+    for fd in opened:
         os.close(fd)
+    return sum(sizes)
 
 
 def entries(pins: Pins, name: str) -> list[tuple[Any, Any]]:

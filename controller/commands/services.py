@@ -13,6 +13,8 @@ from controller.commands.options import ADDRESS, output_flag
 from controller.commands.output import show_json, table
 from controller.commands.reading import endpoint, entries, protocol_name
 
+NODE_PORT = {"0.0.0.0": "any-node", "::": "[any-node]"}
+
 
 class Target(NamedTuple):
     """A slot of a service; address and port are empty where the backend that it names is missing."""
@@ -20,6 +22,7 @@ class Target(NamedTuple):
     backend_id: int
     address: str
     port: int
+    local: bool
 
 
 class Frontend(NamedTuple):
@@ -39,7 +42,7 @@ def frontends(
     """What the three maps say, in the order of addresses, ports and protocols."""
     found = []
     for key, value in sorted(keys):
-        targets = tuple(_target(slots, backends, value.service_id, slot) for slot in range(value.slot_count))
+        targets = tuple(_target(slots, backends, value, slot) for slot in range(value.slot_count))
         flags = tuple(flag.name.lower() for flag in abi.FrontendFlag if value.flags & flag and flag.name)
         name = protocol_name(key.protocol)
         found.append(Frontend(address.text(key.address), key.port, name, value.service_id, flags, targets))
@@ -49,15 +52,16 @@ def frontends(
 def _target(
     slots: Mapping[abi.SlotKey, abi.Slot],
     backends: Mapping[abi.BackendKey, abi.Backend],
-    service_id: int,
+    frontend: abi.Frontend,
     index: int,
 ) -> Target:
-    slot = slots.get(abi.SlotKey(service_id, index))
+    slot = slots.get(abi.SlotKey(frontend.service_id, index))
+    local = index < frontend.local_count
     backend_id = slot.backend_id if slot else 0
     backend = backends.get(abi.BackendKey(backend_id))
     if not backend:
-        return Target(backend_id, "", 0)
-    return Target(backend_id, address.text(backend.address), backend.port)
+        return Target(backend_id, "", 0, local)
+    return Target(backend_id, address.text(backend.address), backend.port, local)
 
 
 def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
@@ -65,16 +69,23 @@ def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
     lines: list[Sequence[str]] = []
     for front in found:
         texts = [_target_text(target) for target in front.backends] or ["none: refused"]
-        packed = address.packed(front.address)
-        first = (endpoint(packed, front.port), front.protocol, str(front.service_id), ",".join(front.flags))
+        first = (_frontend_text(front), front.protocol, str(front.service_id), ",".join(front.flags))
         lines += [(*(first if not index else ("", "", "", "")), text) for index, text in enumerate(texts)]
     return lines
+
+
+def _frontend_text(front: Frontend) -> str:
+    """A NodePort stands under the unspecified address."""
+    if front.address in NODE_PORT:
+        return f"{NODE_PORT[front.address]}:{front.port}"
+    return endpoint(address.packed(front.address), front.port)
 
 
 def _target_text(target: Target) -> str:
     if not target.address:
         return f"missing: backend {target.backend_id}"
-    return endpoint(address.packed(target.address), target.port)
+    text = endpoint(address.packed(target.address), target.port)
+    return f"{text} here" if target.local else text
 
 
 def as_json(front: Frontend) -> dict[str, object]:
@@ -88,7 +99,9 @@ def as_json(front: Frontend) -> dict[str, object]:
 def command(settings: Settings, wanted: bytes | None, output: str) -> None:
     """Frontends, and the backends behind them.
 
-    A frontend without backends refuses its clients. SERVICE is the number under which its slots are kept.
+    A NodePort is shown as any node's. Backends on this node are marked `here`: under `local`, which stands for
+    externalTrafficPolicy Local, clients outside reach those alone. A frontend without backends refuses its clients.
+    SERVICE is the number under which its slots are kept.
     """
     pins = node.pins(settings)
     found = frontends(entries(pins, "frontends"), dict(entries(pins, "slots")), dict(entries(pins, "backends")))

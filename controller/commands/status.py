@@ -14,10 +14,11 @@ from bpf.abi import MAPS
 from bpf.cli import settings_flags
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller.commands import daemons, drops, links, sizes
+from controller.commands import daemons, drops, handovers, links, sizes
 from controller.commands.options import output_flag
 from controller.commands.output import duration, show_json, table
-from controller.commands.reading import LRU_HASH, raw_entries
+from controller.commands.reading import LRU_HASH, max_entries, raw_entries
+from controller.network import HANDOVER_FILE
 
 # From here on a map is said to be nearly full.
 FULL_SHARE = 0.9
@@ -43,6 +44,7 @@ def collect(settings: Settings) -> dict[str, Any]:
         "daemons": [daemon._asdict() for daemon in daemons.daemons(settings)],
         "health": health(settings),
         "controller": daemons.report(settings, "controller.json"),
+        "handover": daemons.report(settings, HANDOVER_FILE),
         "maps": fill_levels(pins) if loaded else [],
         "counters": drops.read_counters(pins) if loaded else {},
         "sizes": sizes.differences(settings),
@@ -64,7 +66,7 @@ def fill_levels(pins: Pins) -> list[dict[str, Any]]:
     levels = []
     for name in COUNTED:
         entries = sum(1 for _ in raw_entries(pins, name))
-        levels.append({"name": name, "entries": entries, "max_entries": sizes.max_entries(pins, name)})
+        levels.append({"name": name, "entries": entries, "max_entries": max_entries(pins, name)})
     return levels
 
 
@@ -105,6 +107,7 @@ def describe(found: dict[str, Any]) -> list[str]:
         answered = found["health"]["status"] or "no answer"
         lines += [f"health at {found['health']['address']}: {answered} {found['health']['answer']}"]
     lines += controller_lines(found["controller"])
+    lines += [f"outside clients: {line}" for line in handovers.lines(found["handover"])]
     attached = [(device, ", ".join(hooks)) for device, hooks in found["attached"].items()]
     attached.append(("cgroup", ", ".join(found["cgroup"]) or "nothing"))
     lines += ["", *table(("DEVICE", "PROGRAMS"), attached)]

@@ -124,6 +124,9 @@ def _sysctls(settings: Settings) -> Iterator[Step]:
         if path.exists():
             path.write_text(f"{value}\n")
             yield Step(f"restored {name} to {value}")
+    left = sysctl.release_ports(settings.state_dir)
+    if left is not None:
+        yield Step(f"restored {sysctl.RESERVED} to {left or 'nothing'}")
 
 
 def _directories(settings: Settings) -> Iterator[Step]:

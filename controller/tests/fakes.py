@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from bpf.abi import MAPS
 from bpf.errors import BatchError, BpftoolError
 from controller.maps import Op
+from controller.mirror import NETWORK_MAPS
 from controller.tests.objects import served
 
-NAMES = ("state", "frontends", "slots", "backends", "remotes")
+NAMES = ("state", "frontends", "slots", "backends", *NETWORK_MAPS)
 
 
 class FakeMaps:

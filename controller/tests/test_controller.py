@@ -13,6 +13,7 @@ from bpf.settings import Settings
 from controller.controller import Audited, Controller, Signal
 from controller.dataplane import Dataplane
 from controller.metrics import Metrics
+from controller.mirror import NETWORK_MAPS
 from controller.model import Kind, Node
 from controller.network import NodeNetwork
 from controller.source import Event, Post, Problem, Problems, Synced
@@ -37,7 +38,7 @@ class FakeNetwork:
     """A network in which everything succeeds at once; counts its syncs."""
 
     def __init__(self) -> None:
-        self.remotes: dict[bytes, bytes] | None = None
+        self.entries: dict[str, dict[bytes, bytes]] | None = None
         self.problems: list[Problem] = []
         self.failed = False
         self.eligible = True
@@ -46,7 +47,8 @@ class FakeNetwork:
 
     def set_node(self, name: str, found: Node | None) -> bool:
         self.nodes[name] = found
-        self.remotes = {bytes(20): bytes(24)} if found else {}
+        remotes = {bytes(20): bytes(32)} if found else {}
+        self.entries = {**{name: {} for name in NETWORK_MAPS}, "remotes": remotes}
         self.eligible = found is not None
         return True
 
@@ -117,7 +119,7 @@ OTHER_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.2"
 @pytest.mark.parametrize("missing", list(Kind))
 def test_nothing_is_written_until_every_kind_is_listed(rig: Rig, missing: Kind) -> None:
     """One list that is late must not make another one's objects look gone."""
-    rig.maps.maps["frontends"][bytes(20)] = bytes(12)
+    rig.maps.maps["frontends"][bytes(20)] = bytes(16)
     rig.tell(WEB, *(Synced(kind) for kind in Kind if kind != missing))
     rig.wait(100)
     assert rig.maps.written == 0
@@ -296,12 +298,12 @@ def test_network_is_synced_when_nodes_or_devices_change(rig: Rig) -> None:
 
 def test_remotes_stay_while_the_network_cannot_be_read(rig: Rig) -> None:
     """A restart whose first look at devices fails must not cut this node off from the others."""
-    rig.maps.maps["remotes"][bytes(20)] = bytes(24)
+    rig.maps.maps["remotes"][bytes(20)] = bytes(32)
     rig.network.failed = True
     rig.tell(WEB, *LISTED)
     assert list(rig.served()) == ["198.51.100.1:80/6"]
     assert rig.maps.maps["remotes"]
     rig.network.failed = False
-    rig.network.remotes = {}
+    rig.network.entries = {name: {} for name in NETWORK_MAPS}
     rig.wait(60)
     assert not rig.maps.maps["remotes"]

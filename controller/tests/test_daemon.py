@@ -154,7 +154,7 @@ def test_stopped_and_started_again_leaves_and_takes_over_everything(rig: Rig, nu
     rig.start()
     assert rig.in_force() == before
     assert len(rig.logged("synced")) == 1, "the second start wrote to the maps"
-    assert len(rig.logged("program-attached")) == 2, "the second start attached again"
+    assert len(rig.logged("program-attached")) == 4, "the second start attached again"
 
 
 def test_changes_made_while_away_are_applied(rig: Rig) -> None:

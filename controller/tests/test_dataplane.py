@@ -9,12 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpf.abi import BackendKey, Slot, SlotKey
+from bpf.abi import Backend, BackendKey, Frontend, Slot, SlotKey
+from bpf.address import packed
 from bpf.errors import BpftoolError
 from controller.dataplane import Dataplane
 from controller.maps import Op
+from controller.mirror import NETWORK_MAPS
 from controller.plan import arrange
-from controller.services import ServiceTracker
+from controller.services import Rules, ServiceTracker
 from controller.source import Changed
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import (
@@ -28,8 +30,10 @@ from controller.tests.objects import (
     service,
 )
 
+RULES = Rules("own")
 SERVICES = ("mail", "news", "web")
 PODS = tuple(f"203.0.113.{number}" for number in range(1, 6))
+LOCAL_PODS = {packed(pod) for pod in PODS[:3]}
 
 
 class Rig:
@@ -41,9 +45,9 @@ class Rig:
         self._begin()
 
     def _begin(self) -> None:
-        self.tracker = ServiceTracker()
+        self.tracker = ServiceTracker(RULES)
         self.dataplane = Dataplane(self.maps)
-        self.dataplane.set_remotes({})
+        self.dataplane.set_network({name: {} for name in NETWORK_MAPS})
 
     def apply(self, event: Changed) -> None:
         self.objects[event.kind, event.key] = event
@@ -84,7 +88,11 @@ def _services() -> st.SearchStrategy[Changed]:
 
 def _slices() -> st.SearchStrategy[Changed]:
     endpoints = st.lists(
-        st.builds(lambda address, ready: endpoint(address, ready=ready), st.sampled_from(PODS), st.booleans()),
+        st.builds(
+            lambda address, ready: {**_on_its_node(address), "conditions": {"ready": ready}},
+            st.sampled_from(PODS),
+            st.booleans(),
+        ),
         max_size=4,
     )
     ports = st.lists(st.sampled_from([80, 443]), max_size=2, unique=True)
@@ -216,14 +224,48 @@ def test_full_map_serves_what_fits_and_the_rest_once_there_is_room(
     assert served(maps.maps) == wanted
 
 
-@given(st.lists(st.integers(1, 9), unique=True), st.lists(st.integers(1, 9), unique=True))
-def test_arrange_keeps_what_stays_in_its_slot(current: list[int], wanted: list[int]) -> None:
-    """The result holds exactly what is wanted, and writes no slot that could have stayed."""
-    slots = arrange(current, wanted)
-    assert sorted(slots) == sorted(wanted)
+@given(st.lists(st.integers(1, 9), unique=True), st.lists(st.integers(1, 9), unique=True), st.integers(0, 9))
+def test_arrange_keeps_what_stays_in_its_slot(current: list[int], wanted: list[int], border: int) -> None:
+    """The result holds exactly what is wanted, local ones first, and writes no slot that could have stayed."""
+    local, others = wanted[:border], wanted[border:]
+    slots = arrange(current, local, others)
+    assert sorted(slots[: len(local)]) == sorted(local)
+    assert sorted(slots[len(local) :]) == sorted(others)
     for index, backend_id in enumerate(current[: len(slots)]):
-        if backend_id in wanted:
+        if backend_id in (local if index < len(local) else others):
             assert slots[index] == backend_id
+
+
+class JudgedMaps(FakeMaps):
+    """Also judges, after each single write, that a frontend's local slots lead to backends of this node alone."""
+
+    def _run(self, op: Op) -> None:
+        super()._run(op)
+        for frontend in map(Frontend.unpack, self.maps["frontends"].values()):
+            assert frontend.local_count <= frontend.slot_count
+            for index in range(frontend.local_count):
+                slot = Slot.unpack(self.maps["slots"][SlotKey(frontend.service_id, index).pack()])
+                backend = Backend.unpack(self.maps["backends"][BackendKey(slot.backend_id).pack()])
+                assert backend.address in LOCAL_PODS
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.sets(st.sampled_from(PODS)), min_size=1, max_size=8))
+def test_local_slots_lead_to_local_backends_at_every_step(histories: list[set[str]]) -> None:
+    """However a Service's endpoints come and go, no local slot is unfilled or another node's, and all are counted."""
+    rig = Rig(JudgedMaps())
+    rig.apply(changed(decoded_service(service())))
+    for pods in histories:
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", [_on_its_node(pod) for pod in sorted(pods)]))))
+        rig.sync()
+        (value,) = rig.maps.maps["frontends"].values()
+        frontend = Frontend.unpack(value)
+        assert frontend.slot_count == len(pods)
+        assert frontend.local_count == sum(packed(pod) in LOCAL_PODS for pod in pods)
+
+
+def _on_its_node(pod: str) -> dict[str, object]:
+    return {**endpoint(pod), "nodeName": "own" if packed(pod) in LOCAL_PODS else "other"}
 
 
 def _rig_with(addresses: Iterable[str]) -> Rig:
@@ -261,10 +303,11 @@ def test_drift_in_every_map_is_counted_and_repaired() -> None:
     maps["slots"][SlotKey(slot.service_id, 9_000_000).pack()] = Slot(1).pack()
     maps["slots"][SlotKey(4711, 0).pack()] = Slot(4711).pack()
     maps["backends"][BackendKey(4711).pack()] = bytes(20)
-    maps["frontends"][bytes(20)] = bytes(12)
-    maps["remotes"][bytes(20)] = bytes(24)
+    maps["frontends"][bytes(20)] = bytes(16)
+    maps["remotes"][bytes(20)] = bytes(32)
+    maps["peers"][bytes(8)] = bytes(16)
     rig.dataplane.record()
-    assert rig.dataplane.audit(rig.dataplane.read_back()) == 6
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 7
     rig.sync()
     assert served(maps) == served(before)
     assert maps["remotes"] == before["remotes"]
@@ -369,7 +412,9 @@ def test_ids_after_a_restart_are_new() -> None:
 def test_remotes_full_keep_what_fits() -> None:
     """A remotes map that is too small holds what it can, and says so."""
     dataplane = Dataplane(FakeMaps(remotes=2))
-    dataplane.set_remotes({bytes([number]) * 20: bytes(24) for number in range(3)})
+    entries: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
+    entries["remotes"] = {bytes([number]) * 20: bytes(32) for number in range(3)}
+    dataplane.set_network(entries)
     dataplane.sync()
-    assert dataplane.remotes_short
+    assert dataplane.network_short == {"remotes"}
     assert dataplane.sizes()["remotes"] == (2, 2)

@@ -10,9 +10,10 @@ from bpf import bpftool, syscall
 from bpf.abi import MAPS
 from bpf.errors import BatchError, BpftoolError, NotLoadedError
 from bpf.loader import Pins
+from bpf.syscall import MapInfo
 from controller.dataplane import Dataplane
 from controller.maps import Op, PinnedMaps
-from controller.services import compile_service
+from controller.services import Rules, compile_service
 from controller.tests.fakes import NAMES
 from controller.tests.objects import decoded_service, decoded_slice, endpoint, endpoint_slice, served, service
 
@@ -26,7 +27,8 @@ def _made(bpffs: Path, **sizes: int) -> PinnedMaps:
     for name in NAMES:
         spec = MAPS[name]
         entries = sizes.get(name, spec.max_entries)
-        fd = syscall.map_create(spec.map_type, spec.key_size, spec.value_size, entries, spec.map_flags, name)
+        shape = MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags)
+        fd = syscall.map_create(shape, name)
         syscall.obj_pin(fd, pins.map(name))
         os.close(fd)
     return PinnedMaps(pins)
@@ -63,7 +65,7 @@ def test_read_of_a_small_map_and_of_a_trie(bpffs: Path) -> None:
     maps = _made(bpffs, backends=16)
     maps.write(_backends(1, 16))
     assert len(maps.read("backends")) == 16
-    remote = Op("remotes", (96).to_bytes(4, "little") + bytes(16), bytes(24))
+    remote = Op("remotes", (96).to_bytes(4, "little") + bytes(16), bytes(32))
     maps.write([remote])
     assert maps.read("remotes") == {remote.key: remote.value}
 
@@ -100,6 +102,7 @@ def _set(dataplane: Dataplane, addresses: list[str]) -> None:
     compiled = compile_service(
         decoded_service(service()),
         [decoded_slice(endpoint_slice("s1", [endpoint(address) for address in addresses]))],
+        Rules("own"),
     )
     dataplane.set_service(("shop", "web"), compiled.pools)
 

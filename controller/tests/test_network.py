@@ -2,9 +2,10 @@
 """The node's own network, in a network namespace of the test's own, with the real programs."""
 
 import ctypes
+import dataclasses
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 
 from bpf import bpftool, node
-from bpf.abi import Remote
+from bpf.abi import Node as NodeEntry
+from bpf.abi import NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
+from bpf.address import packed, text
 from bpf.settings import Settings
 from controller import monitor
 from controller.network import NodeNetwork
+from controller.peers import State, Target
 from controller.routes import Netlink
 from controller.tests.objects import decoded_node
 from controller.tests.objects import node as manifest
@@ -34,11 +38,26 @@ def _unshare() -> None:
         raise OSError(ctypes.get_errno(), "unshare")
 
 
+class FakePeers:
+    """What is known of the other nodes at layer 2, as a test says."""
+
+    def __init__(self) -> None:
+        self.watched: dict[bytes, Target] = {}
+        self.known = State({}, frozenset())
+
+    def watch(self, targets: Mapping[bytes, Target]) -> None:
+        self.watched = dict(targets)
+
+    def state(self) -> State:
+        return self.known
+
+
 class Rig:
     """A node with one underlay device `up0`, in a thread that has a network namespace to itself."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.peers = FakePeers()
         self._thread = ThreadPoolExecutor(1, initializer=_unshare)
 
     def run(self, work: Callable[[], Any]) -> Any:
@@ -49,7 +68,7 @@ class Rig:
 
         def work() -> None:
             node.load_datapath(self.settings)
-            self.network = NodeNetwork(self.settings, node.pins(self.settings), Netlink())
+            self.network = NodeNetwork(self.settings, node.pins(self.settings), Netlink(), self.peers)
 
         self.run(work)
 
@@ -62,6 +81,10 @@ class Rig:
         self.network.forget()
         while self.run(lambda: self.network.sync(listed)):
             assert not self.network.failed, self.network.problems
+
+    def entries(self) -> dict[str, dict[bytes, bytes]]:
+        assert self.network.entries is not None
+        return self.network.entries
 
     def hooks(self) -> dict[str, set[str]]:
         """Device -> our hooks."""
@@ -93,7 +116,12 @@ def _make_device() -> None:
 @pytest.fixture
 def rig(tmp_path: Path, bpffs: Path) -> Iterator[Rig]:
     settings = Settings(
-        node_name="own", run_dir=tmp_path / "run", state_dir=tmp_path / "state", bpffs=bpffs, connect_time="off"
+        node_name="own",
+        run_dir=tmp_path / "run",
+        state_dir=tmp_path / "state",
+        bpffs=bpffs,
+        connect_time="off",
+        handover="l2",
     )
     made = Rig(settings)
     try:
@@ -122,7 +150,7 @@ def test_sync_attaches_routes_and_tells_the_plugin(rig: Rig) -> None:
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV}
     assert rig.routes() == NEAR_ROUTES
-    assert len(rig.network.remotes or {}) == 4
+    assert len(rig.entries()["remotes"]) == 4
     assert not rig.network.problems
     told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
     assert told == {
@@ -213,7 +241,7 @@ def test_node_by_another_name_is_not_taken_for_remote(rig: Rig) -> None:
     rig.nodes(OWN | {"metadata": {"name": "own.example"}}, NEAR)
     rig.sync()
     assert not any(route.startswith(("10.244.0.", "fd00:10:244::")) for route in rig.routes())
-    assert len(rig.network.remotes or {}) == 4
+    assert len(rig.entries()["remotes"]) == 4
     assert sorted(problem.subject for problem in rig.network.problems) == ["Node own.example", "this node"]
 
 
@@ -306,7 +334,8 @@ def test_programs_loaded_anew_replace_those_attached(rig: Rig) -> None:
     before = {item["id"] for item in rig.run(bpftool.filters)}
     rig.settings = Settings(
         **{
-            name: getattr(rig.settings, name) for name in ("node_name", "run_dir", "state_dir", "bpffs", "connect_time")
+            name: getattr(rig.settings, name)
+            for name in ("node_name", "run_dir", "state_dir", "bpffs", "connect_time", "handover")
         },
         tcp_new_s=61,
     )
@@ -322,4 +351,64 @@ def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:
     rig.nodes(OWN, NEAR)
     rig.sync()
     (line,) = rig.ip("-o", "link", "show", "up0")
-    assert {Remote.unpack(value).ifindex for value in (rig.network.remotes or {}).values()} == {int(line.split(":")[0])}
+    assert {Remote.unpack(value).ifindex for value in rig.entries()["remotes"].values()} == {int(line.split(":")[0])}
+
+
+def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
+    """Addresses of all nodes, MACs of those on-link, and the address under which pods leave."""
+    rig.peers.known = State({packed("192.0.2.2"): b"\2\0\0\0\0\2"}, frozenset())
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    (line,) = rig.ip("-o", "link", "show", "up0")
+    ifindex = int(line.split(":")[0])
+    entries = rig.entries()
+    own = {text(key) for key, value in entries["nodes"].items() if value == NodeEntry(NodeFlag.OWN).pack()}
+    assert own == {"127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"}
+    assert {text(key) for key in entries["nodes"]} - own == {"192.0.2.2", "2001:db8::2"}
+    assert entries["peers"] == {PeerKey(b"\2\0\0\0\0\2").pack(): Peer(packed("192.0.2.2")).pack()}
+    assert entries["underlays"] == {
+        UnderlayKey(ifindex).pack(): Underlay(packed("192.0.2.1"), packed("2001:db8::1")).pack()
+    }
+    assert {text(address): text(target.source) for address, target in rig.peers.watched.items()} == {
+        "192.0.2.2": "192.0.2.1",
+        "2001:db8::2": "2001:db8::1",
+    }
+    assert {(target.ifindex, target.device) for target in rig.peers.watched.values()} == {(ifindex, "up0")}
+
+
+def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> None:
+    """Each address by itself; what is in force is told, with the reason."""
+
+    def told() -> dict[str, tuple[str, str]]:
+        found = json.loads((rig.settings.run_dir / "handover.json").read_bytes())
+        assert (found["handover"], found["return_path"]) == ("auto", "entry")
+        return {one["address"]: (one["way"], one["why"]) for one in found["nodes"]}
+
+    def tunnelled() -> set[str]:
+        return {
+            text(RemoteKey.unpack(key).address)
+            for key, value in rig.entries()["remotes"].items()
+            if Remote.unpack(value).flags & RemoteFlag.TUNNEL_HANDOVER
+        }
+
+    rig.settings = dataclasses.replace(rig.settings, handover="auto")
+    rig.begin()
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+    assert set(told().values()) == {("vxlan", "has not answered the probe")}
+    assert tunnelled() == {"192.0.2.2", "2001:db8::2", "10.244.1.0", "fd00:10:244:1::"}
+    rig.peers.known = State({}, frozenset({packed("192.0.2.2")}))
+    rig.sync()
+    assert told()["192.0.2.2"] == ("l2", "has answered the probe")
+    assert tunnelled() == {"2001:db8::2", "fd00:10:244:1::"}
+    assert rig.routes() == NEAR_ROUTES, "pods' own packets need no tunnel"
+
+
+def test_ports_of_masquerade_are_reserved(rig: Rig) -> None:
+    """In the node's own network namespace."""
+    rig.nodes(OWN)
+    rig.sync()
+    path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
+    assert rig.run(path.read_text).strip() == "40000-59999"
+    assert json.loads((rig.settings.state_dir / "reserved-ports.json").read_bytes())["before"] == ""

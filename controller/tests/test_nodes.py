@@ -3,9 +3,24 @@
 
 import pytest
 
-from bpf.abi import Remote, RemoteFlag, RemoteKey
+from bpf.abi import Node, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
 from bpf.address import packed, text
-from controller.nodes import Hop, Network, NodeFacts, Ways, facts, is_pod_link, merged, pod_mtu, underlay, ways
+from controller.nodes import (
+    Hop,
+    Network,
+    NodeFacts,
+    Steering,
+    Ways,
+    facts,
+    is_pod_link,
+    merged,
+    node_entries,
+    peer_entries,
+    pod_mtu,
+    underlay,
+    underlay_entries,
+    ways,
+)
 from controller.tests.objects import decoded_node, node
 
 ETH, OVERLAY = 4, 9
@@ -40,7 +55,8 @@ def _shown(found: Ways) -> dict[str, str]:
     for key, value in found.remotes.items():
         prefix, remote = RemoteKey.unpack(key), Remote.unpack(value)
         tunnelled = bool(remote.flags & RemoteFlag.OVERLAY)
-        assert remote.ifindex == (OVERLAY if tunnelled else ETH)
+        assert remote.ifindex == ETH
+        assert remote.overlay_ifindex in (0, OVERLAY)
         length = prefix.prefix_bits - (96 if prefix.address.startswith(bytes(10) + b"\xff\xff") else 0)
         shown[f"{text(prefix.address)}/{length}"] = f"{'overlay' if tunnelled else 'plain'} {text(remote.next_hop)}"
     return shown
@@ -50,15 +66,15 @@ def _shown(found: Ways) -> dict[str, str]:
     ("encapsulation", "address", "host", "pods"),
     [
         pytest.param("auto", "192.0.2.2", "plain 192.0.2.2", "plain 192.0.2.2", id="on-link in auto"),
-        pytest.param("auto", "198.51.100.2", "plain 192.0.2.254", "overlay 198.51.100.2", id="routed in auto"),
+        pytest.param("auto", "198.51.100.2", "overlay 198.51.100.2", "overlay 198.51.100.2", id="routed in auto"),
         pytest.param("always", "192.0.2.2", "plain 192.0.2.2", "overlay 192.0.2.2", id="on-link in always"),
         pytest.param("never", "192.0.2.2", "plain 192.0.2.2", "plain 192.0.2.2", id="on-link in never"),
         pytest.param("never", "198.51.100.2", "plain 192.0.2.254", "plain 192.0.2.254", id="routed in never"),
     ],
 )
 def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str, pods: str) -> None:
-    """The node itself is never behind the overlay; where it is routed, the next hop is the gateway."""
-    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, encapsulation)
+    """A node on-link is never behind the overlay; one that is routed is, unless that is never allowed."""
+    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, Steering(encapsulation))
     assert _shown(found) == {f"{address}/32": host, "10.244.1.0/24": pods}
     assert found.overlay == pods.startswith("overlay")
     (route,) = found.routes
@@ -68,7 +84,9 @@ def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str,
 
 def test_both_families_each_have_their_way() -> None:
     """By the node's address of that family."""
-    found = ways(_facts(["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10:244:1::/64"]), OWN, NETWORK, "auto")
+    found = ways(
+        _facts(["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10:244:1::/64"]), OWN, NETWORK, Steering("auto")
+    )
     assert _shown(found) == {
         "192.0.2.2/32": "plain 192.0.2.2",
         "2001:db8::2/128": "plain 2001:db8::2",
@@ -80,21 +98,23 @@ def test_both_families_each_have_their_way() -> None:
 def test_pods_of_a_family_that_the_node_lacks_go_through_the_overlay() -> None:
     """An IPv6 route has no IPv4 next hop; a tunnel does not care."""
     node_facts = _facts(["192.0.2.2"], ["fd00:10:244:1::/64"])
-    assert _shown(ways(node_facts, OWN, NETWORK, "auto"))["fd00:10:244:1::/64"] == "overlay 192.0.2.2"
-    found = ways(node_facts, OWN, NETWORK, "never")
+    assert _shown(ways(node_facts, OWN, NETWORK, Steering("auto")))["fd00:10:244:1::/64"] == "overlay 192.0.2.2"
+    found = ways(node_facts, OWN, NETWORK, Steering("never"))
     assert [problem.subject for problem in found.problems] == ["Node n"]
 
 
 def test_node_without_a_route_is_named() -> None:
     """Nothing is guessed."""
-    found = ways(_facts(["203.0.113.9"], ["10.244.1.0/24"]), OWN, Network(()), "auto")
+    found = ways(_facts(["203.0.113.9"], ["10.244.1.0/24"]), OWN, Network(()), Steering("auto"))
     assert not found.remotes
     assert len(found.problems) == 1
 
 
 def test_overlay_that_is_needed_and_missing_leaves_the_pods_out_until_it_is_there() -> None:
     """The caller makes it, and asks again."""
-    found = ways(_facts(["198.51.100.2"], ["10.244.1.0/24"]), OWN, NETWORK._replace(overlay_ifindex=0), "auto")
+    found = ways(
+        _facts(["198.51.100.2"], ["10.244.1.0/24"]), OWN, NETWORK._replace(overlay_ifindex=0), Steering("auto")
+    )
     assert found.overlay
     assert list(_shown(found)) == ["198.51.100.2/32"]
 
@@ -102,7 +122,7 @@ def test_overlay_that_is_needed_and_missing_leaves_the_pods_out_until_it_is_ther
 def test_node_with_an_address_of_this_machine_is_not_remote() -> None:
     """Whether or not this node's own Node is known."""
     network = NETWORK._replace(addresses=frozenset([packed("192.0.2.1")]))
-    found = ways(_facts(["192.0.2.1", "2001:db8::9"], ["10.244.0.0/24"]), None, network, "auto")
+    found = ways(_facts(["192.0.2.1", "2001:db8::9"], ["10.244.0.0/24"]), None, network, Steering("auto"))
     assert not found.remotes
     assert not found.routes
     assert [problem.subject for problem in found.problems] == ["Node n"]
@@ -110,7 +130,7 @@ def test_node_with_an_address_of_this_machine_is_not_remote() -> None:
 
 def test_own_address_on_another_node_is_no_remote() -> None:
     """A Node with a stale copy of our address must not draw our traffic away."""
-    found = ways(_facts(["192.0.2.1"], []), OWN, NETWORK, "auto")
+    found = ways(_facts(["192.0.2.1"], []), OWN, NETWORK, Steering("auto"))
     assert not found.remotes
 
 
@@ -127,7 +147,7 @@ def test_longest_prefix_then_smallest_metric_wins() -> None:
 def test_two_nodes_with_the_same_pods_first_by_name_has_them() -> None:
     """Whichever was seen first; the other one is named."""
     both = {
-        name: ways(_facts([address], ["10.244.1.0/24"], name), OWN, NETWORK, "auto")
+        name: ways(_facts([address], ["10.244.1.0/24"], name), OWN, NETWORK, Steering("auto"))
         for name, address in (("b", "192.0.2.3"), ("a", "192.0.2.2"))
     }
     remotes, routes, problems = merged(both)
@@ -142,6 +162,88 @@ def test_underlay_is_where_own_addresses_and_default_routes_are() -> None:
     network = Network((_hop("0.0.0.0/0", "203.0.113.1", 6), _hop("192.0.2.0/24", "", 4)))
     assert underlay(OWN, network, addresses) == {4, 6}
     assert underlay(None, network, addresses) == {6}
+
+
+@pytest.mark.parametrize(
+    ("encapsulation", "handover", "address", "answered", "expected", "why"),
+    [
+        ("auto", "auto", "192.0.2.2", True, "l2", "has answered the probe"),
+        ("auto", "auto", "192.0.2.2", False, "vxlan", "has not answered the probe"),
+        ("always", "auto", "192.0.2.2", True, "l2", "has answered the probe"),
+        ("never", "auto", "192.0.2.2", False, "vxlan", "has not answered the probe"),
+        ("auto", "l2", "192.0.2.2", False, "l2", "handover is l2"),
+        ("auto", "vxlan", "192.0.2.2", True, "vxlan", "handover is vxlan"),
+        ("auto", "l2", "198.51.100.2", False, "vxlan", "of another subnet"),
+        ("auto", "auto", "198.51.100.2", True, "vxlan", "of another subnet"),
+        ("never", "vxlan", "198.51.100.2", False, "route", "of another subnet, and encapsulation is never"),
+    ],
+)
+def test_handover_by_setting_probe_and_subnet(
+    encapsulation: str, handover: str, address: str, answered: bool, expected: str, why: str
+) -> None:
+    """Layer 2 where it is known to work or asked for; the tunnel ends at the node's own address."""
+    steering = Steering(encapsulation, handover, frozenset({packed(address)} if answered else ()))
+    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, steering)
+    assert [(one.way, one.why) for one in found.handovers] == [(expected, why)]
+    for value in found.remotes.values():
+        remote = Remote.unpack(value)
+        assert bool(remote.flags & RemoteFlag.TUNNEL_HANDOVER) == (expected == "vxlan")
+        if expected != "route":
+            assert (remote.next_hop, remote.overlay_ifindex) == (packed(address), OVERLAY)
+    assert found.overlay == (expected == "vxlan" or encapsulation == "always")
+    assert found.on_link == ({packed(address): ETH} if address == "192.0.2.2" else {})
+
+
+def test_tunnel_that_is_needed_and_missing_is_not_led_into() -> None:
+    """Until the caller has made the device."""
+    network = NETWORK._replace(overlay_ifindex=0)
+    found = ways(_facts(["192.0.2.2"], ["10.244.1.0/24"]), OWN, network, Steering("auto", "vxlan"))
+    assert found.overlay
+    assert {Remote.unpack(value).flags for value in found.remotes.values()} == {0}
+
+
+def test_nodes_map_has_every_nodes_addresses_and_tells_our_own() -> None:
+    """InternalIPs and ExternalIPs, loopback, and what else this node has in the underlay, but for link-local ones."""
+    other = NodeFacts("other", (packed("192.0.2.2"),), (), True, (packed("198.51.100.2"),))
+    mine = [packed(one) for one in ("192.0.2.1", "203.0.113.7", "fe80::1", "169.254.9.9")]
+    found = {text(key): Node.unpack(value).flags for key, value in node_entries([other], OWN, mine).items()}
+    assert found == {
+        "192.0.2.2": 0,
+        "198.51.100.2": 0,
+        **dict.fromkeys(("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1", "203.0.113.7"), NodeFlag.OWN),
+    }
+
+
+@pytest.mark.parametrize(
+    ("masquerade", "v4", "v6"),
+    [("all", "192.0.2.1", "2001:db8::1"), ("ipv4", "192.0.2.1", "::"), ("off", "::", "::")],
+)
+def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, v4: str, v6: str) -> None:
+    """Another device, on which the node has no InternalIP, takes the first that is there."""
+    addresses = {
+        packed(one): ifindex
+        for one, ifindex in (
+            ("192.0.2.77", ETH),
+            ("192.0.2.1", ETH),
+            ("fe80::1", ETH),
+            ("2001:db8::1", ETH),
+            ("203.0.113.7", 5),
+        )
+    }
+    found = underlay_entries({ETH, 5}, addresses, OWN, masquerade)
+    entries = {UnderlayKey.unpack(key).ifindex: Underlay.unpack(value) for key, value in found.items()}
+    assert (text(entries[ETH].v4), text(entries[ETH].v6)) == (v4, v6)
+    assert text(entries[5].v4) == ("::" if masquerade == "off" else "203.0.113.7")
+    assert text(entries[5].v6) == "::"
+
+
+def test_peers_are_known_by_mac_under_their_first_address() -> None:
+    """Both families of a node have one MAC; nodes of other subnets have none."""
+    macs = {packed("192.0.2.2"): b"\2\0\0\0\0\2", packed("2001:db8::2"): b"\2\0\0\0\0\2"}
+    found = peer_entries([_facts(["2001:db8::2", "192.0.2.2"], []), _facts(["198.51.100.2"], [])], macs)
+    assert {PeerKey.unpack(key).mac: text(Peer.unpack(value).address) for key, value in found.items()} == {
+        b"\2\0\0\0\0\2": "2001:db8::2"
+    }
 
 
 @pytest.mark.parametrize(
@@ -165,7 +267,7 @@ def test_pod_mtu_leaves_room_for_the_overlay_that_may_be_used(
 def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
     """Pods' links have room for no other."""
     own = OWN._replace(addresses=OWN.addresses[:1])
-    found = ways(_facts(["198.51.100.2", "2001:db8:1::2"], ["fd00:10:244:1::/64"]), own, NETWORK, "auto")
+    found = ways(_facts(["198.51.100.2", "2001:db8:1::2"], ["fd00:10:244:1::/64"]), own, NETWORK, Steering("auto"))
     assert _shown(found)["fd00:10:244:1::/64"] == "overlay 198.51.100.2"
 
 

@@ -3,7 +3,8 @@
 
 import pytest
 
-from controller.services import ServiceTracker, compile_service
+from bpf.abi import FrontendFlag
+from controller.services import Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
     changed,
@@ -17,12 +18,13 @@ from controller.tests.objects import (
     shown_frontend,
 )
 
+RULES = Rules("own")
 A, B, C = "203.0.113.1", "203.0.113.2", "203.0.113.3"
 
 
 def _compiled(manifest: JSON, *slices: JSON) -> dict[str, list[str]]:
     """Frontend -> backends, as text."""
-    compiled = compile_service(decoded_service(manifest), [decoded_slice(one) for one in slices])
+    compiled = compile_service(decoded_service(manifest), [decoded_slice(one) for one in slices], RULES)
     return {
         shown_frontend(frontend): [shown_backend(backend) for backend in pool.backends]
         for pool in compiled.pools.values()
@@ -61,6 +63,144 @@ def test_endpoints_by_condition_select_as_the_api_says(endpoints: list[JSON], ex
     """Ready endpoints; where there are none, those serving and terminating."""
     found = _compiled(service(), endpoint_slice("s1", endpoints))
     assert found == {"198.51.100.1:80/6": [f"{address}:8080" for address in expected]}
+
+
+NODE_PORT = [{"name": "http", "port": 80, "nodePort": 30080}]
+INGRESS = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
+E, L, D = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
+
+
+def _external(manifest: JSON, direct: bool = False) -> dict[str, int]:
+    """External frontend -> flags."""
+    compiled = compile_service(decoded_service(manifest), [], Rules("own", direct))
+    assert not compiled.problems
+    return {
+        shown_frontend(frontend): flags
+        for pool in compiled.pools.values()
+        for frontend, flags in pool.frontends
+        if flags != FrontendFlag.CLUSTER_IP
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "expected"),
+    [
+        pytest.param({}, {}, {}, id="a cluster IP's Service"),
+        pytest.param({"ports": NODE_PORT}, {}, {}, id="a stale nodePort of a cluster IP's Service"),
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, {}, {"0.0.0.0:30080/6": E}, id="NodePort"),
+        pytest.param({"type": "LoadBalancer", "ports": NODE_PORT}, {}, {"0.0.0.0:30080/6": E}, id="no address yet"),
+        pytest.param(
+            {"type": "LoadBalancer", "ports": NODE_PORT},
+            INGRESS,
+            {"0.0.0.0:30080/6": E, "192.0.2.80:80/6": E},
+            id="load balancer with NodePort",
+        ),
+        pytest.param(
+            {"type": "LoadBalancer", "allocateLoadBalancerNodePorts": False},
+            INGRESS,
+            {"192.0.2.80:80/6": E},
+            id="load balancer without NodePort",
+        ),
+        pytest.param({}, INGRESS, {}, id="a stale status of a cluster IP's Service"),
+        pytest.param(
+            {"type": "LoadBalancer"},
+            {"loadBalancer": {"ingress": [{"ip": "192.0.2.80", "ipMode": "VIP"}]}},
+            {"192.0.2.80:80/6": E},
+            id="ipMode VIP",
+        ),
+        pytest.param(
+            {"type": "LoadBalancer"},
+            {"loadBalancer": {"ingress": [{"ip": "192.0.2.80", "ipMode": "Proxy"}, {"hostname": "lb.example.org"}]}},
+            {},
+            id="a proxy and a name",
+        ),
+        pytest.param(
+            {"externalIPs": ["192.0.2.90", "192.0.2.90", "198.51.100.1"]},
+            {},
+            {"192.0.2.90:80/6": E},
+            id="external IPs, one twice, one the cluster IP itself",
+        ),
+        pytest.param({"externalIPs": ["2001:db8::90"]}, {}, {}, id="an external IP of a family that it has not"),
+        pytest.param(
+            {"type": "NodePort", "ports": NODE_PORT, "externalTrafficPolicy": "Local"},
+            {},
+            {"0.0.0.0:30080/6": E | L},
+            id="policy Local",
+        ),
+        pytest.param(
+            {"type": "LoadBalancer", "loadBalancerSourceRanges": [" 0.0.0.0/0 "]},
+            INGRESS,
+            {"192.0.2.80:80/6": E},
+            id="a range of everything",
+        ),
+    ],
+)
+def test_external_frontends_by_type_and_status(fields: JSON, status: JSON, expected: dict[str, int]) -> None:
+    """Exactly those that the Service has now."""
+    manifest = service(**fields) | {"status": status}
+    assert _external(manifest) == expected
+    assert _external(manifest, direct=True) == {frontend: flags | D for frontend, flags in expected.items()}
+
+
+def test_node_port_of_both_families_and_two_protocols() -> None:
+    """One number may serve TCP and UDP; each family has its own unspecified address."""
+    ports = [{"name": name, "port": 53, "nodePort": 30053, "protocol": name} for name in ("TCP", "UDP")]
+    manifest = service(ips=["198.51.100.1", "2001:db8:5::1"], ports=ports, type="NodePort")
+    assert set(_external(manifest)) == {"0.0.0.0:30053/6", "0.0.0.0:30053/17", ":::30053/6", ":::30053/17"}
+
+
+def test_source_ranges_that_cannot_be_enforced_leave_the_address_unserved() -> None:
+    """Named, and never open to everybody; the NodePort has no such ranges."""
+    manifest = service(type="LoadBalancer", ports=NODE_PORT, loadBalancerSourceRanges=["192.0.2.0/24", "nonsense"])
+    compiled = compile_service(decoded_service(manifest | {"status": INGRESS}), [], RULES)
+    found = {shown_frontend(frontend) for pool in compiled.pools.values() for frontend, _ in pool.frontends}
+    assert found == {"198.51.100.1:80/6", "0.0.0.0:30080/6"}
+    assert len(compiled.problems) == 2
+
+
+def _on(node: str | None, address: str, **conditions: bool) -> JSON:
+    return {**endpoint(address, **conditions), **({"nodeName": node} if node else {})}
+
+
+DYING = {"ready": False, "serving": True, "terminating": True}
+
+
+@pytest.mark.parametrize(
+    ("policy", "endpoints", "inside", "outside"),
+    [
+        pytest.param("Cluster", [_on("own", A), _on("other", B)], ([A], [B]), ([A], [B]), id="one pool"),
+        pytest.param("Cluster", [_on(None, A)], ([], [A]), ([], [A]), id="of no node: not ours"),
+        pytest.param("Local", [_on("own", A), _on("other", B)], ([A], [B]), ([A], [B]), id="ready ones here"),
+        pytest.param("Local", [_on("other", B)], ([], [B]), ([], [B]), id="none here"),
+        pytest.param(
+            "Local", [_on("own", A, **DYING), _on("other", B)], ([], [B]), ([A], [B]), id="the last here is going"
+        ),
+        pytest.param(
+            "Cluster", [_on("own", A, **DYING), _on("other", B)], ([], [B]), ([], [B]), id="Cluster: only ready ones"
+        ),
+        pytest.param(
+            "Local",
+            [_on("own", A, **DYING), _on("other", B, **DYING)],
+            ([A], [B]),
+            ([A], [B]),
+            id="all are going, everywhere",
+        ),
+        pytest.param("Local", [_on("own", A, ready=False), _on("other", B)], ([], [B]), ([], [B]), id="unready here"),
+    ],
+)
+def test_local_and_other_backends_by_policy(
+    policy: str, endpoints: list[JSON], inside: tuple[list[str], list[str]], outside: tuple[list[str], list[str]]
+) -> None:
+    """The Local set is worked out apart from the Cluster set: a node's last endpoint serves while it terminates."""
+    manifest = service(type="NodePort", ports=NODE_PORT, externalTrafficPolicy=policy)
+    slices = [decoded_slice(endpoint_slice("s1", endpoints))]
+    found = {}
+    for pool in compile_service(decoded_service(manifest), slices, RULES).pools.values():
+        for frontend, flags in pool.frontends:
+            parts = ([shown_backend(one).partition(":")[0] for one in part] for part in (pool.local, pool.others))
+            found[bool(flags & E)] = tuple(parts)
+            assert shown_frontend(frontend)
+    assert found == {False: inside, True: outside}
 
 
 def test_endpoint_in_two_slices_counts_once_and_the_one_not_terminating_wins() -> None:
@@ -137,7 +277,7 @@ def test_cluster_ip_alone_serves_where_cluster_ips_is_absent() -> None:
 )
 def test_service_that_is_not_ours_makes_no_frontend(manifest: JSON) -> None:
     """And one that becomes so loses the frontends that it had."""
-    tracker = ServiceTracker()
+    tracker = ServiceTracker(RULES)
     tracker.apply(changed(decoded_service(service())))
     assert [bool(compiled.pools) for _, compiled in tracker.compile_changed()] == [True]
     tracker.apply(changed(decoded_service(manifest)))
@@ -146,7 +286,7 @@ def test_service_that_is_not_ours_makes_no_frontend(manifest: JSON) -> None:
 
 def test_headless_slices_are_ignored() -> None:
     """The label says that no proxy has use for them."""
-    tracker = ServiceTracker()
+    tracker = ServiceTracker(RULES)
     labelled = endpoint_slice("s1", [endpoint(A)], labels={"service.kubernetes.io/headless": ""})
     tracker.apply(changed(decoded_slice(labelled)))
     assert list(tracker.compile_changed()) == []
@@ -154,7 +294,7 @@ def test_headless_slices_are_ignored() -> None:
 
 def test_slice_that_changes_owner_leaves_the_old_service() -> None:
     """Both Services are compiled again, and no others."""
-    tracker = ServiceTracker()
+    tracker = ServiceTracker(RULES)
     for name, address in (("web", "198.51.100.1"), ("mail", "198.51.100.2"), ("news", "198.51.100.3")):
         tracker.apply(changed(decoded_service(service(name, [address]))))
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "web"))))
@@ -166,7 +306,7 @@ def test_slice_that_changes_owner_leaves_the_old_service() -> None:
 
 def test_slice_before_its_service_is_kept_for_it() -> None:
     """The two kinds come from two lists, in any order."""
-    tracker = ServiceTracker()
+    tracker = ServiceTracker(RULES)
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)]))))
     list(tracker.compile_changed())
     tracker.apply(changed(decoded_service(service())))
@@ -176,7 +316,7 @@ def test_slice_before_its_service_is_kept_for_it() -> None:
 
 def test_deleted_slice_takes_its_endpoints_along() -> None:
     """Those of the Service's other slices stay."""
-    tracker = ServiceTracker()
+    tracker = ServiceTracker(RULES)
     tracker.apply(changed(decoded_service(service())))
     slices = [decoded_slice(endpoint_slice(name, [endpoint(ip)])) for name, ip in (("s1", A), ("s2", B))]
     for one in slices:
@@ -192,7 +332,9 @@ def test_impossible_ports_and_addresses_are_named_and_the_rest_serves() -> None:
         ips=["198.51.100.1", "2001:db8:5::zz"], ports=[{"name": "http", "port": 80}, {"name": "x", "port": 70000}]
     )
     compiled = compile_service(
-        decoded_service(manifest), [decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.300"), endpoint(C)]))]
+        decoded_service(manifest),
+        [decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.300"), endpoint(C)]))],
+        RULES,
     )
     assert sorted((problem.subject, problem.message) for problem in compiled.problems) == [
         ("EndpointSlice shop/s1", "not an IP address: '203.0.113.300'"),

@@ -19,6 +19,8 @@ CASES = {
     "cni": "e2e.bench.cni",
     "control-plane": "e2e.bench.control_plane",
     "connect": "e2e.bench.connect",
+    "nodeport": "e2e.bench.nodeport",
+    "sweep": "e2e.bench.sweep",
 }
 # Those that run commands of Kubernetes itself.
 WITH_KUBERNETES = {"connect"}

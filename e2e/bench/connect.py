@@ -18,6 +18,7 @@ from e2e.bench.tool import BenchError, Tool
 from e2e.lab import addresses
 from e2e.lab.runtime import Pod
 from e2e.lab.source import Source
+from e2e.lab.space import Space
 
 TITLE = "New connections: connect and first byte through a cluster IP, IPv4"
 # Short turns, so that what disturbs the machine meets every contender. Each has two in a round: all its connections
@@ -78,9 +79,9 @@ class Clients:
             slices = endpoint_slice(name, [(server.address.v4, server.node.name)])
             source.apply(name, [service(name, cluster_ip), slices])
             if contender.has_services:
-                self._tools[path] = start_client(client, cluster_ip, PORT)
+                self._tools[path] = start_client(client.space, cluster_ip, PORT)
             else:
-                self._tools[path] = start_client(client, server.address.v4, TARGET_PORT)
+                self._tools[path] = start_client(client.space, server.address.v4, TARGET_PORT)
 
     def turn(self) -> dict[str, list[float]]:
         """Microseconds of each connection, by path."""
@@ -97,18 +98,18 @@ def start_server(pod: Pod) -> Tool:
     return server
 
 
-def start_client(pod: Pod, address: str, port: int) -> Tool:
+def start_client(where: Space, address: str, port: int, first_source_port: int = 1024) -> Tool:
     """A client, once it gets through. Raises BenchError."""
     deadline = time.monotonic() + IN_FORCE_S
     while True:
-        client = Tool(pod.space, "connect", "client", address, str(port), cpu=core())
+        client = Tool(where, "connect", "client", address, str(port), str(first_source_port), cpu=core())
         try:
             client.ask("1")
             return client
         except BenchError as error:
             client.close()
             if time.monotonic() > deadline:
-                raise BenchError(f"{pod.node.name}: not in force after {IN_FORCE_S} s: {error}") from error
+                raise BenchError(f"{where.name}: not in force after {IN_FORCE_S} s: {error}") from error
             time.sleep(0.2)
 
 

@@ -12,13 +12,14 @@ from e2e.bench import machine
 from e2e.bench.lab import BenchLab, BenchNode
 from e2e.bench.outcome import OURS
 from e2e.bench.tool import ROOT
-from e2e.lab import addresses, node, runtime
+from e2e.lab import addresses, network, node, runtime
 from e2e.lab.node import Node
 from e2e.lab.source import ApiSource, Source
 from e2e.lab.space import LabError
 
 REFERENCE_PLUGINS = Path("/usr/lib/cni")
 KUBE_PROXY = "kube-proxy"
+OVERLAY = "reference-vx"
 IN_FORCE_S = 300
 
 
@@ -45,20 +46,25 @@ class Contender(Protocol):
 
 
 class Ours:
-    """calico-ebpf as it is installed: both daemons, defaults throughout."""
+    """calico-ebpf as it is installed: both daemons.
+
+    Args:
+        settings: where they are not the defaults.
+    """
 
     name = OURS
     has_services = True
 
-    def __init__(self) -> None:
+    def __init__(self, **settings: object) -> None:
         self.nodes: list[Node] = []
+        self._settings = settings
 
     def set_up(self, lab: BenchLab, count: int, source: Source) -> None:
         added = [lab.add_node_of(BenchNode) for _ in range(count)]
         self.nodes = list(added)
         lab.announce(source)
         for one in added:
-            one.install(source.settings())
+            one.install({**source.settings(), **self._settings})
             one.start(node.CNI_SERVER)
             one.start(node.CONTROLLER)
         for one in added:
@@ -80,7 +86,7 @@ class Reference:
         self.nodes: list[Node] = []
 
     def set_up(self, lab: BenchLab, count: int, source: Source) -> None:
-        added = [lab.add_node_of(ReferenceNode) for _ in range(count)]
+        added = [self.make_node(lab) for _ in range(count)]
         self.nodes = list(added)
         lab.announce(source)
         for one in added:
@@ -88,6 +94,9 @@ class Reference:
             for other in added:
                 if other is not one:
                     one.add_route(other)
+
+    def make_node(self, lab: BenchLab) -> "ReferenceNode":
+        return lab.add_node_of(ReferenceNode)
 
     def versions(self) -> dict[str, str]:
         return {"containernetworking-plugins": machine.package("containernetworking-plugins")}
@@ -115,6 +124,15 @@ class Nftables(Reference):
         return super().versions() | found
 
 
+class NftablesOverlay(Nftables):
+    """The same with the nodes' pods joined by VXLAN, as flannel does it: a device of the kernel's, learning nothing."""
+
+    name = "kube-proxy nftables in VXLAN"
+
+    def make_node(self, lab: BenchLab) -> "ReferenceNode":
+        return lab.add_node_of(OverlayNode)
+
+
 class Routing(Reference):
     """Plain routes between pods, without Services: the floor under every other."""
 
@@ -124,9 +142,11 @@ class Routing(Reference):
 class ReferenceNode(Node):
     """A node with the reference plugins."""
 
+    pod_mtu = 1500
+
     def install_plugins(self) -> None:
         """Puts the plugins and their configuration where ours are on our nodes."""
-        network = {"cniVersion": "1.0.0", "name": "reference", "plugins": [reference_plugin(self.index)]}
+        network = {"cniVersion": "1.0.0", "name": "reference", "plugins": [reference_plugin(self.index, self.pod_mtu)]}
         self._put(runtime.CNI_CONF, json.dumps(network).encode(), 0o644)
         for name in ("ptp", "host-local"):
             plugin = REFERENCE_PLUGINS / name
@@ -156,7 +176,36 @@ class ReferenceNode(Node):
         return self.space.run("nft", "list", "table", "ip", "kube-proxy", check=False).returncode == 0
 
 
-def reference_plugin(node_index: int) -> dict[str, Any]:
+class OverlayNode(ReferenceNode):
+    """One that reaches other nodes' pods through VXLAN."""
+
+    pod_mtu = 1450
+
+    def install_plugins(self) -> None:
+        super().install_plugins()
+        device = f"type vxlan id 1 dstport 8472 local {self.address.v4} dev {network.DEVICE} nolearning"
+        self.space.run("ip", "link", "add", OVERLAY, "address", _overlay_mac(self), "mtu", "1450", *device.split())
+        self.space.run("ip", "link", "set", OVERLAY, "up")
+
+    def add_route(self, other: Node) -> None:
+        gateway, mac = f"169.254.2.{other.index}", _overlay_mac(other)
+        for command in (
+            f"ip neigh add {gateway} lladdr {mac} dev {OVERLAY} nud permanent",
+            f"bridge fdb add {mac} dev {OVERLAY} dst {other.address.v4}",
+            f"ip route add {addresses.pod_ranges(other.index).v4} via {gateway} dev {OVERLAY} onlink",
+        ):
+            self.space.run(*command.split())
+
+
+def _overlay_mac(node: Node) -> str:
+    return f"02:00:00:00:08:{node.index:02x}"
+
+
+def reference_plugin(node_index: int, mtu: int = 1500) -> dict[str, Any]:
     """The configuration of ptp with host-local on a node."""
     ranges = [[{"subnet": addresses.pod_ranges(node_index).v4}]]
-    return {"type": "ptp", "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]}}
+    return {
+        "type": "ptp",
+        "mtu": mtu,
+        "ipam": {"type": "host-local", "ranges": ranges, "routes": [{"dst": "0.0.0.0/0"}]},
+    }

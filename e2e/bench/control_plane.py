@@ -17,7 +17,7 @@ from e2e.bench.lab import BenchLab, BenchNode
 from e2e.bench.objects import PORT, TARGET_PORT, endpoint_slice, service
 from e2e.bench.outcome import OURS, Outcome, Series
 from e2e.bench.tool import Tool
-from e2e.lab.node import CONTROLLER
+from e2e.lab.node import CONTROLLER, PINS
 from e2e.lab.source import DirectorySource, Manifest
 from e2e.lab.space import kill_group
 
@@ -126,7 +126,7 @@ def text_of(objects: list[Manifest]) -> str:
 def start_watch(node: BenchNode) -> Tool:
     """The watcher, which waits for the maps to be made."""
     plan = (SERVICES, ENDPOINTS, FIRST_SERVICE, PORT, FIRST_ENDPOINT, TARGET_PORT)
-    return Tool(node.space, "watch", "/sys/fs/bpf/calico-ebpf/v1/maps", *map(str, plan))
+    return Tool(node.space, "watch", f"{PINS}/maps", *map(str, plan))
 
 
 def start(node: BenchNode, source: DirectorySource, watch: Tool) -> float:

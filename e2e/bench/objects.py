@@ -24,8 +24,16 @@ def service(name: str, cluster_ip: str) -> Manifest:
     }
 
 
-def endpoint_slice(service_name: str, endpoints: Iterable[tuple[str, str]]) -> Manifest:
-    """The endpoints of a Service, (address, name of its node) each, at TARGET_PORT."""
+def node_port_service(name: str, cluster_ip: str, node_port: int, target_port: int) -> Manifest:
+    """The same, met at a NodePort as well."""
+    manifest = service(name, cluster_ip)
+    (port,) = manifest["spec"]["ports"]
+    port |= {"nodePort": node_port, "targetPort": target_port}
+    return manifest | {"spec": manifest["spec"] | {"type": "NodePort", "ports": [port]}}
+
+
+def endpoint_slice(service_name: str, endpoints: Iterable[tuple[str, str]], target_port: int = TARGET_PORT) -> Manifest:
+    """The endpoints of a Service, (address, name of its node) each."""
     return {
         "apiVersion": "discovery.k8s.io/v1",
         "kind": "EndpointSlice",
@@ -39,5 +47,5 @@ def endpoint_slice(service_name: str, endpoints: Iterable[tuple[str, str]]) -> M
             {"addresses": [address], "nodeName": where, "conditions": {"ready": True, "serving": True}}
             for address, where in endpoints
         ],
-        "ports": [{"name": "tcp", "protocol": "TCP", "port": TARGET_PORT}],
+        "ports": [{"name": "tcp", "protocol": "TCP", "port": target_port}],
     }

@@ -6,21 +6,23 @@ import statistics
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from e2e.demo import external
 from e2e.demo.report import Box, Figure, Step, StepError
 from e2e.lab import addresses, runtime, source
 from e2e.lab.addresses import Dual
 from e2e.lab.cluster import Lab
-from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
+from e2e.lab.node import CNI_SERVER, CONTROLLER, PINS, Node
 from e2e.lab.runtime import Pod, tool
 from e2e.lab.space import Space
+from e2e.lab.taps import captured
 
 PORT = 80
 WEB, FAR, EMPTY = addresses.service(10), addresses.service(11), addresses.service(12)
 SERVERS = {"web-1": 1, "web-2": 1, "web-3": 2, "web-4": 2}
+NODE_PORT, FAR_NODE_PORT = 30080, 30081
 CLIENTS = {"client-1": 1, "client-2": 2}
 FOLLOW_S = 10
 
@@ -50,6 +52,10 @@ class Demo:
             self.host_process,
             self.path,
             self.refusal,
+            self.nodeport,
+            self.entry_return,
+            self.direct_return,
+            self.in_vxlan,
             self.endpoint_leaves,
             self.daemons_killed,
             self.pods_removed,
@@ -116,9 +122,8 @@ class Demo:
             "node2, eth0": self._node(2).space,
             "web-3, eth0": server.space,
         }
-        with _captured(hops) as seen:
+        with captured(hops, (PORT, runtime.PORT)) as seen:
             _ask(client.space, "tcp", FAR.v4)
-            time.sleep(0.2)
         step.did = [f"# in client-1: connect {FAR.v4}:{PORT}, the only backend being web-3 on node2"]
         for flags, what in (("S", "the client's SYN"), ("SA", "the answer")):
             rows = [(hop, *_hop(seen[hop], flags)) for hop in (hops if flags == "S" else reversed(hops))]
@@ -147,6 +152,49 @@ class Demo:
                     rows.append((where, f"{address} {protocol}", str(answer.get("error")), str(answer["took_ms"])))
         step.figures.append(Figure(("from", "to", "what the client got", "after ms"), rows))
         _expect(all(row[2] == "ECONNREFUSED" for row in rows), "something other than a refusal")
+
+    def nodeport(self, step: Step) -> None:
+        """A client outside reaches a NodePort of any node: Backends on both nodes see its own address."""
+        self._expose("web", WEB, SERVERS, node_port=NODE_PORT)
+        entry, client = self._node(1).address, self._lab.client
+        address = addresses.underlay(addresses.CLIENT)
+        self._until_served(entry.v4, SERVERS, NODE_PORT, [client])
+        self._show_balance(step, client, "tcp", entry.v4, address.v4, NODE_PORT)
+        self._show_balance(step, client, "udp", entry.v6, address.v6, NODE_PORT)
+        step.did = [
+            f"# in client: 200 times connect {entry.v4}:{NODE_PORT}, 200 times send to [{entry.v6}]:{NODE_PORT}"
+        ]
+
+    def entry_return(self, step: Step) -> None:
+        """Entered at node1 for a pod on node2: Handed over with the client's address, answered through node1."""
+        self._expose("far", FAR, ["web-3"], node_port=FAR_NODE_PORT)
+        self._until_served(self._node(1).address.v4, ["web-3"], FAR_NODE_PORT, [self._lab.client])
+        external.show(step, self._scene(), direct=False, tunnel=False)
+
+    def direct_return(self, step: Step) -> None:
+        """The same with direct return: The pod's node answers the client itself, as the one it talked to."""
+        self._switch(step, return_path="direct")
+        external.show(step, self._scene(), direct=True, tunnel=False)
+
+    def in_vxlan(self, step: Step) -> None:
+        """The same where the network between the nodes lets no foreign address through: Handed over in VXLAN."""
+        self._switch(step, handover="vxlan")
+        external.show(step, self._scene(), direct=True, tunnel=True)
+        self._switch(step, handover="auto", return_path="entry")
+
+    def _switch(self, step: Step, **settings: str) -> None:
+        """Changes settings of both nodes, and starts their controllers anew."""
+        words = " ".join(f"{name}: {value}" for name, value in settings.items())
+        step.did.append(f"# on both nodes: {words} in /etc/calico-ebpf/config.yaml, and the controller anew")
+        for node in self._lab.nodes:
+            node.configure(**settings)
+            node.stop(CONTROLLER)
+            node.start(CONTROLLER)
+        for node in self._lab.nodes:
+            node.wait_ready()
+
+    def _scene(self) -> external.Scene:
+        return external.Scene(self._lab.client, self._node(1), self._node(2), self._pod("web-3"), FAR_NODE_PORT)
 
     def endpoint_leaves(self, step: Step) -> None:
         """An endpoint goes away under load without a lost request: It gets nothing new, and keeps what it has."""
@@ -214,26 +262,35 @@ class Demo:
     def _pod(self, name: str) -> Pod:
         return self._node((SERVERS | CLIENTS)[name]).pods[name]
 
-    def _expose(self, name: str, address: Dual, pods: Iterable[str], terminating: Iterable[str] = ()) -> None:
-        """Writes a Service's manifest: at PORT, backed by pods."""
+    def _expose(
+        self, name: str, address: Dual, pods: Iterable[str], terminating: Iterable[str] = (), node_port: int = 0
+    ) -> None:
+        """Writes a Service's manifest: at PORT and, where there is one, a NodePort; backed by pods."""
         backends = [(self._pod(pod).address, self._pod(pod).node.name) for pod in pods]
         slices = source.endpoints(name, backends, runtime.PORT)
         going = {text for pod in terminating for text in self._pod(pod).address}
         for endpoint in (endpoint for one in slices for endpoint in one["endpoints"]):
             if endpoint["addresses"][0] in going:
                 endpoint["conditions"] = {"ready": False, "serving": True, "terminating": True}
-        self._source.apply(name, [source.service(name, address, PORT, runtime.PORT), *slices])
+        service = source.service(name, address, PORT, runtime.PORT)
+        if node_port:
+            service = source.reached_from_outside(service, node_port)
+        self._source.apply(name, [service, *slices])
 
-    def _until_served(self, address: str, pods: Iterable[str]) -> float:
-        """Asks from both nodes until all of `pods` answer; how long that took, in ms."""
+    def _until_served(
+        self, address: str, pods: Iterable[str], port: int = PORT, places: Iterable[Space] | None = None
+    ) -> float:
+        """Asks, from pods of both nodes or from `places`, until all of `pods` answer; how long that took, in ms."""
         began = time.monotonic()
-        for place in (self._pod("client-1").space, self._pod("client-2").space):
-            while not set(pods) <= {answer.get("name") for answer in _ask(place, "tcp", address, count=20)}:
+        for place in places or (self._pod("client-1").space, self._pod("client-2").space):
+            while not set(pods) <= {answer.get("name") for answer in _ask(place, "tcp", address, 20, port)}:
                 _expect(time.monotonic() < began + FOLLOW_S, f"{address} is not served {FOLLOW_S} s after its manifest")
         return (time.monotonic() - began) * 1000
 
-    def _show_balance(self, step: Step, where: Space, protocol: str, address: str, seen_as: str) -> None:
-        answers = _ask(where, protocol, address, count=200)
+    def _show_balance(
+        self, step: Step, where: Space, protocol: str, address: str, seen_as: str, port: int = PORT
+    ) -> None:
+        answers = _ask(where, protocol, address, 200, port)
         errors = Counter(answer["error"] for answer in answers if "error" in answer)
         _expect(not errors, f"of 200 questions failed: {dict(errors)}")
         counts = Counter(answer["name"] for answer in answers)
@@ -274,8 +331,8 @@ def _expect(so: bool, otherwise: str) -> None:
         raise StepError(otherwise)
 
 
-def _ask(where: Space, protocol: str, address: str, count: int = 1) -> list[dict[str, Any]]:
-    process = where.run(*tool("ask", protocol, address, str(PORT), "--count", str(count)))
+def _ask(where: Space, protocol: str, address: str, count: int = 1, port: int = PORT) -> list[dict[str, Any]]:
+    process = where.run(*tool("ask", protocol, address, str(port), "--count", str(count)))
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 
@@ -288,41 +345,24 @@ def _end_load(load: "subprocess.Popen[str]") -> dict[str, Any]:
     return report
 
 
-@contextmanager
-def _captured(hops: dict[str, Space]) -> Iterator[dict[str, list[dict[str, Any]]]]:
-    """What passes eth0 of each hop at our ports meanwhile; filled in at the end."""
-    seen: dict[str, list[dict[str, Any]]] = {}
-    ports = [word for port in (PORT, runtime.PORT) for word in ("--port", str(port))]
-    taps = {hop: space.start(*tool("capture", "eth0", *ports)) for hop, space in hops.items()}
-    for tap in taps.values():
-        if tap.stdout:
-            tap.stdout.readline()
-    try:
-        yield seen
-    finally:
-        for hop, tap in taps.items():
-            tap.terminate()
-            seen[hop] = [json.loads(line) for line in tap.communicate()[0].splitlines()]
-
-
 def _hop(packets: list[dict[str, Any]], flags: str) -> tuple[str, str, str]:
     """The first packet with these TCP flags: from, to, how it was carried."""
     for packet in packets:
         if packet["flags"] == flags:
-            how = "in VXLAN" if "via" in packet else "as it is"
+            how = "in VXLAN" if "outer" in packet else "as it is"
             return f"{packet['src']}:{packet['sport']}", f"{packet['dst']}:{packet['dport']}", how
     return "not seen", "", ""
 
 
 def _programs(node: Node) -> str:
     """How many of our programs are pinned on a node."""
-    return str(len(list(node.space.path("/sys/fs/bpf/calico-ebpf/v1/programs/").iterdir())))
+    return str(len(list(node.space.path(f"{PINS}/programs/").iterdir())))
 
 
 def _traces(node: Node) -> dict[str, int]:
     """How much a node holds that belongs to pods, by kind."""
     count: Callable[..., int] = lambda *command: len(node.space.run(*command).stdout.splitlines())  # noqa: E731
-    pods_map = "/sys/fs/bpf/calico-ebpf/v1/maps/pods"
+    pods_map = f"{PINS}/maps/pods"
     return {
         "links": count("ip", "-o", "link"),
         "routes": count("ip", "-o", "route") + count("ip", "-o", "-6", "route"),

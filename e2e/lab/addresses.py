@@ -9,6 +9,12 @@ UNDERLAY = (IPv4Network("192.168.206.0/24"), IPv6Network("fd00:206::/64"))
 PODS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/56"))
 SERVICES = (IPv4Network("10.96.0.0/16"), IPv6Network("fd00:10:96::/112"))
 
+# Of Services, from outside: externalIPs, and a load balancer's. The client routes the first half through the first,
+# the second half through the second node.
+EXTERNAL = (IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8:206::/120"))
+BALANCER = (IPv4Network("198.51.100.0/24"), IPv6Network("2001:db8:207::/120"))
+HALF = 128
+
 SERVICE_BLOCK = 206
 SWITCH = 1
 FIRST_NODE = 11
@@ -42,6 +48,12 @@ def pod_ranges(node: int) -> Dual:
 def service(number: int) -> Dual:
     """The cluster IPs of the lab's Service of that number, 1 to 255, where clusters have none of their own."""
     return Dual(str(SERVICES[0][SERVICE_BLOCK * 256 + number]), str(SERVICES[1][SERVICE_BLOCK * 256 + number]))
+
+
+def outside(network: tuple[IPv4Network, IPv6Network], entry: int, number: int) -> Dual:
+    """The addresses of EXTERNAL or BALANCER that a Service of that number, 1 to 127, has by way of a node, 1 or 2."""
+    place = HALF * (entry - 1) + number
+    return Dual(str(network[0][place]), str(network[1][place]))
 
 
 def _as_hex(number: int) -> int:

@@ -3,7 +3,8 @@
 
     python -I -S ask.py tcp 10.96.0.10 80 --count 30
 
-Each question has a socket of its own. Imports the standard library alone.
+Each question has a socket of its own; that of `udp-unconnected` takes an answer from anywhere, and tells where from.
+Imports the standard library alone.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 import socket
 import time
 
-KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM}
+KINDS = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "udp-unconnected": socket.SOCK_DGRAM}
 
 
 def ask(protocol: str, address: str, port: int, timeout_s: float = 2.0, source_port: int = 0) -> dict[str, object]:
@@ -26,10 +27,8 @@ def ask(protocol: str, address: str, port: int, timeout_s: float = 2.0, source_p
             if source_port:
                 client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 client.bind(("", source_port))
-            client.connect((address, port))
-            client.sendall(b"?\n")
-            answer = json.loads(client.recv(2048))
-            answer["believed_peer"] = client.getpeername()[0]
+            said, peer = (_unconnected if protocol == "udp-unconnected" else _connected)(client, (address, port))
+            answer = json.loads(said) | {"believed_peer": peer[0], "believed_port": peer[1]}
     except TimeoutError:
         answer = {"error": "ETIMEDOUT"}
     except OSError as error:
@@ -37,6 +36,18 @@ def ask(protocol: str, address: str, port: int, timeout_s: float = 2.0, source_p
     except ValueError:
         answer = {"error": "closed without an answer"}
     return answer | {"took_ms": round((time.monotonic() - began) * 1000, 3)}
+
+
+def _connected(client: socket.socket, server: tuple[str, int]) -> tuple[bytes, tuple[str, int]]:
+    client.connect(server)
+    client.sendall(b"?\n")
+    return client.recv(2048), client.getpeername()[:2]
+
+
+def _unconnected(client: socket.socket, server: tuple[str, int]) -> tuple[bytes, tuple[str, int]]:
+    client.sendto(b"?\n", server)
+    said, peer = client.recvfrom(2048)
+    return said, peer[:2]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -106,7 +106,10 @@ class Lab:
 
     def start_nodes(self, count: int, services: Source, settings: Mapping[str, object] | None = None) -> None:
         """Adds nodes, with both daemons, and waits until they are ready."""
-        added = [self.add_node() for _ in range(count)]
+        self.bring_up([self.add_node() for _ in range(count)], services, settings)
+
+    def bring_up(self, added: Sequence[Node], services: Source, settings: Mapping[str, object] | None = None) -> None:
+        """Announces nodes that were added, starts both daemons on them, and waits until they are ready."""
         services.apply(NODES, [source.node(node.name, node.index, node.address) for node in self.nodes])
         for node in added:
             node.install({**services.settings(), **(settings or {})})

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from bpf.loader import Pins
 from e2e.lab import runtime
 from e2e.lab.addresses import Dual
 from e2e.lab.runtime import Pod
@@ -22,9 +23,10 @@ CONF = ROOT / "conf" / "10-calico-ebpf.conflist"
 CONFIG_FILE = "/etc/calico-ebpf/config.yaml"
 ONE_SHOT = "/usr/local/lib/calico-ebpf/oneshot"
 COMMAND = "/usr/local/bin/calico-ebpf"
+PINS = str(Pins(Path("/sys/fs/bpf")).root)
 CNI_SERVER, CONTROLLER = "cni-server", "controller"
 REPORT = "/run/calico-ebpf/controller.json"
-START_S = 20
+START_S = 60
 
 
 class Node:
@@ -42,6 +44,7 @@ class Node:
         self.address = address
         self.pods: dict[str, Pod] = {}
         self._logs = logs
+        self._settings: dict[str, object] = {}
         self._daemons: dict[str, subprocess.Popen[str]] = {}
 
     @property
@@ -60,11 +63,21 @@ class Node:
         self._put(runtime.CNI_CONF, CONF.read_bytes(), 0o644)
         self._put(ONE_SHOT, f"#!/bin/sh\nexec {sys.executable} -I -m cni.oneshot\n".encode(), 0o755)
         self._put(COMMAND, f'#!/bin/sh\nexec {PROGRAM} "$@"\n'.encode(), 0o755)
-        self._put(CONFIG_FILE, yaml.safe_dump({"node_name": self.name, **settings}).encode(), 0o644)
+        self._settings = {"node_name": self.name, **settings}
+        self.configure()
+
+    def configure(self, **changes: object) -> None:
+        """Changes settings in the node's file; daemons follow when they are started again."""
+        self._settings |= changes
+        self._put(CONFIG_FILE, yaml.safe_dump(self._settings).encode(), 0o644)
 
     def start(self, daemon: str) -> None:
         """Starts a daemon, CNI_SERVER or CONTROLLER."""
         self._daemons[daemon] = self.space.start(COMMAND, daemon, log=self.log(daemon))
+
+    def runs(self, daemon: str) -> bool:
+        """Whether a daemon was started, and neither killed nor stopped since."""
+        return daemon in self._daemons
 
     def kill(self, daemon: str) -> None:
         """Kills a daemon with SIGKILL."""

@@ -137,6 +137,29 @@ def service(
     }
 
 
+def reached_from_outside(
+    manifest: Manifest,
+    node_port: int,
+    external: Iterable[str] = (),
+    balancer: Iterable[str] = (),
+    policy: str = "Cluster",
+) -> Manifest:
+    """The Service as one that is reached from outside: at a NodePort, the same number for every protocol, and more.
+
+    Args:
+        external: its externalIPs.
+        balancer: its load balancer's addresses.
+        policy: externalTrafficPolicy.
+    """
+    external, balancer = list(external), list(balancer)
+    spec = manifest["spec"] | {"type": "LoadBalancer" if balancer else "NodePort", "externalTrafficPolicy": policy}
+    spec["ports"] = [port | {"nodePort": node_port} for port in spec["ports"]]
+    if external:
+        spec["externalIPs"] = external
+    status = {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"} for address in balancer]}}
+    return manifest | {"spec": spec} | ({"status": status} if balancer else {})
+
+
 def endpoints(
     service_name: str,
     backends: Iterable[tuple[Dual, str]],

@@ -34,6 +34,8 @@ for target in {" ".join(OVERLAID)}; do
     mkdir -p "$upper" "$work"
     mount -n -t overlay overlay -o "lowerdir=$target,upperdir=$upper,workdir=$work" "$target"
 done
+# Nobody asks the host's name servers: they are not reached, and each question would wait for them.
+: > /etc/resolv.conf
 mkdir "$scratch/run"
 mount -n -t tmpfs tmpfs "$scratch/run"
 mkdir "$scratch/run/netns"

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One lab for each way of running it, shared by all tests of a session: two nodes, two servers, two clients.
 
-Tests use the labs through `stage`. A test that does harm makes a lab of its own, with `fresh`.
+Tests use the labs through `stage`, those of external traffic through `outside`. A test that does harm makes a lab of
+its own, with `fresh`. What carries the marker `soak` runs when it is asked for alone: `pytest -m soak`.
 """
 
 import os
@@ -10,7 +11,21 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from e2e.lab.cluster import Lab
+from e2e.tests.outside import Outside
 from e2e.tests.stage import KINDS, Stage
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: what a selection stands for in `make test`; `make soak` runs it whole")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what belongs to the soak, unless the marker is asked for."""
+    if "soak" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +65,34 @@ def directory_stage(_stages: Callable[[str], Stage]) -> Stage:
 def api_stage(_stages: Callable[[str], Stage]) -> Stage:
     """The shared stage that follows an API server."""
     return _stages("api")
+
+
+@pytest.fixture(scope="session")
+def _outsides() -> Iterator[Callable[[str], Outside]]:
+    """The stages of external traffic by mode, likewise."""
+    made: dict[str, Outside] = {}
+
+    def outside(mode: str) -> Outside:
+        if mode not in made:
+            lab = Lab(f"test-{os.getpid()}-{mode}")
+            try:
+                made[mode] = Outside(lab, mode)
+                made[mode].set_up()
+            except BaseException:
+                made.pop(mode, None)
+                lab.down()
+                raise
+        return made[mode]
+
+    yield outside
+    for one in made.values():
+        one.down()
+
+
+@pytest.fixture
+def outside(mode: str, _outsides: Callable[[str], Outside]) -> Outside:
+    """The shared stage of external traffic in the mode that a test is parametrized with."""
+    return _outsides(mode)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from e2e.lab import addresses, runtime, source
 from e2e.lab.cluster import NODES, Lab
-from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, PROGRAM, Node
+from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, PINS, PROGRAM, Node
 from e2e.lab.runtime import CniError, Pod
 from e2e.lab.source import DirectorySource
 from e2e.tests.stage import WEB, Stage, ask, names, wait
@@ -152,7 +152,7 @@ def test_daemon_unknown_setting_is_named_with_file_and_line(fresh: Lab, daemon: 
 def test_daemon_pinned_map_of_another_layout_is_named_and_kept(fresh: Lab, daemon: str) -> None:
     """A map that this version did not make is neither used nor removed; the message says what to do."""
     node = _bare_node(fresh, {})
-    pin = "/sys/fs/bpf/calico-ebpf/v1/maps/pods"
+    pin = f"{PINS}/maps/pods"
     node.space.run("mkdir", "-p", str(Path(pin).parent))
     node.space.run(*f"bpftool map create {pin} type hash key 8 value 8 entries 16 name pods".split())
     process = node.space.run(COMMAND, daemon, check=False)
@@ -260,7 +260,7 @@ def _leases(node: Node, pod: Pod) -> str:
 
 def _pods(node: Node) -> int:
     """How many addresses the map of pods has."""
-    pin = "/sys/fs/bpf/calico-ebpf/v1/maps/pods"
+    pin = f"{PINS}/maps/pods"
     return len(json.loads(node.space.run("bpftool", "-j", "map", "dump", "pinned", pin).stdout))
 
 

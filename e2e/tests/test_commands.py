@@ -23,9 +23,9 @@ def test_demo_succeeds_and_leaves_a_page(tmp_path: Path) -> None:
     """Every step of the demo succeeds, the page holds them with a picture, and nothing of the lab stays."""
     name, page = f"test-{os.getpid()}-demo", tmp_path / "report.html"
     shown = _python("-m", "e2e.demo", "--name", name, "--page", str(page))
-    assert "All 11 steps shown" in shown
+    assert "All 15 steps shown" in shown
     html = page.read_text()
-    assert html.count("<section>") == 11
+    assert html.count("<section>") == 15
     assert "<svg" in html
     assert "http" not in html.replace("http-equiv", "")
     assert not (cluster.HOME / name).exists()

@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from e2e.lab import addresses, runtime
-from e2e.lab.node import Node
+from e2e.lab.node import PINS, Node
 from e2e.tests.stage import Stage, ask, names, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 PODS = 50
 CROWD = addresses.service(40)
-MAPS = "/sys/fs/bpf/calico-ebpf/v1/maps"
+MAPS = f"{PINS}/maps"
 NETWORK = (
     "ip -o link",
     "ip -o address",

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from e2e.lab import addresses, runtime
+from e2e.lab.node import PINS
 from e2e.tests.stage import FAMILIES, PORT, PROTOCOLS, WEB, Stage, ask, names, pick, wait
 
 pytestmark = pytest.mark.root
@@ -150,4 +151,4 @@ def _entries(stage: Stage) -> list[int]:
     ]
 
 
-MAPS = "/sys/fs/bpf/calico-ebpf/v1/maps"
+MAPS = f"{PINS}/maps"

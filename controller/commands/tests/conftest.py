@@ -36,21 +36,15 @@ class Node:
 
     def pin(self) -> None:
         """Pins every map, small, and the directory of programs, empty."""
-        self.pins.maps.mkdir(parents=True)
-        for name, spec in abi.MAPS.items():
-            entries = min(spec.max_entries, 64)
-            fd = syscall.map_create(spec.map_type, spec.key_size, spec.value_size, entries, spec.map_flags, name)
-            syscall.obj_pin(fd, self.pins.map(name))
-            os.close(fd)
+        sizes = {name: min(spec.max_entries, 64) * (spec.shards or 1) for name, spec in abi.MAPS.items()}
+        loader._ensure_maps(self.pins, sizes)
         (self.pins.root / "programs-0123456789ab").mkdir()
         self.pins.programs.symlink_to("programs-0123456789ab")
 
     def put(self, name: str, key: Any, value: Any) -> None:
-        fd = self.pins.open_map(name)
-        try:
-            syscall.map_update(fd, key.pack(), value.pack())
-        finally:
-            os.close(fd)
+        fd = self.pins.open_shard(name, 0) if abi.MAPS[name].shards else self.pins.open_map(name)
+        syscall.map_update(fd, key.pack(), value.pack())
+        os.close(fd)
 
 
 @pytest.fixture

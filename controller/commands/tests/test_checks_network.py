@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpf.settings import Settings
+from controller import nodes
 from controller.commands import checks_network, daemons, links
 from controller.commands.checks import Verdict
 from controller.routes import Device
@@ -117,6 +118,43 @@ def test_rp_filter_is_the_stricter_number_of_all_and_device(
     """Strict filtering matters where there are several ways in; the kernel takes the larger number."""
     monkeypatch.setattr(checks_network, "sysctl", lambda name: values.get(name.split("/")[3], ""))
     assert checks_network._rp_filter(devices).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("way", "why", "verdict"),
+    [
+        ("l2", "has answered the probe", Verdict.OK),
+        ("vxlan", "of another subnet", Verdict.OK),
+        ("vxlan", nodes.SILENT, Verdict.WARN),
+    ],
+)
+def test_handover_is_told_with_its_reason(tmp_path: Path, way: str, why: str, verdict: Verdict) -> None:
+    """A node of the same subnet that does not answer the probe is worth a look."""
+    ways = [{"node": f"n{number}", "address": f"192.0.2.{number}", "way": way, "why": why} for number in range(7)]
+    report = {"handover": "auto", "return_path": "direct", "nodes": ways}
+    (tmp_path / "handover.json").write_text(json.dumps(report))
+    found = checks_network._handover(Settings(run_dir=tmp_path))
+    assert found.verdict == verdict
+    assert "answers go back direct" in found.seen
+    assert "n0 (192.0.2.0)" in found.seen
+    assert f"and 2 more: {why}" in found.seen
+
+
+@pytest.mark.parametrize(
+    ("reserved", "masquerade", "verdict"),
+    [
+        ("80,40000-59999", "all", Verdict.OK),
+        ("40000-59998", "all", Verdict.WARN),
+        ("", "ipv4", Verdict.WARN),
+        ("", "off", Verdict.OK),
+    ],
+)
+def test_ports_of_masquerade_must_be_reserved(
+    monkeypatch: pytest.MonkeyPatch, reserved: str, masquerade: str, verdict: Verdict
+) -> None:
+    """Every one of them, where there is masquerade."""
+    monkeypatch.setattr(checks_network, "sysctl", lambda _: reserved)
+    assert checks_network._reserved_ports(Settings(masquerade=masquerade)).verdict == verdict
 
 
 def test_devices_that_were_set_but_are_absent_fail() -> None:

@@ -25,13 +25,13 @@ Run = Callable[..., Result]
 def filled(node: Node) -> Node:
     """A Service with one backend, a pod, and a flow between them."""
     service, client, server = map(packed, ("10.96.0.10", "10.244.0.5", "10.244.1.7"))
-    node.put("frontends", abi.FrontendKey(service, 80, 6), abi.Frontend(1, 1, 1))
+    node.put("frontends", abi.FrontendKey(service, 80, 6), abi.Frontend(1, 1, 0, 1))
     node.put("slots", abi.SlotKey(1, 0), abi.Slot(7))
     node.put("backends", abi.BackendKey(7), abi.Backend(server, 8080, 6))
     node.put("pods", abi.PodKey(client), abi.Pod(1, 0, bytes(6), bytes(6), 5))
     opener, answer = abi.Tuple(client, service, 1000, 80, 6), abi.Tuple(server, client, 8080, 1000, 6)
     now = time.monotonic_ns()
-    flow = abi.Flow(answer, now, now, 7, abi.FlowState.ESTABLISHED, 0)
+    flow = abi.Flow(answer, now, now + 10**12, now, 7, abi.FlowState.ESTABLISHED, 0, abi.Way(0, 0, bytes(16)))
     node.put("flows", opener, flow)
     node.put("flows", answer, flow._replace(twin=opener, flags=abi.FlowFlag.REPLY))
     return node
@@ -75,7 +75,9 @@ def test_flows_limit_tells_how_many_more(run: Run, filled: Node) -> None:
     direct = abi.Tuple(client, server, 2000, 8080, 6)
     back = abi.Tuple(server, client, 8080, 2000, 6)
     now = time.monotonic_ns()
-    filled.put("flows", direct, abi.Flow(back, now, now, 0, abi.FlowState.NEW, 0))
+    filled.put(
+        "flows", direct, abi.Flow(back, now, now + 10**12, now, 0, abi.FlowState.NEW, 0, abi.Way(0, 0, bytes(16)))
+    )
     result = run("flows", "--limit", "1", "--output", "json")
     assert len(as_json(result)) == 1
     assert "1 more flows" in result.stderr
@@ -103,7 +105,7 @@ def test_status_tells_what_is_loaded_and_who_runs(run: Run, filled: Node) -> Non
     """Programs, fill levels and daemons that are down are told without either daemon."""
     found = as_json(run("status", "--output", "json"))
     assert (found["node"], found["programs"], found["layout"]) == ("worker-1", "0123456789ab", filled.pins.root.name)
-    assert {"name": "flows", "entries": 2, "max_entries": 64} in found["maps"]
+    assert {"name": "flows", "entries": 2, "max_entries": 4096} in found["maps"]
     assert [(daemon["name"], daemon["up"]) for daemon in found["daemons"]] == [
         ("cni-server", False),
         ("controller", False),
@@ -135,6 +137,17 @@ def test_status_shows_what_the_controller_reports(run: Run, node: Node) -> None:
     assert "is gone" in output
     assert "source kubernetes: 3 Service; not in step, waiting for the first list of Node, no write yet" in output
     assert "a.yaml:7: Service default/web: no port" in output
+
+
+def test_status_shows_handovers_and_the_way_back(run: Run, node: Node) -> None:
+    """What is in force for outside clients, and why."""
+    ways = [{"node": "n2", "address": "192.0.2.2", "way": "l2", "why": "has answered the probe"}]
+    report = {"handover": "auto", "return_path": "entry", "nodes": ways}
+    (node.settings.run_dir / "handover.json").write_text(json.dumps(report))
+    output = run("status").output
+    assert "outside clients: answers go back through the node by which they came in" in output
+    assert "outside clients: handed over by layer 2 to n2 (192.0.2.2): has answered the probe" in output
+    assert as_json(run("status", "--output", "json"))["handover"] == report
 
 
 def test_status_warns_of_full_maps_and_evicted_flows() -> None:

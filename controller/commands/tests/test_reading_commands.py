@@ -18,6 +18,7 @@ NOW = 10_000 * SECOND
 CLUSTER_IP, CLIENT, SERVER = packed("10.96.0.10"), packed("10.244.0.5"), packed("10.244.1.7")
 CLUSTER_IP6 = packed("fd00:10:96::a")
 
+BY_DESTINATION = abi.Way(0, abi.WayKind.DESTINATION, bytes(16))
 CONFIG = abi.Config(
     host_netns_cookie=0,
     tcp_new_ns=60 * SECOND,
@@ -28,18 +29,19 @@ CONFIG = abi.Config(
     udp_established_ns=180 * SECOND,
     connect_time=0,
     mark=0,
+    masquerade_port_min=40000,
+    masquerade_port_count=20000,
     coarse_clock=0,
 )
 
 
-def pair(
-    port: int, seen_s: float = 0, state: abi.FlowState = abi.FlowState.ESTABLISHED, protocol: int = TCP
-) -> list[flows.Entry]:
-    """Both entries of a flow from the client's `port` to the Service, last seen `seen_s` ago."""
-    opener = abi.Tuple(CLIENT, CLUSTER_IP, port, 80, protocol)
-    answer = abi.Tuple(SERVER, CLIENT, 8080, port, protocol)
+def pair(port: int, seen_s: float = 0, left_s: float = 60) -> list[tuple[abi.Tuple, abi.Flow]]:
+    """Both entries of a flow from the client's `port` to the Service, last seen `seen_s` ago, with `left_s` to live."""
+    opener = abi.Tuple(CLIENT, CLUSTER_IP, port, 80, TCP)
+    answer = abi.Tuple(SERVER, CLIENT, 8080, port, TCP)
     seen = NOW - int(seen_s * SECOND)
-    flow = abi.Flow(answer, seen, seen - 5 * SECOND, 3, state, 0)
+    expires = NOW + int(left_s * SECOND)
+    flow = abi.Flow(answer, seen, expires, seen - 5 * SECOND, 3, abi.FlowState.ESTABLISHED, 0, BY_DESTINATION)
     return [(opener, flow), (answer, flow._replace(twin=opener, flags=abi.FlowFlag.REPLY))]
 
 
@@ -47,8 +49,8 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
     """A frontend has its slots' backends in order; a hole is shown as one; no slots is no backend."""
     found = services.frontends(
         [
-            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0)),
-            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, abi.FrontendFlag.CLUSTER_IP)),
+            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0)),
+            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, 1, abi.FrontendFlag.CLUSTER_IP)),
         ],
         {abi.SlotKey(1, 0): abi.Slot(7), abi.SlotKey(1, 1): abi.Slot(8)},
         {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP)},
@@ -60,12 +62,16 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
             "TCP",
             1,
             ("cluster_ip",),
-            (services.Target(7, "10.244.1.7", 8080), services.Target(8, "", 0), services.Target(0, "", 0)),
+            (
+                services.Target(7, "10.244.1.7", 8080, True),
+                services.Target(8, "", 0, False),
+                services.Target(0, "", 0, False),
+            ),
         ),
         services.Frontend("fd00:10:96::a", 53, "UDP", 2, (), ()),
     ]
     assert [row[-1] for row in services.rows(found)] == [
-        "10.244.1.7:8080",
+        "10.244.1.7:8080 here",
         "missing: backend 8",
         "missing: backend 0",
         "none: refused",
@@ -91,39 +97,27 @@ def test_backends_tell_their_services_and_flows() -> None:
 def test_live_joins_both_directions_in_one() -> None:
     """A flow is its opener's entry, whichever comes first."""
     entries = pair(1000) + pair(1001)[::-1]
-    assert [key.sport for key, _ in flows.live(entries, CONFIG, NOW)] == [1000, 1001]
+    assert [entry.key.sport for entry in flows.live(entries, NOW)] == [1000, 1001]
 
 
 def test_live_turns_an_entry_round_whose_twin_was_evicted() -> None:
     """A flow of which only the answering half is left is shown from its opener's side."""
     (opener, flow), reply = pair(1000)
-    assert flows.live([reply], CONFIG, NOW) == [(opener, flow._replace(flags=abi.FlowFlag.REPLY))]
+    assert flows.live([reply], NOW) == [flows.Entry(opener, flow._replace(flags=abi.FlowFlag.REPLY), BY_DESTINATION)]
 
 
-@pytest.mark.parametrize(
-    ("state", "protocol", "limit_s"),
-    [
-        (abi.FlowState.NEW, TCP, 60),
-        (abi.FlowState.ESTABLISHED, TCP, 3600),
-        (abi.FlowState.CLOSING, TCP, 120),
-        (abi.FlowState.CLOSED, TCP, 30),
-        (abi.FlowState.RESET, TCP, 30),
-        (abi.FlowState.NEW, UDP, 30),
-        (abi.FlowState.ESTABLISHED, UDP, 180),
-    ],
-)
-def test_live_leaves_out_what_has_expired(state: abi.FlowState, protocol: int, limit_s: int) -> None:
+def test_live_leaves_out_what_has_expired() -> None:
     """An entry that the programs take for absent is not shown."""
-    assert len(flows.live(pair(1000, limit_s, state, protocol), CONFIG, NOW)) == 1
-    assert flows.live(pair(1000, limit_s + 1, state, protocol), CONFIG, NOW) == []
+    assert len(flows.live(pair(1000, left_s=0.001), NOW)) == 1
+    assert flows.live(pair(1000, left_s=0), NOW) == []
 
 
 def test_select_takes_either_end_before_or_after_translation() -> None:
     """An address or port finds a flow wherever it occurs; the busiest comes first."""
-    tracked = flows.live(pair(1000, seen_s=9) + pair(1001, seen_s=1), CONFIG, NOW)
+    tracked = flows.live(pair(1000, seen_s=9) + pair(1001, seen_s=1), NOW)
 
     def ports(address: bytes | None = None, port: int | None = None) -> list[int]:
-        return [key.sport for key, _ in flows.select(tracked, flows.Selection(address, port))]
+        return [entry.key.sport for entry in flows.select(tracked, flows.Selection(address, port))]
 
     assert ports() == [1001, 1000]
     assert ports(address=SERVER) == ports(address=CLUSTER_IP) == ports(port=80) == ports(port=8080) == [1001, 1000]
@@ -133,18 +127,113 @@ def test_select_takes_either_end_before_or_after_translation() -> None:
 
 def test_describe_tells_a_flow_as_its_opener_sees_it() -> None:
     """Source, destination and backend are told with ports, ages in seconds."""
-    entry = flows.live(pair(1000, seen_s=2.5), CONFIG, NOW)[0]
-    assert flows.describe(entry, NOW) == flows.Flow(
+    entry = flows.live(pair(1000, seen_s=2.5), NOW)[0]
+    assert flows.describe(entry, flows.Nodes({}, {}), NOW) == flows.Flow(
         "TCP",
         "10.244.0.5:1000",
         "10.96.0.10:80",
         "10.244.1.7:8080",
         "10.244.0.5:1000",
+        "",
+        "",
+        "",
         3,
         "established",
         7.5,
         2.5,
     )
+
+
+OUTSIDE, OWN, OTHER, ADDRESS = map(packed, ("203.0.113.9", "192.0.2.1", "192.0.2.2", "198.51.100.7"))
+PEER_MAC = bytes.fromhex("020000000005")
+NODES = flows.Nodes({OWN: abi.NodeFlag.OWN, OTHER: 0}, {PEER_MAC: OTHER})
+
+
+def external(
+    destination: bytes, port: int, answers: tuple[bytes, int], way: abi.Way, back: abi.Way
+) -> tuple[str, str, str]:
+    """(entry, handed_to, way_back) of an outside client's flow."""
+    key = abi.Tuple(OUTSIDE, destination, 1000, port, TCP)
+    twin = abi.Tuple(answers[0], OUTSIDE, answers[1], 1000, TCP)
+    flow = abi.Flow(twin, NOW, NOW + 1, NOW, 3, abi.FlowState.ESTABLISHED, 0, way)
+    found = flows.describe(flows.Entry(key, flow, back), NODES, NOW)
+    return found.entry, found.handed_to, found.way_back
+
+
+def way(kind: abi.WayKind, end: bytes = b"") -> abi.Way:
+    return abi.Way(2, kind, end.ljust(16, b"\0"))
+
+
+ROUTE = way(abi.WayKind.ROUTE)
+
+
+@pytest.mark.parametrize(
+    ("destination", "port", "answers", "there", "back", "expected"),
+    [
+        pytest.param(OWN, 30080, (SERVER, 8080), BY_DESTINATION, ROUTE, ("this node", "", "this node"), id="all here"),
+        pytest.param(
+            OWN,
+            30080,
+            (SERVER, 8080),
+            way(abi.WayKind.NODE, OTHER),
+            ROUTE,
+            ("this node", "10.244.1.7:8080 by 192.0.2.2", "this node"),
+            id="entry, answers come back through it",
+        ),
+        pytest.param(
+            OWN,
+            30080,
+            (OWN, 30080),
+            way(abi.WayKind.TUNNEL, OTHER),
+            ROUTE,
+            ("this node", "node 192.0.2.2 chooses", "direct"),
+            id="entry, direct return",
+        ),
+        pytest.param(
+            SERVER,
+            8080,
+            (SERVER, 8080),
+            BY_DESTINATION,
+            way(abi.WayKind.MAC, PEER_MAC + bytes(6)),
+            ("192.0.2.2", "", "192.0.2.2"),
+            id="handed over at layer 2",
+        ),
+        pytest.param(
+            SERVER,
+            8080,
+            (SERVER, 8080),
+            BY_DESTINATION,
+            way(abi.WayKind.MAC, bytes(12)),
+            ("00:00:00:00:00:00", "", "00:00:00:00:00:00"),
+            id="by a MAC that is nobody's now",
+        ),
+        pytest.param(
+            SERVER,
+            8080,
+            (SERVER, 8080),
+            BY_DESTINATION,
+            way(abi.WayKind.TUNNEL, OTHER),
+            ("192.0.2.2", "", "192.0.2.2"),
+            id="handed over in the tunnel",
+        ),
+        pytest.param(
+            OTHER, 30080, (SERVER, 8080), BY_DESTINATION, ROUTE, ("192.0.2.2", "", "direct"), id="answered directly"
+        ),
+        pytest.param(
+            ADDRESS, 80, (SERVER, 8080), BY_DESTINATION, ROUTE, ("", "", "direct"), id="an address of no node's"
+        ),
+    ],
+)
+def test_describe_tells_entry_node_and_way_back(
+    destination: bytes,
+    port: int,
+    answers: tuple[bytes, int],
+    there: abi.Way,
+    back: abi.Way,
+    expected: tuple[str, str, str],
+) -> None:
+    """As far as this node's entries tell."""
+    assert external(destination, port, answers, there, back) == expected
 
 
 def test_pods_name_container_and_device() -> None:

@@ -31,6 +31,8 @@ chmod 755 /usr/local/bin/systemctl
 PATH=/usr/local/bin:$PATH
 touch /var/lib/cni/networks/{empty,held}/{lock,last_reserved_ip.0} /var/lib/cni/networks/held/10.244.0.9
 echo '{"net/ipv4/ip_forward": "0", "net/ipv6/conf/gone/accept_ra": "1"}' > /var/lib/calico-ebpf/sysctl.json
+echo '{"before": "8080,45000", "ours": "40000-59999"}' > /var/lib/calico-ebpf/reserved-ports.json
+echo 8080,9090,40000-59999 > /proc/sys/net/ipv4/ip_local_reserved_ports
 echo 1 > /proc/sys/net/ipv4/ip_forward
 ip link add under0 type veth peer name peer0
 ip link add calico-vxlan type vxlan external dstport 4789
@@ -96,6 +98,7 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "removed 3 routes",
         "removed /sys/fs/bpf/calico-ebpf",
         "restored net/ipv4/ip_forward to 0",
+        "restored net/ipv4/ip_local_reserved_ports to 8080,9090,45000",
         "removed /var/lib/calico-ebpf",
         "removed /run/calico-ebpf",
         "removed /usr/local/lib/calico-ebpf",

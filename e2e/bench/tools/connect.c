@@ -3,7 +3,7 @@
  * Connect, write one byte, read one byte, close; and the server for it. Both over IPv4 or IPv6, TCP.
  *
  *	connect server PORT
- *	connect client ADDRESS PORT
+ *	connect client ADDRESS PORT [FIRST-SOURCE-PORT]
  *
  * The server says `0` once it listens. The client takes a number on standard input, makes as many connections, one
  * after the other, each from a source port of its own, and answers with a line of the nanoseconds from connect(2) until
@@ -23,6 +23,8 @@
 #define FIRST_PORT 1024
 #define LAST_PORT  65535
 #define BACKLOG    128
+
+static int port = FIRST_PORT; /* the next to be tried */
 
 static void fail(const char *what)
 {
@@ -78,7 +80,6 @@ static socklen_t parse(const char *text, int port, struct sockaddr_in6 *peer, st
 /* Returns a socket bound to the next free port; IPv4 and IPv6 keep the port at the same place. */
 static int bound(struct sockaddr_in6 *local, socklen_t bytes)
 {
-	static int port = FIRST_PORT;
 	int client = socket(local->sin6_family, SOCK_STREAM, 0);
 
 	for (int tries = FIRST_PORT; tries <= LAST_PORT; tries++) {
@@ -118,8 +119,10 @@ int main(int argc, char **argv)
 	errno = EINVAL;
 	if (argc == 3 && !strcmp(argv[1], "server"))
 		serve(atoi(argv[2]));
-	if (argc != 4)
-		fail("connect server PORT | connect client ADDRESS PORT");
+	if (argc < 4 || argc > 5)
+		fail("connect server PORT | connect client ADDRESS PORT [FIRST-SOURCE-PORT]");
+	if (argc == 5)
+		port = atoi(argv[4]);
 	bytes = parse(argv[2], atoi(argv[3]), &peer, &local);
 	while (fgets(question, sizeof(question), stdin))
 		ask(atoi(question), &peer, &local, bytes);

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Packets of outside clients and to the outside, on the real programs: entry and backend's node, both ways back, by
+layer 2 and in the tunnel, and masquerade. What a tunnel's metadata says is the lab's to see."""
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+
+import pytest
+from scapy.layers.inet import ICMP, IP, TCP, UDP
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from bpf.abi import Counter, DropReason, FlowFlag, FrontendFlag, RemoteFlag, WayKind
+from bpf.tests import datapath as dp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+
+pytestmark = pytest.mark.root
+
+BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
+BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
+CLONE_NEWNET = 0x40000000
+LO_MAC = "00:00:00:00:00:00"
+EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
+ANY_NODE = {V4: "0.0.0.0", V6: "::"}
+LOAD_BALANCER = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
+NODE_PORT = 30080
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+    """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    assert not libc.unshare(CLONE_NEWNET)
+    try:
+        for command in (
+            "ip link set lo up",
+            "ip route add default dev lo",
+            "ip -6 route add default dev lo",
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
+        ):
+            subprocess.run(command.split(), check=True)
+        with loaded(tmp_path_factory.mktemp("datapath")) as programs:
+            yield programs
+    finally:
+        assert not libc.setns(home, CLONE_NEWNET)
+        os.close(home)
+
+
+@pytest.fixture
+def datapath(programs: Datapath) -> Datapath:
+    programs.reset()
+    return programs
+
+
+def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
+    """The packet as the underlay's device gets it, from a router or from another node."""
+    return expected(packet, eth_src=source, eth_dst=LO_MAC)
+
+
+def node_port(datapath: Datapath, family: Family, protocol: int, backend: str, flags: int = 0, local: int = 0) -> None:
+    datapath.service(
+        ANY_NODE[family], NODE_PORT, protocol, [(backend, 8080)], local=local, flags=EXTERNAL | FrontendFlag(flags)
+    )
+
+
+def protocol_of(build: object) -> int:
+    return dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
+
+
+def answer_flags(build: object) -> dict[str, str]:
+    return {"flags": "SA"} if build is tcp else {}
+
+
+class TestLocalBackend:
+    """The backend is on the node that the client talks to."""
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("policy", [0, LOCAL], ids=["cluster", "local"])
+    def test_client_keeps_its_address_both_ways(
+        self, datapath: Datapath, family: Family, build: object, policy: int
+    ) -> None:
+        """The pod sees the client, and its answer leaves from the node's address and port by the kernel's route."""
+        node_port(datapath, family, protocol_of(build), family.server, policy, local=1)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        wanted = expected(
+            request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
+        )
+        same(result.packet, wanted)
+        answer = build(family, (family.server, 8080), client, **answer_flags(build))
+        result = datapath.run("from_pod", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT))
+
+    @BOTH
+    def test_load_balancer_address_is_met_like_a_node_port(self, datapath: Datapath, family: Family) -> None:
+        """An address that no node has is a frontend of its own."""
+        address = LOAD_BALANCER[family]
+        datapath.service(address, 80, dp.TCP_PROTOCOL, [(family.server, 8080)], local=1, flags=EXTERNAL)
+        request = arriving(tcp(family, (family.outside, 5000), (address, 80)))
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        assert result.packet[family.ip].dst == family.server
+
+    @BOTH
+    def test_local_policy_without_local_backend_drops(self, datapath: Datapath, family: Family) -> None:
+        """externalTrafficPolicy Local: neither handed over nor refused."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, LOCAL)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    def test_local_policy_is_not_for_pods(self, datapath: Datapath, family: Family) -> None:
+        """A pod that talks to a NodePort of any node is served by any endpoint, at its own node."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, LOCAL)
+        for port, address in ((5000, family.node), (5001, family.other_node)):
+            request = tcp(family, (family.client, port), (address, NODE_PORT))
+            result = datapath.run("from_pod", request)
+            assert result.verdict == REDIRECT
+            same(result.packet, expected(request, hops=1, dst=family.remote, dport=8080))
+
+    @BOTH
+    def test_service_without_backend_is_refused(self, datapath: Datapath, family: Family) -> None:
+        """An outside client gets its RST from the address that it talked to."""
+        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        assert (result.packet[TCP].flags, result.packet[family.ip].src) == ("RA", family.node)
+        assert datapath.dropped(DropReason.NO_BACKEND) == 1
+
+    @BOTH
+    def test_other_ports_of_the_node_are_the_stacks(self, datapath: Datapath, family: Family) -> None:
+        """A packet to a port that is no NodePort passes untouched, and leaves no flow."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        packet = arriving(tcp(family, (family.outside, 5000), (family.node, 22)))
+        result = datapath.run("from_netdev", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+        assert datapath.flow(key((family.outside, 5000), (family.node, 22))) is None
+
+
+class TestEntryNode:
+    """The backend is on another node: this one hands over."""
+
+    @BOTH
+    @BUILD
+    def test_return_by_entry_is_translated_both_ways(self, datapath: Datapath, family: Family, build: object) -> None:
+        """The packet goes to the backend with the client's address; the answer comes back and leaves here."""
+        node_port(datapath, family, protocol_of(build), family.remote)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(request, hops=1, dst=family.remote, dport=8080))
+        answer = arriving(build(family, (family.remote, 8080), client, **answer_flags(build)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT))
+        assert datapath.counter(Counter.HANDED_OVER) == 1
+
+    @BOTH
+    @BUILD
+    def test_direct_return_leaves_the_destination(self, datapath: Datapath, family: Family, build: object) -> None:
+        """The packet goes to the backend's node as the client sent it; so do those that follow."""
+        node_port(datapath, family, protocol_of(build), family.remote, DIRECT)
+        request = arriving(build(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        for _ in range(2):
+            result = datapath.run("from_netdev", request)
+            assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+            same(result.packet, expected(request, hops=1))
+        flow = datapath.flow(key((family.outside, 5000), (family.node, NODE_PORT), protocol_of(build)))
+        assert flow is not None
+        assert flow.way.kind == WayKind.NODE
+
+    @BOTH
+    @pytest.mark.parametrize("way_back", [0, DIRECT], ids=["entry", "direct"])
+    def test_tunnel_hands_over_in_the_overlays_frame(self, datapath: Datapath, family: Family, way_back: int) -> None:
+        """Where frames for foreign addresses do not pass, the overlay carries them."""
+        datapath.remote(family.remote_range, family.other_node, flags=RemoteFlag.TUNNEL_HANDOVER)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, way_back)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        wanted = expected(request, hops=1, eth_src=dp.OVERLAY_SOURCE_MAC, eth_dst=dp.OVERLAY_MAC)
+        same(result.packet, wanted if way_back else expected(wanted, dst=family.remote, dport=8080))
+
+    @BOTH
+    def test_last_hop_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
+        """TTL counts: a packet that has one left goes no further."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        request = expected(request, hops=(request[IP].ttl if family is V4 else request[IPv6].hlim) - 1)
+        assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.TTL_EXPIRED) == 1
+
+
+class TestBackendNode:
+    """Another node has handed over."""
+
+    @BOTH
+    @BUILD
+    def test_answer_goes_back_to_the_sender(self, datapath: Datapath, family: Family, build: object) -> None:
+        """Return by the entry node: untranslated, to the MAC that handed over, whichever that is by now."""
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.server, 8080)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        same(result.packet, expected(request, hops=1, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC))
+        answer = build(family, (family.server, 8080), client, **answer_flags(build))
+        result = datapath.run("from_pod", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, hops=1, eth_src=LO_MAC, eth_dst=dp.PEER_MAC))
+
+    @BOTH
+    def test_answers_follow_another_entry_node(self, datapath: Datapath, family: Family) -> None:
+        """The client's packets now come by another peer: so do the answers go."""
+        client, other = (family.outside, 5000), "02:00:00:00:00:07"
+        datapath.peer(other)
+        datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080)), dp.PEER_MAC))
+        datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080), "A"), other))
+        result = datapath.run("from_pod", tcp(family, (family.server, 8080), client, "A"))
+        assert result.packet[Ether].dst == other
+
+    @BOTH
+    @BUILD
+    def test_direct_return_answers_from_the_entrys_address(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """What was handed over with the client's destination is served by a backend here, and answered from here."""
+        node_port(datapath, family, protocol_of(build), family.server, DIRECT, local=1)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.other_node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        wanted = expected(
+            request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
+        )
+        same(result.packet, wanted)
+        answer = build(family, (family.server, 8080), client, **answer_flags(build))
+        result = datapath.run("from_pod", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, hops=1, src=family.other_node, sport=NODE_PORT))
+        flow = datapath.flow(key((family.server, 8080), client, protocol_of(build)))
+        assert flow is not None
+        assert flow.way.kind == WayKind.ROUTE
+
+    @BOTH
+    def test_handed_over_is_never_handed_over_again(self, datapath: Datapath, family: Family) -> None:
+        """Without a backend here it is refused, and counted, though another node has one."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        assert (result.packet[TCP].flags, result.packet[family.ip].dst) == ("RA", family.outside)
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    def test_handed_over_for_a_pod_that_has_gone_is_refused(self, datapath: Datapath, family: Family) -> None:
+        """The refusal goes back to the entry node, which translates it; nothing goes on to the stack."""
+        gone = "10.244.0.99" if family is V4 else "fd00:10:244::99"
+        request = arriving(tcp(family, (family.outside, 5000), (gone, 8080)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == REDIRECT
+        assert (result.packet[TCP].flags, result.packet[Ether].dst) == ("RA", dp.PEER_MAC)
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    def test_clusters_own_traffic_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
+        """Another node's pod that talks to a pod here is answered by destination."""
+        datapath.run("from_netdev", arriving(tcp(family, (family.remote, 5000), (family.server, 8080)), dp.PEER_MAC))
+        flow = datapath.flow(key((family.remote, 5000), (family.server, 8080)))
+        assert flow is not None
+        assert (flow.flags & FlowFlag.HANDED_OVER, flow.way.kind) == (0, WayKind.DESTINATION)
+
+
+class TestMasquerade:
+    """What pods send out of the cluster."""
+
+    @BOTH
+    @BUILD
+    def test_node_stands_for_the_pod(self, datapath: Datapath, family: Family, build: object) -> None:
+        """The packet leaves under the node's address and a port of the range; the answer finds the pod."""
+        request = build(family, (family.client, 5000), (family.outside, 443))
+        result = datapath.run("from_pod", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        port = int(result.packet[TCP if build is tcp else UDP].sport)
+        assert port in range(40000, 60000)
+        same(result.packet, expected(request, hops=1, src=family.node, sport=port))
+        answer = arriving(build(family, (family.outside, 443), (family.node, port), **answer_flags(build)))
+        result = datapath.run("from_netdev", answer)
+        assert result.verdict == REDIRECT
+        wanted = expected(answer, hops=1, dst=family.client, dport=5000, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC)
+        same(result.packet, wanted)
+
+    def test_ipv4_echo_keeps_an_identifier_of_its_own(self, datapath: Datapath) -> None:
+        """Ping: the identifier stands for the port."""
+        request = Ether(bytes(dp.ethernet() / IP(src=V4.client, dst=V4.outside) / ICMP(id=7, seq=1) / b"ping"))
+        result = datapath.run("from_pod", request)
+        assert result.verdict == REDIRECT
+        identifier = int(result.packet[ICMP].id)
+        assert identifier in range(40000, 60000)
+        wanted = IP(src=V4.node, dst=V4.outside, ttl=63) / ICMP(id=identifier, seq=1) / b"ping"
+        same(result.packet, Ether(bytes(dp.ethernet() / wanted)))
+        reply = IP(src=V4.outside, dst=V4.node) / ICMP(type=0, id=identifier, seq=1) / b"ping"
+        result = datapath.run("from_netdev", Ether(bytes(Ether(src=dp.ROUTER_MAC, dst=LO_MAC) / reply)))
+        wanted = IP(src=V4.outside, dst=V4.client, ttl=63) / ICMP(type=0, id=7, seq=1) / b"ping"
+        same(result.packet, Ether(bytes(Ether(src=dp.HOST_MAC, dst=dp.POD_MAC) / wanted)))
+
+    def test_ipv6_echo_keeps_an_identifier_of_its_own(self, datapath: Datapath) -> None:
+        """The same by ICMPv6, whose checksum covers the addresses."""
+        request = IPv6(src=V6.client, dst=V6.outside) / ICMPv6EchoRequest(id=7, seq=1, data=b"ping")
+        result = datapath.run("from_pod", Ether(bytes(dp.ethernet() / request)))
+        assert result.verdict == REDIRECT
+        identifier = int(result.packet[ICMPv6EchoRequest].id)
+        wanted = IPv6(src=V6.node, dst=V6.outside, hlim=63) / ICMPv6EchoRequest(id=identifier, seq=1, data=b"ping")
+        same(result.packet, Ether(bytes(dp.ethernet() / wanted)))
+        reply = IPv6(src=V6.outside, dst=V6.node) / ICMPv6EchoReply(id=identifier, seq=1, data=b"ping")
+        result = datapath.run("from_netdev", Ether(bytes(Ether(src=dp.ROUTER_MAC, dst=LO_MAC) / reply)))
+        wanted = IPv6(src=V6.outside, dst=V6.client, hlim=63) / ICMPv6EchoReply(id=7, seq=1, data=b"ping")
+        same(result.packet, Ether(bytes(Ether(src=dp.HOST_MAC, dst=dp.POD_MAC) / wanted)))
+
+    @BOTH
+    def test_nodes_and_pods_see_the_pods_own_address(self, datapath: Datapath, family: Family) -> None:
+        """Nothing within the cluster is masqueraded."""
+        for address, verdict in ((family.node, PASS), (family.other_node, REDIRECT), (family.remote, REDIRECT)):
+            result = datapath.run("from_pod", tcp(family, (family.client, 5000), (address, 443)))
+            assert (result.verdict, result.packet[family.ip].src) == (verdict, family.client)
+
+    def test_unknown_device_is_left_to_the_stack(self, datapath: Datapath) -> None:
+        """Traffic that leaves by a device which is not of the underlay is not ours to masquerade."""
+        datapath.delete("underlays", struct.pack("=I", dp.LO))
+        packet = tcp(V4, (V4.client, 5000), (V4.outside, 443))
+        result = datapath.run("from_pod", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+
+    def test_exhausted_ports_are_a_counted_drop(self, datapath: Datapath) -> None:
+        """Of 20,000 ports to one destination none is left: the reason is counted."""
+        datapath.run("from_pod", tcp(V4, (V4.client, 5000), (V4.outside, 443)))
+        flow = datapath.flow(key((V4.client, 5000), (V4.outside, 443)))
+        assert flow is not None
+        held = datapath.flow(flow.twin)
+        assert held is not None
+        for port in range(40000, 60000):
+            datapath.write_flow(flow.twin._replace(dport=port), held)
+        assert datapath.run("from_pod", tcp(V4, (V4.client, 5001), (V4.outside, 443))).verdict == SHOT
+        assert datapath.dropped(DropReason.PORTS_EXHAUSTED) == 1
+
+    def test_last_five_per_cent_of_the_ports_are_found(self, datapath: Datapath) -> None:
+        """With 19,000 of 20,000 taken, a new flow still finds a port."""
+        datapath.run("from_pod", tcp(V4, (V4.client, 5000), (V4.outside, 443)))
+        flow = datapath.flow(key((V4.client, 5000), (V4.outside, 443)))
+        assert flow is not None
+        held = datapath.flow(flow.twin)
+        assert held is not None
+        for port in range(40000, 59000):
+            datapath.write_flow(flow.twin._replace(dport=port), held)
+        found = [
+            datapath.run("from_pod", tcp(V4, (V4.client, port), (V4.outside, 443))).verdict
+            for port in range(6000, 6200)
+        ]
+        assert found == [REDIRECT] * 200
+
+    def test_port_of_a_hosts_socket_is_not_used(self, datapath: Datapath) -> None:
+        """A flow of a pod never takes the answers of the host's own socket."""
+        taken = set()
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as host:
+            host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            host.bind(("0.0.0.0", 40123))
+            # All but two ports are taken: the host's, and one more.
+            datapath.run("from_pod", udp(V4, (V4.client, 5000), (V4.outside, 53)))
+            flow = datapath.flow(key((V4.client, 5000), (V4.outside, 53), dp.UDP_PROTOCOL))
+            assert flow is not None
+            held = datapath.flow(flow.twin)
+            assert held is not None
+            for port in range(40000, 60000):
+                if port not in (40123, 50123):
+                    datapath.write_flow(flow.twin._replace(dport=port), held)
+            for port in range(6000, 7000):
+                result = datapath.run("from_pod", udp(V4, (V4.client, port), (V4.outside, 53)))
+                if result.verdict == REDIRECT:
+                    taken.add(int(result.packet[UDP].sport))
+        assert taken == {50123}

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How outside clients' packets go to other nodes, and answers back, as the controller has left it in handover.json."""
+
+from collections import defaultdict
+from typing import Any
+
+# More nodes than anybody reads are counted, not listed.
+NAMED = 5
+
+WAYS = {"l2": "layer 2", "vxlan": "VXLAN", "route": "plain routes"}
+RETURNS = {"entry": "through the node by which they came in", "direct": "direct, from the backend's node"}
+
+
+def lines(report: dict[str, Any]) -> list[str]:
+    """What is in force, and why: the way back, and a line for each way and reason with the nodes that it holds for."""
+    if not report:
+        return []
+    back = RETURNS.get(report["return_path"], report["return_path"])
+    told = [f"answers go back {back}"]
+    for (way, why), names in sorted(grouped(report).items()):
+        told.append(f"handed over by {WAYS.get(way, way)} to {_names(names)}: {why}")
+    return told
+
+
+def grouped(report: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
+    """The nodes, each with its address, by way and reason."""
+    found = defaultdict(list)
+    for one in report.get("nodes", ()):
+        found[one["way"], one["why"]].append(f"{one['node']} ({one['address']})")
+    return dict(found)
+
+
+def _names(names: list[str]) -> str:
+    rest = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The probe of layer 2: its frames, and two nodes that ask each other over a veth pair between two namespaces."""
+
+import ctypes
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from scapy.layers.inet import IP, UDP
+from scapy.layers.inet6 import IPv6
+from scapy.layers.l2 import Ether
+
+from bpf.abi import Peer, PeerKey, Remote, RemoteFlag, RemoteKey
+from bpf.address import packed
+from controller import neighbours, peers, probe
+from controller.peers import Peers, Target
+
+CLONE_NEWNET = 0x40000000
+MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+NONCE = b"12345678"
+
+
+@pytest.mark.parametrize(
+    ("source", "asked", "layer", "foreign"),
+    [("192.0.2.1", "192.0.2.2", IP, "192.0.2.206"), ("2001:db8::1", "2001:db8::2", IPv6, "2001:db8::ce")],
+)
+def test_frames_are_what_is_handed_over(source: str, asked: str, layer: Any, foreign: str) -> None:
+    """A request's destination is foreign, an answer's source; checksums hold, and a second hop drops both."""
+    frame = probe.request(PEER_MAC, MAC, packed(source), NONCE, packed(asked))
+    found = probe.parse(frame)
+    assert found == probe.Probe(probe.REQUEST, MAC, packed(source), packed(foreign), NONCE, packed(asked))
+    back = probe.answer(found, PEER_MAC)
+    for data, expected in ((frame, (source, foreign)), (back, (foreign, source))):
+        packet = Ether(data)
+        assert (packet[layer].src, packet[layer].dst) == expected
+        assert (packet[UDP].sport, packet[UDP].dport) == (probe.PORT, probe.PORT)
+        assert (packet.ttl if layer is IP else packet.hlim) == 1
+        rebuilt = Ether(data)
+        del rebuilt[UDP].chksum
+        if layer is IP:
+            del rebuilt[IP].chksum
+        assert bytes(rebuilt) == data
+    answered = probe.parse(back)
+    assert answered
+    assert (answered.kind, answered.nonce, answered.asked) == (probe.ANSWER, NONCE, packed(asked))
+    assert back[:12] == MAC + PEER_MAC
+
+
+@pytest.mark.parametrize("length", [0, 13, 14, 34, 60, 200])
+def test_other_frames_are_no_probes(length: int) -> None:
+    """Whatever their length."""
+    assert probe.parse(bytes(length)) is None
+    frame = probe.request(PEER_MAC, MAC, packed("192.0.2.1"), NONCE, packed("192.0.2.2"))
+    assert probe.parse(frame[:-1]) is None
+
+
+def test_neighbours_of_nonsense_are_none() -> None:
+    """A message that is cut short ends the list, and no loop runs for ever."""
+    assert list(neighbours.known(bytes(64))) == []
+    assert list(neighbours.known(neighbours.list_request())) == []
+
+
+class Side:
+    """A node: a network namespace with one end of a veth pair, and its peers."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+        self.changes = 0
+        self.peers: Peers | None = None
+
+    def run(self, work: Callable[[], Any]) -> Any:
+        return self._thread.submit(work).result(timeout=30)
+
+    def start(self, probing: bool = True) -> None:
+        self.peers = self.run(lambda: Peers(probing, self._changed))
+        self.peers.start()
+
+    def ip(self, text: str) -> str:
+        return str(self.run(lambda: _sh(f"ip {text}")))
+
+    def close(self) -> None:
+        if self.peers:
+            self.peers.stop()
+        self._thread.shutdown()
+
+    def _changed(self) -> None:
+        self.changes += 1
+
+
+def _unshare() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+def _sh(text: str) -> str:
+    return subprocess.run(text.split(), check=True, capture_output=True, text=True).stdout
+
+
+def _eventually(reached: Callable[[], bool], timeout_s: float = 10) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not reached():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Side, Side]]:
+    """Two nodes on one link, with short times."""
+    for name, seconds in (("RETRY_S", 0.1), ("PROBE_S", 0.2), ("RESOLVE_S", 0.2), ("TELL_S", 0.05), ("SILENCE_S", 1)):
+        monkeypatch.setattr(peers, name, seconds)
+    one, other = Side(), Side()
+    try:
+        task = other.run(threading.get_native_id)
+        one.ip(f"link add up0 type veth peer name up0 netns /proc/{os.getpid()}/task/{task}/ns/net")
+        for number, side in ((1, one), (2, other)):
+            side.ip(f"link set up0 address 02:00:00:00:00:0{number}")
+            side.ip(f"addr add 192.0.2.{number}/24 dev up0")
+            side.ip(f"addr add 2001:db8::{number}/64 dev up0 nodad")
+            side.ip("link set lo up")
+            side.ip("link set up0 up")
+        yield one, other
+    finally:
+        one.close()
+        other.close()
+
+
+def _targets(side: Side, number: int) -> dict[bytes, Target]:
+    """The other node's addresses, as the node of this number reaches them."""
+    ifindex = int(side.ip("-o link show up0").split(":")[0])
+    mac = bytes.fromhex(f"02000000000{number}")
+    return {
+        packed(f"{prefix}{3 - number}"): Target(ifindex, "up0", mac, packed(f"{prefix}{number}"))
+        for prefix in ("192.0.2.", "2001:db8::")
+    }
+
+
+BOTH = frozenset(map(packed, ("192.0.2.2", "2001:db8::2")))
+
+
+@pytest.mark.root
+def test_peers_find_each_others_macs_and_answer(sides: tuple[Side, Side]) -> None:
+    """Nobody has sent anything before: the MACs are asked for, then probed, in both families."""
+    one, other = sides
+    for number, side in ((1, one), (2, other)):
+        side.start(probing=number == 1)
+        assert side.peers
+        side.peers.watch(_targets(side, number))
+    assert one.peers
+    assert other.peers
+    state = one.peers.state
+    _eventually(lambda: state().answered == BOTH)
+    assert set(state().macs.values()) == {PEER_MAC}
+    _eventually(lambda: set(other.peers.state().macs.values()) == {MAC})
+    assert not other.peers.state().answered
+    assert one.changes
+
+
+@pytest.mark.root
+def test_peer_that_falls_silent_is_noticed_and_found_again(sides: tuple[Side, Side]) -> None:
+    """Nobody answers for it while the kernel goes on answering ARP: the MAC stays known."""
+    one, other = sides
+    for number, side in ((1, one), (2, other)):
+        side.start()
+        assert side.peers
+        side.peers.watch(_targets(side, number))
+    assert one.peers
+    assert other.peers
+    state = one.peers.state
+    _eventually(lambda: state().answered == BOTH)
+    other.peers.stop()
+    _eventually(lambda: not state().answered)
+    assert set(state().macs) == BOTH
+    other.start()
+    other.peers.watch(_targets(other, 2))
+    _eventually(lambda: state().answered == BOTH)
+
+
+@pytest.mark.root
+def test_mac_that_changes_is_followed(sides: tuple[Side, Side]) -> None:
+    """Another machine under the same address."""
+    one, other = sides
+    one.start(probing=False)
+    assert one.peers
+    one.peers.watch(_targets(one, 1))
+    state = one.peers.state
+    _eventually(lambda: set(state().macs) == BOTH)
+    other.ip("link set up0 address 02:00:00:00:00:77")
+    one.ip("neigh flush dev up0")
+    other.run(lambda: _sh("ping -c 1 -W 1 192.0.2.1"))
+    _eventually(lambda: state().macs[packed("192.0.2.2")] == bytes.fromhex("020000000077"))
+
+
+def test_remembered_is_what_the_maps_say() -> None:
+    """MACs from peers; who has answered from remotes of single addresses that need no tunnel."""
+    address, closed = packed("192.0.2.2"), packed("192.0.2.3")
+    remotes = {
+        RemoteKey(128, address).pack(): Remote(address, 2, 9, 0).pack(),
+        RemoteKey(128, closed).pack(): Remote(closed, 2, 9, RemoteFlag.TUNNEL_HANDOVER).pack(),
+        RemoteKey(120, packed("10.244.1.0")).pack(): Remote(address, 2, 9, 0).pack(),
+    }
+    found = peers.remembered({PeerKey(PEER_MAC).pack(): Peer(address).pack()}, remotes)
+    assert found == peers.State({address: PEER_MAC}, frozenset({address}))
+
+
+@pytest.mark.root
+def test_what_was_known_before_a_restart_holds_until_silence(sides: tuple[Side, Side]) -> None:
+    """A peer that answers no more is let go after the silence, like any."""
+    one, _ = sides
+    one.peers = one.run(lambda: Peers(True, one._changed))
+    before = peers.State({packed("192.0.2.2"): PEER_MAC}, frozenset({packed("192.0.2.2")}))
+    one.peers.remember(before)
+    assert one.peers.state() == before
+    one.peers.start()
+    one.peers.watch(_targets(one, 1))
+    assert one.peers.state() == before
+    _eventually(lambda: bool(one.peers) and not one.peers.state().answered)
+
+
+@pytest.mark.root
+def test_what_is_no_longer_watched_is_forgotten(sides: tuple[Side, Side]) -> None:
+    """And a node that was never there has no MAC."""
+    one, _ = sides
+    one.start()
+    assert one.peers
+    one.peers.watch(_targets(one, 1))
+    _eventually(lambda: bool(one.peers and one.peers.state().macs))
+    one.peers.watch({})
+    assert one.peers.state() == peers.State({}, frozenset())

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reserved ports: added to what others have reserved, and taken back without them."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from controller import sysctl
+
+
+@pytest.fixture
+def reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file in the place of the kernel's."""
+    monkeypatch.setattr(sysctl, "PROC", tmp_path)
+    path = tmp_path / sysctl.RESERVED
+    path.parent.mkdir(parents=True)
+    path.write_text("8080,45000-45001\n")
+    return path
+
+
+@given(st.sets(st.integers(1, 300)))
+def test_format_then_parse_is_the_same_ports(ports: set[int]) -> None:
+    """In the fewest ranges."""
+    text = sysctl.format_ports(ports)
+    assert sysctl.parse_ports(text) == ports
+    assert text.count(",") + bool(text) == sum(port - 1 not in ports for port in ports)
+
+
+def test_reserve_keeps_others_and_release_leaves_theirs(reserved: Path, tmp_path: Path) -> None:
+    """Also those that came later, and those that lie in our range but were there before."""
+    state = tmp_path / "state"
+    sysctl.reserve_ports(state, range(40000, 60000))
+    assert reserved.read_text() == "8080,40000-59999\n"
+    reserved.write_text("8080,9090,40000-59999\n")
+    sysctl.reserve_ports(state, range(40000, 60000))
+    assert sysctl.release_ports(state) == "8080,9090,45000-45001"
+    assert reserved.read_text() == "8080,9090,45000-45001\n"
+
+
+def test_reserve_of_another_range_lets_go_of_the_one_before(reserved: Path, tmp_path: Path) -> None:
+    """A setting that changed, or masquerade switched off."""
+    sysctl.reserve_ports(tmp_path, range(40000, 60000))
+    sysctl.reserve_ports(tmp_path, range(50000, 50010))
+    assert reserved.read_text() == "8080,45000-45001,50000-50009\n"
+    sysctl.reserve_ports(tmp_path, range(40000, 40000))
+    assert reserved.read_text() == "8080,45000-45001\n"
+
+
+def test_reserve_without_change_writes_nothing(reserved: Path, tmp_path: Path) -> None:
+    """It runs with every sync of the network."""
+    sysctl.reserve_ports(tmp_path, range(40000, 60000))
+    reserved.chmod(0o400)
+    before = reserved.stat().st_mtime_ns
+    sysctl.reserve_ports(tmp_path, range(40000, 60000))
+    assert reserved.stat().st_mtime_ns == before
+
+
+def test_release_of_nothing_is_none(reserved: Path, tmp_path: Path) -> None:
+    """Where no controller ever ran."""
+    assert sysctl.release_ports(tmp_path) is None
+    assert reserved.read_text() == "8080,45000-45001\n"

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of external traffic play on: the stage's two nodes, Services reached from outside, an outside client.
+
+near, far, both    backends web-1, web-2, or either; externalTrafficPolicy Cluster
+near-local, far-local    the same backends; Local
+
+Each has a NodePort, an external and a load-balancer address by way of either node, TCP and UDP, both families.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from e2e.lab import addresses, network, runtime, source
+from e2e.lab.addresses import BALANCER, EXTERNAL
+from e2e.lab.cluster import Lab
+from e2e.lab.node import Node
+from e2e.lab.space import Space
+from e2e.tests.stage import PORT, Stage, ask, pick, wait
+
+HANDOVERS = ("l2", "vxlan")
+RETURNS = ("entry", "direct")
+MODES = [f"{handover}-{back}" for handover in HANDOVERS for back in RETURNS]
+
+NODE_PORT, EXTERNAL_IP, BALANCER_IP = "NodePort", "external IP", "load balancer"
+KINDS = (NODE_PORT, EXTERNAL_IP, BALANCER_IP)
+CLIENT = addresses.underlay(addresses.CLIENT)
+FIRST_NODE_PORT = 30000
+
+
+class Exposed(NamedTuple):
+    """A Service of the stage: its number gives its addresses and its NodePort."""
+
+    number: int
+    pods: Sequence[str]
+    policy: str
+
+    @property
+    def node_port(self) -> int:
+        return FIRST_NODE_PORT + self.number
+
+
+SERVICES = {
+    "near": Exposed(21, ["web-1"], "Cluster"),
+    "far": Exposed(22, ["web-2"], "Cluster"),
+    "both": Exposed(23, ["web-1", "web-2"], "Cluster"),
+    "near-local": Exposed(24, ["web-1"], "Local"),
+    "far-local": Exposed(25, ["web-2"], "Local"),
+}
+
+
+class Outside(Stage):
+    """The stage in one mode.
+
+    Args:
+        mode: of MODES.
+    """
+
+    def __init__(self, lab: Lab, mode: str) -> None:
+        super().__init__(lab, "directory")
+        self.mode = mode
+        self.handover, _, self.way_back = mode.partition("-")
+
+    @property
+    def client(self) -> Space:
+        return self.lab.client
+
+    def set_up(self) -> None:
+        self.lab.start_nodes(2, self.source, {"handover": self.handover, "return_path": self.way_back})
+        for node in self.lab.nodes:
+            node.add_pod(f"web-{node.index}")
+            node.add_pod(f"ask-{node.index}", serve=False)
+        for name, exposed in SERVICES.items():
+            self.expose_outside(name, exposed)
+        route_services(self.client, self.lab.nodes)
+        for name in ("near", "far"):
+            for node in self.lab.nodes:
+                address, port = target(node, SERVICES[name], NODE_PORT, "IPv6")
+                wait(lambda a=address, p=port: "name" in ask(self.client, "tcp", a, p)[0], 20)  # type: ignore[misc]
+
+    def expose_outside(self, name: str, exposed: Exposed, pods: Iterable[str] | None = None) -> None:
+        """Makes the Service; with `pods`, for others than its own."""
+        backends = [
+            (self.pod(pod).address, self.pod(pod).node.name) for pod in (exposed.pods if pods is None else pods)
+        ]
+        manifest = source.service(name, addresses.service(exposed.number), PORT, runtime.PORT)
+        reached = source.reached_from_outside(
+            manifest,
+            exposed.node_port,
+            service_addresses(EXTERNAL, exposed.number),
+            service_addresses(BALANCER, exposed.number),
+            exposed.policy,
+        )
+        self.source.apply(name, [reached, *source.endpoints(name, backends, runtime.PORT)])
+
+
+def service_addresses(plan: tuple[Any, Any], number: int) -> list[str]:
+    """A Service's addresses of EXTERNAL or BALANCER, by way of either node."""
+    return [address for entry in (1, 2) for address in addresses.outside(plan, entry, number)]
+
+
+def route_services(client: Space, nodes: Sequence[Node]) -> None:
+    """Has the client reach external and load-balancer addresses through the nodes, half of them through each."""
+    for plan in (EXTERNAL, BALANCER):
+        for whole, family in zip(plan, ("IPv4", "IPv6"), strict=True):
+            for half, node in zip(whole.subnets(), nodes[:2], strict=True):
+                via = pick(node.address, family)
+                client.run("ip", "route", "add", str(half), "via", via, "dev", network.DEVICE)
+
+
+def target(entry: Node, exposed: Exposed, kind: str, family: str) -> tuple[str, int]:
+    """The address and port at which a Service is reached through a node."""
+    if kind == NODE_PORT:
+        return pick(entry.address, family), exposed.node_port
+    plan = EXTERNAL if kind == EXTERNAL_IP else BALANCER
+    return pick(addresses.outside(plan, entry.index, exposed.number), family), PORT
+
+
+def drops(node: Node) -> dict[str, int]:
+    """Packets that a node has dropped or refused, by reason."""
+    counts: dict[str, int] = {}
+    for drop in json.loads(node.calico("drops", "--output", "json"))["drops"]:
+        counts[drop["reason"]] = counts.get(drop["reason"], 0) + drop["packets"]
+    return counts
+
+
+def counter(node: Node, name: str) -> int:
+    return int(json.loads(node.calico("drops", "--output", "json"))["counters"][name])

@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Services reached at their external addresses: every way in, every way back, and the client's address kept."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from e2e.lab import runtime
+from e2e.lab.network import DEVICE
+from e2e.lab.node import CONTROLLER, Node
+from e2e.lab.space import Space
+from e2e.lab.taps import Packet, captured
+from e2e.tests.outside import (
+    CLIENT,
+    EXTERNAL_IP,
+    KINDS,
+    MODES,
+    NODE_PORT,
+    SERVICES,
+    Exposed,
+    Outside,
+    counter,
+    drops,
+    target,
+)
+from e2e.tests.pairwise import Row, pairwise, whole
+from e2e.tests.stage import FAMILIES, ask, names, pick, wait
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
+
+CLIENTS = ("client", "pod here", "pod there", "host here", "host there")
+FACTORS = {
+    "mode": MODES,
+    "who": CLIENTS,
+    "entry": ("node1", "node2"),
+    "backend": ("local", "remote"),
+    "family": FAMILIES,
+    "protocol": ("tcp", "udp", "udp-unconnected"),
+    "kind": KINDS,
+    "policy": ("Cluster", "Local"),
+}
+HANDOVER_VNI = 207
+CLIENT_TTL = 64
+
+
+def _possible(row: Row) -> bool:
+    """With policy Local, traffic from outside gets no remote backend."""
+    case = dict(zip(FACTORS, row, strict=True))
+    return not (case["policy"] == "Local" and case["backend"] == "remote" and case["who"] == "client")
+
+
+MATRIX = whole(FACTORS, _possible)
+SELECTION = pairwise(MATRIX)
+ROWS = [*SELECTION, *(pytest.param(*row, marks=pytest.mark.soak) for row in MATRIX if row not in SELECTION)]
+
+
+@pytest.mark.parametrize(tuple(FACTORS), ROWS)
+def test_external_address_is_answered_and_the_backend_sees_the_client(
+    outside: Outside, who: str, entry: str, backend: str, family: str, protocol: str, kind: str, policy: str
+) -> None:
+    """Whoever asks, by whatever address and way: the backend answers, and knows the client by its own address."""
+    entry_node = outside.node(int(entry[-1]))
+    exposed = _service(entry_node, backend, policy)
+    address, port = target(entry_node, exposed, kind, family)
+    space, known_as = _asker(outside, who, entry_node, family)
+    answers = ask(space, protocol, address, port, count=3)
+    assert names(answers) == set(exposed.pods), answers
+    assert {answer["peer"] for answer in answers} == {known_as}
+    assert {(answer["believed_peer"], answer["believed_port"]) for answer in answers} == {(address, port)}
+
+
+def _service(entry: Node, backend: str, policy: str) -> Exposed:
+    """The Service whose backend is on the entry node, or is not."""
+    name = "near" if (entry.index == 1) == (backend == "local") else "far"
+    return SERVICES[name if policy == "Cluster" else f"{name}-local"]
+
+
+def _asker(outside: Outside, who: str, entry: Node, family: str) -> tuple[Space, str]:
+    """Where somebody asks from, and the address by which he should be known."""
+    if who == "client":
+        return outside.client, pick(CLIENT, family)
+    kind, _, where = who.partition(" ")
+    node = entry if where == "here" else outside.node(3 - entry.index)
+    if kind == "host":
+        return node.space, pick(node.address, family)
+    pod = outside.pod(f"ask-{node.index}")
+    return pod.space, pick(pod.address, family)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    ("protocol", "family", "kind"),
+    [("tcp", "IPv4", NODE_PORT), ("udp", "IPv6", NODE_PORT), ("tcp", "IPv6", EXTERNAL_IP)],
+)
+def test_packets_of_a_remote_backend_wear_the_headers_of_their_mode(
+    outside: Outside, protocol: str, family: str, kind: str
+) -> None:
+    """Handed over once, and answered by the way that is set: through the entry node, or past it.
+
+    With direct return, the backend's node answers with the address and port that the client talked to, and the entry
+    node sees none of it; through the entry node, it sees all of it, and the client gets nothing from anybody else.
+    """
+    entry, far = outside.node(1), outside.node(2)
+    address, port = target(entry, SERVICES["far"], kind, family)
+    hops = {"entry": entry.space, "far": far.space, "client": outside.client}
+    with captured(hops, (port, runtime.PORT)) as seen:
+        (answer,) = ask(outside.client, protocol, address, port)
+    assert answer.get("name") == "web-2", answer
+    requests, replies = _both_ways(seen, answer["peer_port"])
+    pod, talked_to = (pick(outside.pod("web-2").address, family), runtime.PORT), (address, port)
+    direct = outside.way_back == "direct"
+    _assert_handed_over(outside, requests, family, talked_to if direct else pod)
+    assert _sources(replies["client"]) == {talked_to}
+    if direct:
+        assert replies["entry"] == []
+        assert _sources(replies["far"]) == {talked_to}
+        assert _seen(replies["client"], "src_mac") == {_mac(far.space)}
+        assert not any("outer" in packet for packet in replies["far"])
+    else:
+        handed_back, sent = (_going(replies["entry"], way) for way in ("in", "out"))
+        assert _sources(handed_back) == _sources(replies["far"]) == {pod}
+        assert _sources(sent) == {talked_to}
+        assert len(handed_back) == len(sent) == len(replies["far"]) == len(replies["client"])
+        assert _seen(replies["client"], "src_mac") == {_mac(entry.space)}
+        _assert_carried(outside, handed_back, far, entry, family)
+
+
+def _assert_handed_over(outside: Outside, requests: dict[str, list[Packet]], family: str, to: tuple[str, int]) -> None:
+    """What the client sent, the backend's node gets once each, from the entry node, the client's address untouched."""
+    entry, far = outside.node(1), outside.node(2)
+    sent, got = _going(requests["entry"], "out"), requests["far"]
+    assert len(requests["client"]) == len(_going(requests["entry"], "in")) == len(sent) == len(got) > 0
+    assert _seen(got, "src") == {pick(CLIENT, family)}
+    assert {(packet["dst"], packet["dport"]) for packet in got} == {to}
+    assert _seen(got, "way") == {"in"}
+    assert _seen(got, "ttl") == {CLIENT_TTL - 1}
+    _assert_carried(outside, got, entry, far, family)
+
+
+def _assert_carried(outside: Outside, packets: list[Packet], sender: Node, receiver: Node, family: str) -> None:
+    """From one node to the other as the mode says: with its MAC alone, or in the tunnel."""
+    if outside.handover == "l2":
+        assert {(packet["src_mac"], packet["dst_mac"]) for packet in packets} == {
+            (_mac(sender.space), _mac(receiver.space))
+        }
+        assert not any("outer" in packet for packet in packets)
+    else:
+        ends = {(packet["outer"]["src"], packet["outer"]["dst"], packet["outer"]["vni"]) for packet in packets}
+        assert ends == {(pick(sender.address, family), pick(receiver.address, family), HANDOVER_VNI)}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_large_transfer_from_outside_to_a_remote_backend_arrives_whole(outside: Outside, family: str) -> None:
+    """A megabyte each way: what is handed over fits the path, and so do the answers."""
+    server = target(outside.node(1), SERVICES["far"], NODE_PORT, family)
+    script = (
+        f"import socket; c = socket.create_connection({server!r}, 5); c.settimeout(5)\n"
+        "c.sendall(b'x' * 1000000 + b'\\n' + b'?\\n' * 10000); seen = 0\n"
+        "while seen < 10001: seen += c.recv(1 << 16).count(b'\\n')\n"
+    )
+    outside.client.run("python3", "-I", "-S", "-c", script)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_policy_local_without_local_endpoint_drops_what_comes_from_outside(outside: Outside) -> None:
+    """Silence, and a count of the reason; the node itself and its pods go on being served."""
+    entry = outside.node(1)
+    address, port = target(entry, SERVICES["far-local"], NODE_PORT, "IPv4")
+    before = drops(entry).get("no_local_backend", 0)
+    process = outside.client.run(*runtime.tool("ask", "udp", address, str(port), "--timeout", "0.3", "--count", "3"))
+    assert names(json.loads(line) for line in process.stdout.splitlines()) == {"ETIMEDOUT"}
+    assert drops(entry)["no_local_backend"] - before == 3
+    assert names(ask(entry.space, "tcp", address, port)) == {"web-2"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_service_without_endpoints_refuses_the_outside_client(outside: Outside, family: str) -> None:
+    """The client is told at once, by every kind of address."""
+    exposed = Exposed(30, [], "Cluster")
+    outside.expose_outside("outside-empty", exposed)
+    try:
+        for kind in KINDS:
+            address, port = target(outside.node(1), exposed, kind, family)
+            for protocol in ("tcp", "udp"):
+                wait(lambda a=address, p=port, how=protocol: names(ask(outside.client, how, a, p)) == {"ECONNREFUSED"})  # type: ignore[misc]
+    finally:
+        outside.source.delete("outside-empty")
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_handed_to_a_node_whose_backend_is_gone_is_refused_counted_and_goes_no_further(
+    outside: Outside, family: str
+) -> None:
+    """The entry node has not heard yet that the pod is gone: the client is refused, and no frame is sent on."""
+    entry, far = outside.node(1), outside.node(2)
+    with _backend_gone(outside, family) as exposed:
+        address, port = target(entry, exposed, NODE_PORT, family)
+        before = drops(far).get("no_local_backend", 0)
+        hops = {"entry": entry.space, "far": far.space}
+        with captured(hops, (port, runtime.PORT)) as seen:
+            answers = ask(outside.client, "tcp", address, port, count=30)
+        refused = [answer for answer in answers if answer.get("error") == "ECONNREFUSED"]
+        assert names(answers) == {"web-1", "ECONNREFUSED"}
+        assert max(answer["took_ms"] for answer in refused) < 200
+        assert drops(far)["no_local_backend"] - before == len(refused)
+        at_far = [packet for packet in seen["far"] if packet["flags"] == "S"]
+        assert len(at_far) == len({packet["sport"] for packet in at_far}) == len(refused)
+        assert _seen(at_far, "way") == {"in"}
+        for packet in at_far:
+            passed = [one["way"] for one in seen["entry"] if one["flags"] == "S" and one["sport"] == packet["sport"]]
+            assert sorted(passed) == ["in", "out"]
+
+
+@contextmanager
+def _backend_gone(outside: Outside, family: str) -> Iterator[Exposed]:
+    """A Service of two backends, one of which is gone: node2 knows, node1, whose controller is away, does not."""
+    entry, far = outside.node(1), outside.node(2)
+    exposed = Exposed(31, ["web-1", "leaver"], "Cluster")
+    far.add_pod("leaver")
+    by_entry, by_far = (target(node, exposed, NODE_PORT, family) for node in (entry, far))
+    try:
+        outside.expose_outside("leaving", exposed)
+        wait(lambda: names(ask(outside.client, "tcp", *by_entry, count=20)) == {"web-1", "leaver"})
+        wait(lambda: names(ask(outside.client, "tcp", *by_far, count=20)) == {"web-1", "leaver"})
+        entry.kill(CONTROLLER)
+        outside.expose_outside("leaving", exposed, ["web-1"])
+        wait(lambda: names(ask(outside.client, "tcp", *by_far, count=20)) == {"web-1"})
+        far.remove_pod("leaver")
+        yield exposed
+    finally:
+        if "leaver" in far.pods:
+            far.remove_pod("leaver")
+        if not entry.runs(CONTROLLER):
+            entry.start(CONTROLLER)
+            entry.wait_ready()
+        outside.source.delete("leaving")
+
+
+@pytest.mark.parametrize("mode", MODES[:1])
+@pytest.mark.parametrize(
+    ("protocol", "family"), [("tcp", "IPv4"), ("udp", "IPv4"), ("udp-unconnected", "IPv4"), ("tcp", "IPv6")]
+)
+@pytest.mark.parametrize("name", ["near", "far", "far-local"])
+def test_nodeport_over_the_loopback_address_serves_host_processes(
+    outside: Outside, name: str, protocol: str, family: str
+) -> None:
+    """127.0.0.1 and ::1 are addresses of the node for its own processes, backend here or on the other node."""
+    node = outside.node(1)
+    loopback = "::1" if family == "IPv6" else "127.0.0.1"
+    answers = ask(node.space, protocol, loopback, SERVICES[name].node_port, count=3)
+    assert names(answers) == set(SERVICES[name].pods), answers
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_handover_is_counted_once_for_each_flow(outside: Outside) -> None:
+    """Ten connections to a remote backend are ten flows handed over, by the entry node."""
+    entry = outside.node(1)
+    before = counter(entry, "handed_over")
+    ask(outside.client, "tcp", *target(entry, SERVICES["far"], NODE_PORT, "IPv4"), count=10)
+    assert counter(entry, "handed_over") - before == 10
+    ask(outside.client, "tcp", *target(entry, SERVICES["near"], NODE_PORT, "IPv4"), count=10)
+    assert counter(entry, "handed_over") - before == 10
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_flows_tell_entry_node_backend_and_way_back(outside: Outside) -> None:
+    """`calico-ebpf flows` says on the entry node where a flow went, and on the backend's node where it came in."""
+    entry, far = outside.node(1), outside.node(2)
+    (answer,) = ask(outside.client, "tcp", *target(entry, SERVICES["far"], NODE_PORT, "IPv4"))
+    here, there = (_flow(node, f"{CLIENT.v4}:{answer['peer_port']}") for node in (entry, far))
+    pod = f"{outside.pod('web-2').address.v4}:{runtime.PORT}"
+    direct = outside.way_back == "direct"
+    assert here["entry"] == "this node"
+    assert far.address.v4 in here["handed_to"]
+    assert here["way_back"] == ("direct" if direct else "this node")
+    assert there["entry"] == entry.address.v4
+    assert there["backend"] == pod
+    assert there["way_back"] == ("direct" if direct else entry.address.v4)
+
+
+def _flow(node: Node, source: str) -> dict[str, Any]:
+    port = source.rpartition(":")[2]
+    found = json.loads(node.calico("flows", "--output", "json", "--port", port))
+    (flow,) = [one for one in found if one["source"] == source]
+    return dict(flow)
+
+
+def _both_ways(
+    seen: dict[str, list[Packet]], client_port: int
+) -> tuple[dict[str, list[Packet]], dict[str, list[Packet]]]:
+    """By hop, what came from the client's port and what went to it."""
+    requests = {hop: [one for one in packets if one["sport"] == client_port] for hop, packets in seen.items()}
+    replies = {hop: [one for one in packets if one["dport"] == client_port] for hop, packets in seen.items()}
+    return requests, replies
+
+
+def _going(packets: list[Packet], way: str) -> list[Packet]:
+    return [packet for packet in packets if packet["way"] == way]
+
+
+def _sources(packets: list[Packet]) -> set[tuple[str, int]]:
+    return {(packet["src"], packet["sport"]) for packet in packets}
+
+
+def _seen(packets: list[Packet], field: str) -> set[Any]:
+    return {packet[field] for packet in packets}
+
+
+def _mac(space: Space) -> str:
+    (link,) = json.loads(space.run("ip", "-json", "link", "show", DEVICE).stdout)
+    return str(link["address"])
