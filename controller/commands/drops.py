@@ -37,15 +37,13 @@ MEANINGS = {
     "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
     abi.DropReason.NO_REMOTE: "A host's packet into the overlay for an address that no node has: the pod is gone, or "
     "the controller has not heard of its node.",
-    abi.DropReason.NOT_A_NODE: "Out of a tunnel from an address that no node has, or of another network: the controller "
-    "has not heard of that node, or somebody forges packets to the overlay's port.",
+    abi.DropReason.NOT_A_NODE: "Out of a tunnel from an address that no node has, or of another network: the "
+    "controller has not heard of that node, or somebody forges packets to the overlay's port.",
     abi.DropReason.NO_LOCAL_BACKEND: "No usable endpoint on this node, for a Service with externalTrafficPolicy Local, "
     "or for what another node handed over: a few while endpoints go are harmless; otherwise see `calico-ebpf services` "
     "on both nodes.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
-    abi.DropReason.NOT_A_NODE: "A frame came out of a tunnel that no known node sends by: close the overlay's port to "
-    "others, or see whether the controller has heard of the node.",
 }
 
 COUNTER_MEANINGS = {
