@@ -186,7 +186,7 @@ enum flow_state {
 enum flow_flag {
 	FLOW_REPLY = 1 << 0,       /* this entry is for the answering direction */
 	FLOW_FIN = 1 << 1,         /* this entry's direction has sent its FIN */
-	FLOW_HANDED_OVER = 1 << 2, /* another node sends these packets: the twin's way follows the sender */
+	FLOW_HANDED_OVER = 1 << 2, /* another node sends these packets: by their destination, the answers by `way` */
 };
 
 /* How packets that match an entry leave this node. */
@@ -310,8 +310,8 @@ struct config {
 	__u32 mark;         /* set on what the programs send through a device, so that they know it again there */
 	__u32 masquerade_port_min;
 	__u32 masquerade_port_count; /* 0: no masquerade */
-	__u32 coarse_clock;          /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
-	__u32 pad;
+	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
+	__u32 overlay_port; /* UDP, of the tunnels between nodes */
 };
 ABI_LAYOUT(config, 80);
 

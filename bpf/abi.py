@@ -165,7 +165,7 @@ class BackendKey(NamedTuple):
         return cls(backend_id)
 
 
-_CONFIG = Struct("=QQQQQQQIIIII4x")
+_CONFIG = Struct("=QQQQQQQIIIIII")
 
 
 class Config(NamedTuple):
@@ -183,6 +183,7 @@ class Config(NamedTuple):
     masquerade_port_min: int
     masquerade_port_count: int
     coarse_clock: int
+    overlay_port: int
 
     def pack(self) -> bytes:
         return _CONFIG.pack(
@@ -198,6 +199,7 @@ class Config(NamedTuple):
             self.masquerade_port_min,
             self.masquerade_port_count,
             self.coarse_clock,
+            self.overlay_port,
         )
 
     @classmethod
@@ -215,6 +217,7 @@ class Config(NamedTuple):
             masquerade_port_min,
             masquerade_port_count,
             coarse_clock,
+            overlay_port,
         ) = _CONFIG.unpack(data)
         return cls(
             host_netns_cookie,
@@ -229,6 +232,7 @@ class Config(NamedTuple):
             masquerade_port_min,
             masquerade_port_count,
             coarse_clock,
+            overlay_port,
         )
 
 

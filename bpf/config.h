@@ -21,6 +21,7 @@ const volatile struct config config = {
 	.mark = 0xce1f0000,
 	.masquerade_port_min = 40000,
 	.masquerade_port_count = 20000,
+	.overlay_port = 4789,
 };
 
 #endif

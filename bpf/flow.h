@@ -10,7 +10,7 @@
  *  - A SYN on a closing, closed or reset flow starts a new one.
  *  - An entry whose twin belongs to a newer flow translates the last packets of its own, and touches nothing else.
  *  - An entry whose twin was evicted restores it with the next refresh, and that is counted; its way is then by
- *    destination, but where packets that were handed over tell it again.
+ *    destination, but that of the answers to what was handed over is known.
  *  - An entry also knows the way: how what matches it leaves this node.
  */
 #ifndef CALICO_EBPF_FLOW_H
@@ -135,7 +135,8 @@ static __always_inline void flow_restore(const struct tuple *key, const struct f
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
-	twin.way = (struct way){};
+	if (!(flow->flags & FLOW_HANDED_OVER))
+		twin.way = (struct way){};
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
 		count(COUNTER_FLOWS_RESTORED);
 }

@@ -130,8 +130,11 @@ static __noinline int begin_from_pod(struct __sk_buff *skb, struct work *work)
 static __always_inline int follow(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
 	struct tuple to = reverse(&flow->twin);
+	struct way way = flow->way;
 
-	return deliver(skb, packet, &to, &flow->way);
+	if (flow->flags & FLOW_HANDED_OVER)
+		way.kind = WAY_DESTINATION;
+	return deliver(skb, packet, &to, &way);
 }
 
 /* What has no flow goes as it is, by its destination. */
@@ -248,69 +251,6 @@ static __always_inline bool own_address(const struct address *address)
 	return node && node->flags & NODE_OWN;
 }
 
-static __always_inline int open_from_outside(struct __sk_buff *skb, const struct packet *packet,
-					     const struct arrival *arrival, struct opening *opening)
-{
-	const struct frontend *frontend;
-	struct frontend_key key;
-	int result;
-
-	opening->to = packet->tuple;
-	opening->back = arrival->sender;
-	opening->flags = arrival->handed_over ? FLOW_HANDED_OVER : 0;
-	if (pod_at(&packet->tuple.daddr))
-		return 0;
-	if (in_mid_stream(packet) && own_address(&packet->tuple.daddr))
-		return PASS; /* the host's own connection; of a lost flow, the host's stack says so itself */
-	frontend = frontend_at(&packet->tuple, &key);
-	if (!frontend)
-		return arrival->handed_over && !bpf_map_lookup_elem(&nodes, &packet->tuple.daddr)
-			       ? -DROP_NO_LOCAL_BACKEND
-			       : PASS;
-	if (arrival->handed_over)
-		open_direct_return(arrival, opening);
-	else
-		opening->back = (struct way){.ifindex = skb->ifindex, .kind = WAY_ROUTE};
-	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
-	if (!result && !arrival->handed_over)
-		open_handover(packet, frontend, opening);
-	return result;
-}
-
-static __always_inline bool same_way(const struct way *a, const struct way *b)
-{
-	__u64 x[3], y[3];
-
-	__builtin_memcpy(x, a, sizeof(x));
-	__builtin_memcpy(y, b, sizeof(y));
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
-}
-
-/* The answers of a flow that was handed over follow its sender: an entry node may have given way to another. */
-static __always_inline void follow_sender(const struct flow *flow, const struct way *sender)
-{
-	struct flow *twin = flow_lookup(&flow->twin);
-
-	if (twin && !same_way(&twin->way, sender))
-		twin->way = *sender;
-}
-
-/* Whether a frame's sender is another node; `sender` is the way back to it. */
-static __noinline bool sent_by_peer(struct __sk_buff *skb, struct way *sender)
-{
-	const struct ethhdr *ethernet = header(skb, 0, sizeof(*ethernet));
-	struct peer_key key = {};
-
-	if (!ethernet)
-		return false;
-	__builtin_memcpy(key.mac, ethernet->h_source, ETH_ALEN);
-	sender->ifindex = skb->ifindex;
-	sender->kind = WAY_MAC;
-	__builtin_memcpy(sender->end, ethernet->h_source, ETH_ALEN);
-	__builtin_memcpy(sender->end + ETH_ALEN, ethernet->h_dest, ETH_ALEN);
-	return bpf_map_lookup_elem(&peers, &key);
-}
-
 /* The far end and the network of the tunnel out of which a packet came. Returns 0, or -1: it came out of none. */
 static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end, __u32 *vni)
 {
@@ -326,20 +266,6 @@ static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end,
 	return 0;
 }
 
-/* Whether a packet was handed over through the tunnel; `sender` is the way back to the node that did it. */
-static __noinline bool sent_by_tunnel(struct __sk_buff *skb, struct way *sender)
-{
-	struct address end;
-	__u32 vni;
-
-	if (tunnel_of(skb, &end, &vni))
-		return false;
-	sender->ifindex = skb->ifindex;
-	sender->kind = WAY_TUNNEL;
-	__builtin_memcpy(sender->end, &end, sizeof(sender->end));
-	return vni == HANDOVER_VNI;
-}
-
 /* Whether a packet came out of a tunnel of ours: from a node. */
 static __noinline bool out_of_a_node(struct __sk_buff *skb)
 {
@@ -348,45 +274,140 @@ static __noinline bool out_of_a_node(struct __sk_buff *skb)
 
 	if (tunnel_of(skb, &end, &vni))
 		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
-	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && remote_at(&end);
+	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && bpf_map_lookup_elem(&nodes, &end);
+}
+
+/* The way back to who sent a packet, whoever that is; left zero where an answer is not to go that way. */
+static __noinline int find_sender(struct __sk_buff *skb, struct way *sender, bool overlay)
+{
+	const struct ethhdr *ethernet;
+	struct address end;
+	__u32 vni;
+
+	*sender = (struct way){};
+	if (overlay) {
+		if (tunnel_of(skb, &end, &vni) || vni != HANDOVER_VNI)
+			return 0;
+		sender->kind = WAY_TUNNEL;
+		__builtin_memcpy(sender->end, &end, sizeof(sender->end));
+	} else {
+		ethernet = header(skb, 0, sizeof(*ethernet));
+		if (!ethernet)
+			return 0;
+		sender->kind = WAY_MAC;
+		__builtin_memcpy(sender->end, ethernet->h_source, ETH_ALEN);
+		__builtin_memcpy(sender->end + ETH_ALEN, ethernet->h_dest, ETH_ALEN);
+	}
+	sender->ifindex = skb->ifindex;
+	return 0;
 }
 
 /*
- * Says how a packet came in. What pods and nodes of the cluster send is their own; what else a node sends is an outside
- * client's, handed over.
+ * Whether a packet was handed over by its sender. What pods and nodes of the cluster send is their own; what else a
+ * node sends is an outside client's. That a tunnel's far end is a node has been seen to.
  */
+static __noinline bool handed_over(const struct work *work)
+{
+	const struct way *sender = &work->arrival.sender;
+	struct peer_key key = {};
+
+	if (sender->kind == WAY_DESTINATION)
+		return false;
+	__builtin_memcpy(key.mac, sender->end, ETH_ALEN);
+	if (sender->kind == WAY_MAC && !bpf_map_lookup_elem(&peers, &key))
+		return false;
+	return !remote_at(&work->packet.tuple.saddr);
+}
+
+/* Notes how a packet came in. */
 static __noinline int arrive(struct __sk_buff *skb, struct work *work, bool overlay)
 {
-	struct way *sender = &work->arrival.sender;
-	bool handed_over;
-
-	*sender = (struct way){};
-	handed_over = overlay ? sent_by_tunnel(skb, sender) : sent_by_peer(skb, sender);
-	work->arrival.handed_over = handed_over && !remote_at(&work->packet.tuple.saddr);
-	if (!work->arrival.handed_over)
-		*sender = (struct way){};
+	find_sender(skb, &work->arrival.sender, overlay);
+	work->arrival.handed_over = handed_over(work);
 	return 0;
+}
+
+/* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
+static __always_inline int open_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
+{
+	const struct packet *packet = &work->packet;
+	struct arrival *arrival = &work->arrival;
+	struct opening *opening = &work->opening;
+	const struct pod *pod = pod_at(&packet->tuple.daddr);
+	const struct frontend *frontend = NULL;
+	struct frontend_key key;
+	int result;
+
+	opening->to = packet->tuple;
+	if (!pod) {
+		if (in_mid_stream(packet) && own_address(&packet->tuple.daddr))
+			return PASS; /* the host's own connection; of a lost flow, the host's stack says so itself */
+		frontend = frontend_at(&packet->tuple, &key);
+		if (!frontend && bpf_map_lookup_elem(&nodes, &packet->tuple.daddr))
+			return PASS;
+	}
+	arrive(skb, work, overlay);
+	if (arrival->handed_over) {
+		opening->flags = FLOW_HANDED_OVER;
+		opening->back = arrival->sender;
+	}
+	if (pod)
+		return 0;
+	if (!frontend)
+		return arrival->handed_over ? -DROP_NO_LOCAL_BACKEND : PASS;
+	if (arrival->handed_over)
+		open_direct_return(arrival, opening);
+	else
+		opening->back = (struct way){.ifindex = skb->ifindex, .kind = WAY_ROUTE};
+	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
+	if (!result && !arrival->handed_over)
+		open_handover(packet, frontend, opening);
+	return result;
 }
 
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
 	const struct packet *packet = &work->packet;
-	const struct arrival *arrival = &work->arrival;
 	struct opening *opening = &work->opening;
 	int result;
 
 	__builtin_memset(opening, 0, sizeof(*opening));
-	arrive(skb, work, overlay);
-	result = open_from_outside(skb, packet, arrival, opening);
+	result = open_from_outside(skb, work, overlay);
 	if (result == PASS)
 		return PASS;
-	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && arrival->handed_over)) {
+	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && work->arrival.handed_over)) {
 		drop(skb, result);
 		return refuse(skb, packet, result) ? TC_ACT_SHOT : send_by_way(skb, &opening->back);
 	}
 	if (!result)
 		result = flow_create(skb, work);
 	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
+}
+
+static __always_inline bool same_way(const struct way *a, const struct way *b)
+{
+	__u64 x[3], y[3];
+
+	__builtin_memcpy(x, a, sizeof(x));
+	__builtin_memcpy(y, b, sizeof(y));
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/*
+ * The answers of a flow that was handed over follow its sender: an entry node may have given way to another. Each
+ * packet's sender is compared with the last one's, which the entry knows; only another one is looked up.
+ */
+static __always_inline void follow_sender(struct __sk_buff *skb, struct work *work, struct flow *flow, bool overlay)
+{
+	struct flow *twin;
+
+	find_sender(skb, &work->arrival.sender, overlay);
+	if (same_way(&flow->way, &work->arrival.sender) || !handed_over(work))
+		return;
+	flow->way = work->arrival.sender;
+	twin = flow_lookup(&flow->twin);
+	if (twin)
+		twin->way = work->arrival.sender;
 }
 
 /* What comes from other nodes and from outside: for a pod of this node, for a Service, or for the host's stack. */
@@ -400,12 +421,16 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	flow = flow_find(packet, true);
 	if (!flow)
 		return begin_from_outside(skb, work, overlay);
-	if (flow->flags & FLOW_HANDED_OVER) {
-		arrive(skb, work, overlay);
-		if (work->arrival.handed_over)
-			follow_sender(flow, &work->arrival.sender);
-	}
+	if (flow->flags & FLOW_HANDED_OVER)
+		follow_sender(skb, work, flow, overlay);
 	return follow(skb, packet, flow);
+}
+
+/* A tunnel's packet to this node: the kernel's, which takes out what from_overlay is to see. */
+static __always_inline bool is_tunnel(const struct packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port) &&
+	       own_address(&packet->tuple.daddr);
 }
 
 SEC("classifier")
@@ -415,7 +440,7 @@ int from_netdev(struct __sk_buff *skb)
 
 	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
 	 */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet))
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet) || is_tunnel(&work->packet))
 		return PASS;
 	return verdict(skb, from_outside(skb, work, false));
 }

@@ -118,6 +118,7 @@ CONFIG = Config(
     masquerade_port_min=40000,
     masquerade_port_count=20000,
     coarse_clock=1,
+    overlay_port=4789,
 )
 
 

@@ -151,6 +151,19 @@ class TestLocalBackend:
         assert datapath.flow(key((family.outside, 5000), (family.node, 22))) is None
 
 
+    @BOTH
+    def test_tunnels_of_this_node_are_the_stacks(self, datapath: Datapath, family: Family) -> None:
+        """What another node sends in the overlay passes, whatever Service claims the port; what goes on does not."""
+        for address in (ANY_NODE[family], LOAD_BALANCER[family]):
+            datapath.service(address, 4789, dp.UDP_PROTOCOL, [(family.server, 8080)], local=1, flags=EXTERNAL)
+        packet = arriving(udp(family, (family.other_node, 5000), (family.node, 4789)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+        packet = arriving(udp(family, (family.outside, 5000), (LOAD_BALANCER[family], 4789)))
+        assert datapath.run("from_netdev", packet).verdict == REDIRECT
+
+
 class TestEntryNode:
     """The backend is on another node: this one hands over."""
 

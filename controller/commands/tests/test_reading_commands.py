@@ -32,6 +32,7 @@ CONFIG = abi.Config(
     masquerade_port_min=40000,
     masquerade_port_count=20000,
     coarse_clock=0,
+    overlay_port=4789,
 )
 
 
