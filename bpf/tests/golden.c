@@ -79,6 +79,7 @@ static const struct config config = {
 	.masquerade_port_min = 0x91929394,
 	.masquerade_port_count = 0xa1a2a3a4,
 	.coarse_clock = 0xb1b2b3b4,
+	.overlay_port = 0xc1c2c3c4,
 };
 
 static void print(const char *name, const void *value, size_t size)

@@ -17,7 +17,7 @@ from bpf.syscall import MapInfo
 pytestmark = pytest.mark.root
 
 HASH = 1
-CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0)
+CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0, 10)
 
 # One program, which returns the constant `mark` and uses the map `state`.
 SOURCE = """
