@@ -70,7 +70,7 @@ test: check kubernetes ## all tests: unit, packets, CNI, the lab of network name
 	$(VENV)/bin/pytest -m root e2e
 
 .PHONY: soak
-soak: build ## the combinations of external traffic that `make test` leaves out: some ten minutes
+soak: build ## the combinations of external traffic that `make test` leaves out: ten minutes
 	$(VENV)/bin/pytest -m soak e2e
 
 .PHONY: demo
