@@ -69,6 +69,10 @@ test: check kubernetes ## all tests: unit, packets, CNI, the lab of network name
 	$(VENV)/bin/pytest -m root bpf cni controller
 	$(VENV)/bin/pytest -m root e2e
 
+.PHONY: soak
+soak: build ## the combinations of external traffic that `make test` leaves out: ten minutes
+	$(VENV)/bin/pytest -m soak e2e
+
 .PHONY: demo
 demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP=1 leaves it standing)
 	$(PYTHON) -m e2e.demo $(if $(KEEP),--keep)

@@ -310,8 +310,8 @@ struct config {
 	__u32 mark;         /* set on what the programs send through a device, so that they know it again there */
 	__u32 masquerade_port_min;
 	__u32 masquerade_port_count; /* 0: no masquerade */
-	__u32 coarse_clock; /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
-	__u32 overlay_port; /* UDP, of the tunnels between nodes */
+	__u32 coarse_clock;          /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
+	__u32 overlay_port;          /* UDP, of the tunnels between nodes */
 };
 ABI_LAYOUT(config, 80);
 

@@ -3,7 +3,7 @@
 
 Pins, below `<bpffs>/calico-ebpf/v<ABI_VERSION>`:
 
-    maps/NAME               each map of bpf/maps.h
+    maps/NAME               each map of bpf/maps.h and bpf/table.h
     programs -> programs-D  a link that is switched atomically; D is a digest of the objects and their constants
     links/NAME              attachments to the cgroup
 

@@ -150,7 +150,6 @@ class TestLocalBackend:
         same(result.packet, packet)
         assert datapath.flow(key((family.outside, 5000), (family.node, 22))) is None
 
-
     @BOTH
     def test_tunnels_of_this_node_are_the_stacks(self, datapath: Datapath, family: Family) -> None:
         """What another node sends in the overlay passes, whatever Service claims the port; what goes on does not."""

@@ -24,7 +24,7 @@ PAGE = Path(__file__).parent.parent.parent / "build" / "demo" / "report.html"
 WIDTH = 120
 SUBTITLE = (
     "Two nodes made of network namespaces; Services from a directory of Kubernetes manifests. "
-    "The client outside has no part yet: it stands there for NodePorts, which are to come."
+    "A client outside shares the nodes' subnet: it asks at NodePorts."
 )
 
 

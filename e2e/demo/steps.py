@@ -254,7 +254,7 @@ class Demo:
             pods = [(name, f"{pod.address.v4} · {pod.address.v6}") for name, pod in node.pods.items()]
             lines = [f"{node.address.v4} · {node.address.v6}", f"pods {' · '.join(addresses.pod_ranges(node.index))}"]
             boxes.append(Box(node.name, lines, pods))
-        return [*boxes, Box("client, outside: no part in this yet", [" · ".join(addresses.underlay(addresses.CLIENT))])]
+        return [*boxes, Box("client, outside", [" · ".join(addresses.underlay(addresses.CLIENT))])]
 
     def _node(self, index: int) -> Node:
         return self._lab.nodes[index - 1]

@@ -15,10 +15,6 @@ from e2e.tests.outside import Outside
 from e2e.tests.stage import KINDS, Stage
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "soak: what a selection stands for in `make test`; `make soak` runs it whole")
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leaves out what belongs to the soak, unless the marker is asked for."""
     if "soak" in config.option.markexpr:
