@@ -405,6 +405,22 @@ def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> N
     assert rig.routes() == NEAR_ROUTES, "pods' own packets need no tunnel"
 
 
+@pytest.mark.parametrize(("handover", "way"), [("auto", "vxlan"), ("vxlan", "vxlan"), ("l2", "none")])
+def test_encapsulation_never_is_not_about_handover(rig: Rig, handover: str, way: str) -> None:
+    """Pods' packets to a node of another subnet take plain routes; clients' take the tunnel, where there may be one."""
+    rig.settings = dataclasses.replace(rig.settings, encapsulation="never", handover=handover)
+    rig.begin()
+    rig.nodes(OWN, manifest("far", ["198.51.100.2"], ["10.244.2.0/24"]))
+    rig.sync()
+    assert rig.routes() == {"10.244.2.0/24 via 192.0.2.254 dev up0 src 192.0.2.1 onlink"}
+    remotes = [Remote.unpack(value) for value in rig.entries()["remotes"].values()]
+    assert {text(remote.next_hop) for remote in remotes} == {"192.0.2.254"}
+    told = json.loads((rig.settings.run_dir / "handover.json").read_bytes())
+    assert [(one["address"], one["way"]) for one in told["nodes"]] == [("198.51.100.2", way)]
+    assert ("calico-vxlan" in rig.hooks()) == (way == "vxlan")
+    assert [problem.subject for problem in rig.network.problems] == ["Node far"] * (way == "none")
+
+
 def test_ports_of_masquerade_are_reserved(rig: Rig) -> None:
     """In the node's own network namespace."""
     rig.nodes(OWN)
