@@ -152,7 +152,9 @@ class Settings:
     encapsulation: str = _setting(
         "auto",
         "How pods' packets reach other nodes' pods: plain routes (`never`), VXLAN (`always`), or plain routes to nodes "
-        "of the same subnet and VXLAN to the others (`auto`). Outside clients' packets are `handover`'s.",
+        "of the same subnet and VXLAN to the others (`auto`). Outside clients' packets are `handover`'s. "
+        "Where either may need VXLAN, pods' MTU leaves room for it: 50 bytes, with IPv6 addresses on the nodes 70. The "
+        "whole MTU is for `never` with `handover: l2`.",
         "nothing is added to packets that need nothing",
         choices=("auto", "never", "always"),
     )

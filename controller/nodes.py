@@ -320,21 +320,26 @@ def is_pod_link(name: str) -> bool:
     return POD_LINK.fullmatch(name) is not None
 
 
-def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, encapsulation: str) -> int:
-    """The MTU of pods' links: the smallest of the underlay's, less what the overlay adds where it may be used.
+def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:
+    """The MTU of pods' links in bytes: the whole of the underlay's only where nothing may ever go through a tunnel.
+
+    What is handed over must fit, too: it is as large as the pod allows the client to send.
+    """
+    mtus = list(underlay_mtus)
+    return overlay_mtu(mtus, own) if steering.tunnels else _narrowest(mtus)
+
+
+def overlay_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None) -> int:
+    """The MTU of the overlay device in bytes: the smallest of the underlay's, less what a tunnel adds.
 
     A tunnel goes to the far node's address of the packet's own family first: with an IPv6 address here, IPv6 packets
     travel in IPv6 ones, and IPv4 packets may where the far node has no other.
     """
-    mtu = min(underlay_mtus, default=1500)
-    if encapsulation == "never":
-        return mtu
-    return mtu - overlay_bytes(own.addresses if own else ())
+    return _narrowest(underlay_mtus) - overlay_bytes(own.addresses if own else ())
 
 
-def overlay_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None) -> int:
-    """The MTU of the overlay device."""
-    return pod_mtu(underlay_mtus, own, "always")
+def _narrowest(underlay_mtus: Iterable[int]) -> int:
+    return min(underlay_mtus, default=1500)
 
 
 def overlay_bytes(addresses: Iterable[bytes]) -> int:

@@ -417,6 +417,7 @@ def test_encapsulation_never_is_not_about_handover(rig: Rig, handover: str, way:
     assert {text(remote.next_hop) for remote in remotes} == {"192.0.2.254"}
     told = json.loads((rig.settings.run_dir / "handover.json").read_bytes())
     assert [(one["address"], one["way"]) for one in told["nodes"]] == [("198.51.100.2", way)]
+    assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == (1400 if way == "none" else 1330)
     assert ("calico-vxlan" in rig.hooks()) == (way == "vxlan")
     assert [problem.subject for problem in rig.network.problems] == ["Node far"] * (way == "none")
 

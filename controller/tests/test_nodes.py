@@ -257,21 +257,23 @@ def test_peers_are_known_by_mac_under_their_first_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("addresses", "encapsulation", "mtu"),
+    ("addresses", "encapsulation", "handover", "mtu"),
     [
-        (["192.0.2.1"], "never", 1400),
-        (["192.0.2.1"], "auto", 1350),
-        (["192.0.2.1"], "always", 1350),
-        (["192.0.2.1", "2001:db8::1"], "auto", 1330),
-        (["2001:db8::1"], "auto", 1330),
-        (["192.0.2.1", "2001:db8::1"], "never", 1400),
+        (["192.0.2.1"], "never", "l2", 1400),
+        (["192.0.2.1"], "never", "auto", 1350),
+        (["192.0.2.1"], "never", "vxlan", 1350),
+        (["192.0.2.1"], "auto", "l2", 1350),
+        (["192.0.2.1"], "always", "l2", 1350),
+        (["192.0.2.1", "2001:db8::1"], "auto", "auto", 1330),
+        (["2001:db8::1"], "auto", "auto", 1330),
+        (["192.0.2.1", "2001:db8::1"], "never", "l2", 1400),
     ],
 )
 def test_pod_mtu_leaves_room_for_the_overlay_that_may_be_used(
-    addresses: list[str], encapsulation: str, mtu: int
+    addresses: list[str], encapsulation: str, handover: str, mtu: int
 ) -> None:
-    """The smallest device decides; a tunnel's IPv6 header is 20 bytes longer."""
-    assert pod_mtu([1500, 1400], _facts(addresses, []), encapsulation) == mtu
+    """By pods' packets or by clients'. The smallest device decides; a tunnel's IPv6 header is 20 bytes longer."""
+    assert pod_mtu([1500, 1400], _facts(addresses, []), Steering(encapsulation, handover)) == mtu
 
 
 def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
