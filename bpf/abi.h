@@ -15,7 +15,7 @@
 
 /* The directory of the pins carries it: raise it with every change of a key or a value. */
 enum abi_version {
-	ABI_VERSION = 2,
+	ABI_VERSION = 3,
 };
 
 struct address {
@@ -115,17 +115,19 @@ ABI_LAYOUT(remote_key, 20);
 
 /* Another node's pods, or that node itself. */
 struct remote {
-	struct address next_hop; /* the node's address in the underlay; a tunnel's far end */
+	struct address next_hop; /* of plain packets for it: the node's own address, or the router before it */
+	struct address node;     /* the node's own address: a tunnel's far end */
 	__u32 ifindex;           /* the device of the underlay by which it is reached */
 	__u32 overlay_ifindex;   /* the overlay device; 0: there is none */
 	__u32 flags;             /* enum remote_flag */
 	__u32 pad;
 };
-ABI_LAYOUT(remote, 32);
+ABI_LAYOUT(remote, 48);
 
 enum remote_flag {
 	REMOTE_OVERLAY = 1 << 0,         /* packets for it go through the overlay */
 	REMOTE_TUNNEL_HANDOVER = 1 << 1, /* outside clients' packets are handed over through the overlay */
+	REMOTE_NO_HANDOVER = 1 << 2,     /* they cannot be handed over: behind a router, and there is no tunnel */
 };
 
 struct node_key {
@@ -269,6 +271,7 @@ enum drop_reason {
 	DROP_NOT_A_NODE,       /* out of a tunnel from an address that no node has, or of another network */
 	DROP_NO_LOCAL_BACKEND, /* externalTrafficPolicy Local, or handed over, and no usable endpoint here */
 	DROP_PORTS_EXHAUSTED,  /* masquerade: no free port towards that destination */
+	DROP_NO_HANDOVER,      /* an outside client's, and the backend's node cannot be handed packets */
 	DROP_REASONS,
 };
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 2
+    VERSION = 3
 
 
 class ConnectTime(IntEnum):
@@ -56,6 +56,7 @@ class DropReason(IntEnum):
     NOT_A_NODE = 15
     NO_LOCAL_BACKEND = 16
     PORTS_EXHAUSTED = 17
+    NO_HANDOVER = 18
 
 
 class FlowFlag(IntFlag):
@@ -103,6 +104,7 @@ class RemoteFlag(IntFlag):
 
     OVERLAY = 1
     TUNNEL_HANDOVER = 2
+    NO_HANDOVER = 4
 
 
 class SocketSide(IntEnum):
@@ -417,24 +419,25 @@ class PodKey(NamedTuple):
         return cls(address)
 
 
-_REMOTE = Struct("=16sIII4x")
+_REMOTE = Struct("=16s16sIII4x")
 
 
 class Remote(NamedTuple):
-    """struct remote, 32 bytes."""
+    """struct remote, 48 bytes."""
 
     next_hop: bytes
+    node: bytes
     ifindex: int
     overlay_ifindex: int
     flags: int
 
     def pack(self) -> bytes:
-        return _REMOTE.pack(self.next_hop, self.ifindex, self.overlay_ifindex, self.flags)
+        return _REMOTE.pack(self.next_hop, self.node, self.ifindex, self.overlay_ifindex, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Remote":
-        next_hop, ifindex, overlay_ifindex, flags = _REMOTE.unpack(data)
-        return cls(next_hop, ifindex, overlay_ifindex, flags)
+        next_hop, node, ifindex, overlay_ifindex, flags = _REMOTE.unpack(data)
+        return cls(next_hop, node, ifindex, overlay_ifindex, flags)
 
 
 _REMOTE_KEY = Struct("=I16s")
@@ -661,7 +664,7 @@ MAPS = {
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),
-    "remotes": MapSpec(11, 20, 32, 32768, 1, "RemoteKey", "Remote"),
+    "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 24, 65536, 0, "SocketKey", "SocketPeer"),
     "state": MapSpec(2, 4, 8, 2, 0, "", ""),

@@ -102,7 +102,7 @@ static __always_inline int send_to_remote(struct __sk_buff *skb, const struct re
 {
 	skb->mark = config.mark;
 	if (remote->flags & REMOTE_OVERLAY)
-		return send_to_overlay(skb, remote->overlay_ifindex, &remote->next_hop, OVERLAY_VNI);
+		return send_to_overlay(skb, remote->overlay_ifindex, &remote->node, OVERLAY_VNI);
 	return send_to_node(skb, remote->ifindex, &remote->next_hop);
 }
 

@@ -151,8 +151,10 @@ class Settings:
     )
     encapsulation: str = _setting(
         "auto",
-        "How packets reach pods of other nodes: plain routes (`never`), VXLAN (`always`), or plain routes to nodes of "
-        "the same subnet and VXLAN to the others (`auto`).",
+        "How pods' packets reach other nodes' pods: plain routes (`never`), VXLAN (`always`), or plain routes to nodes "
+        "of the same subnet and VXLAN to the others (`auto`). Outside clients' packets are `handover`'s. "
+        "Where either may need VXLAN, pods' MTU leaves room for it: 50 bytes, with IPv6 addresses on the nodes 70. The "
+        "whole MTU is for `never` with `handover: l2`.",
         "nothing is added to packets that need nothing",
         choices=("auto", "never", "always"),
     )
@@ -168,7 +170,9 @@ class Settings:
     handover: str = _setting(
         "auto",
         "How an outside client's packet reaches the node of its backend: unchanged to that node's MAC (`l2`), in VXLAN "
-        "(`vxlan`), or the former to nodes that have answered a probe of it and the latter to the others (`auto`).",
+        "(`vxlan`), or the former to nodes that have answered a probe of it and the latter to the others (`auto`). To "
+        "nodes of other subnets it is VXLAN in any case, unless `l2` with `encapsulation: never` rules it out: then "
+        "clients get no answer from backends there.",
         "nothing is added to packets where the network between the nodes lets them through",
         choices=("auto", "l2", "vxlan"),
     )

@@ -209,23 +209,29 @@ int to_pod(struct __sk_buff *skb)
 	return verdict(skb, result ? result : PASS);
 }
 
-/* How a Service's packet from outside leaves this node, its entry, for a backend on another node. */
-static __always_inline void open_handover(const struct packet *packet, const struct frontend *frontend,
-					  struct opening *opening)
+/*
+ * How a Service's packet from outside leaves this node, its entry, for a backend on another node.
+ * Returns 0 or a negated drop reason.
+ */
+static __always_inline int open_handover(const struct packet *packet, const struct frontend *frontend,
+					 struct opening *opening)
 {
 	const struct remote *remote = remote_at(&opening->to.daddr);
 	bool tunnel;
 
 	if (!remote || pod_at(&opening->to.daddr))
-		return;
+		return 0;
+	if (remote->flags & REMOTE_NO_HANDOVER)
+		return -DROP_NO_HANDOVER;
 	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
 	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
 	opening->way.ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
-	__builtin_memcpy(opening->way.end, &remote->next_hop, sizeof(opening->way.end));
+	__builtin_memcpy(opening->way.end, &remote->node, sizeof(opening->way.end));
 	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. */
 	if (frontend->flags & FRONTEND_DIRECT)
 		opening->to = packet->tuple;
 	count(COUNTER_HANDED_OVER);
+	return 0;
 }
 
 /* A Service's packet that was handed over to this node with the client's destination: answered from here directly. */
@@ -360,9 +366,9 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	else
 		opening->back = (struct way){.ifindex = skb->ifindex, .kind = WAY_ROUTE};
 	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
-	if (!result && !arrival->handed_over)
-		open_handover(packet, frontend, opening);
-	return result;
+	if (result || arrival->handed_over)
+		return result;
+	return open_handover(packet, frontend, opening);
 }
 
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
@@ -495,6 +501,6 @@ int to_overlay(struct __sk_buff *skb)
 	if (link_scoped(&packet.tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
 	remote = remote_at(&packet.tuple.daddr);
-	result = remote ? enter_tunnel(skb, &remote->next_hop, OVERLAY_VNI) : -DROP_NO_REMOTE;
+	result = remote ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
 	return verdict(skb, result ? result : PASS);
 }

@@ -27,9 +27,14 @@ _ATTRIBUTE = struct.Struct("=HH")
 
 def watch(changed: Callable[[], None]) -> None:
     """Starts a thread that calls `changed` for each change that may matter. Raises OSError."""
+    threading.Thread(target=_run, args=(opened(), changed), name="monitor", daemon=True).start()
+
+
+def opened() -> socket.socket:
+    """A socket to hear of changes in the caller's network namespace. Raises OSError."""
     netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
     netlink.bind((0, _GROUPS))
-    threading.Thread(target=_run, args=(netlink, changed), name="monitor", daemon=True).start()
+    return netlink
 
 
 def _run(netlink: socket.socket, changed: Callable[[], None]) -> None:
@@ -41,16 +46,15 @@ def _run(netlink: socket.socket, changed: Callable[[], None]) -> None:
                 raise  # without this thread the controller would be blind: it ends, and is started again
             changed()  # messages were lost: anything may have changed
             continue
-        if any(matters(kind, body) for kind, body in _messages(data)):
+        if any(matters(kind, body) for kind, body in messages(data)):
             changed()
 
 
 def matters(kind: int, body: bytes) -> bool:
     """Whether a message may concern the underlay, the overlay, or a route to another node."""
     if kind in (_NEWLINK, _DELLINK):
-        # A veth of the kernel's naming is a pod link that has not got its name yet, or somebody else's.
-        name = _name(body)
-        return not (is_pod_link(name) or name.startswith("veth"))
+        # The CNI plugin names both ends of a pod link as it makes it: none ever has another name here.
+        return not is_pod_link(_name(body))
     if kind in (_NEWADDR, _DELADDR):
         return True
     if kind not in (_NEWROUTE, _DELROUTE):
@@ -62,7 +66,8 @@ def matters(kind: int, body: bytes) -> bool:
     return protocol != _OURS or (kind == _DELROUTE and length != (32 if family == socket.AF_INET else 128))
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and body of each message in what was received."""
     offset = 0
     while offset + _HEADER.size <= len(data):
         length, kind, _, _, _ = _HEADER.unpack_from(data, offset)

@@ -52,6 +52,7 @@ class NodeNetwork:
         self._pins = pins
         self._netlink = netlink
         self._peers = peers
+        self._steering = nodes.Steering(settings.encapsulation, settings.handover)
         self._peer_state = State({}, frozenset())
         self._facts: dict[str, tuple[NodeFacts, tuple[Problem, ...]]] = {}
         self._own: NodeFacts | None = None
@@ -127,7 +128,7 @@ class NodeNetwork:
         snapshot = self._snapshot = self._snapshot or self._netlink.snapshot()
         underlay = self._underlay(snapshot)
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
-        pod_mtu = nodes.pod_mtu(mtus, self._own, self._settings.encapsulation)
+        pod_mtu = nodes.pod_mtu(mtus, self._own, self._steering)
         overlay_mtu = nodes.overlay_mtu(mtus, self._own)
         if listed:
             self._find_ways(snapshot)
@@ -218,7 +219,7 @@ class NodeNetwork:
             for name, one in self._ways.items()
             if (before.answered ^ self._peer_state.answered).intersection(one.on_link)
         }
-        steering = nodes.Steering(self._settings.encapsulation, self._settings.handover, self._peer_state.answered)
+        steering = self._steering._replace(answered=self._peer_state.answered)
         if network != self._network or not self._ways:
             self._network, self._changed = network, {*self._facts, *self._ways}
         for name in self._changed:

@@ -28,6 +28,9 @@ NOBODY = bytes(16)
 
 # Why a node of the same subnet is reached in the tunnel, all the same.
 SILENT = "has not answered the probe"
+# Why a node cannot be handed outside clients' packets. A router would bring them there, but it is by their sender's MAC
+# that they are known, and answered by the way they came.
+NO_TUNNEL = "of another subnet, handover is l2 and encapsulation never"
 
 # kubelet's way to say that a load balancer should let go of a node that is about to vanish.
 TAINT_DELETED = "ToBeDeletedByClusterAutoscaler"
@@ -54,8 +57,9 @@ class Steering(NamedTuple):
     """What decides between ways.
 
     Attributes:
-        encapsulation: auto, never or always. In auto, a node whose address is on-link needs none.
-        handover: auto, l2 or vxlan. In auto, an address that has answered the probe needs no tunnel.
+        encapsulation: of pods' packets: auto, never or always. In auto, a node whose address is on-link needs none.
+        handover: of outside clients' packets: auto, l2 or vxlan. In auto, an address that has answered the probe needs
+            no tunnel.
         answered: the addresses that have.
     """
 
@@ -63,9 +67,14 @@ class Steering(NamedTuple):
     handover: str = "l2"
     answered: frozenset[bytes] = frozenset()
 
+    @property
+    def tunnels(self) -> bool:
+        """Whether anything may ever go through a tunnel: then nodes of other subnets are handed packets by it."""
+        return self.encapsulation != "never" or self.handover != "l2"
+
 
 class Handover(NamedTuple):
-    """How outside clients' packets are handed over to an address of a node: `l2`, `vxlan` or `route`, and why."""
+    """How outside clients' packets are handed over to an address of a node: `l2`, `vxlan` or `none`, and why."""
 
     address: bytes
     way: str
@@ -168,11 +177,11 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
     handovers = {address: _handover(address, hop, steering) for address, hop in reached.items()}
     remotes = {}
     for address, hop in reached.items():
-        # A node behind a router is reached in the tunnel, too: what is handed over to it needs its own address.
-        tunnelled = bool(hop.gateway) and handovers[address].way == "vxlan" and network.overlay_ifindex != 0
+        # A router may not let pods' addresses through to a node.
+        tunnelled = bool(hop.gateway) and steering.encapsulation != "never" and network.overlay_ifindex != 0
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
         remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
-    routes, problems = [], []
+    routes, problems = [], _cut_off(node, handovers.values())
     overlay = any(one.way == "vxlan" for one in handovers.values())
     for cidr in node.pod_cidrs:
         way = _way_to_pods(cidr, reached, own, steering.encapsulation)
@@ -195,9 +204,11 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
 
 def _handover(address: bytes, hop: Hop, steering: Steering) -> Handover:
     if hop.gateway:
-        if steering.encapsulation == "never":
-            return Handover(address, "route", "of another subnet, and encapsulation is never")
-        return Handover(address, "vxlan", "of another subnet")
+        return (
+            Handover(address, "vxlan", "of another subnet")
+            if steering.tunnels
+            else Handover(address, "none", NO_TUNNEL)
+        )
     if steering.handover == "l2":
         return Handover(address, "l2", "handover is l2")
     if steering.handover == "vxlan":
@@ -208,12 +219,19 @@ def _handover(address: bytes, hop: Hop, steering: Steering) -> Handover:
 
 
 def _remote(address: bytes, hop: Hop, overlay_ifindex: int, tunnelled: bool, handover: Handover) -> Remote:
-    """An entry for a node or its pods; a tunnel ends at the node's own address."""
+    """An entry for a node or its pods."""
     flags = RemoteFlag.OVERLAY if tunnelled else 0
     if handover.way == "vxlan" and overlay_ifindex:
         flags |= RemoteFlag.TUNNEL_HANDOVER
-    next_hop = address if flags else hop.gateway or address
-    return Remote(next_hop, hop.ifindex, overlay_ifindex, flags)
+    if handover.way == "none":
+        flags |= RemoteFlag.NO_HANDOVER
+    return Remote(hop.gateway or address, address, hop.ifindex, overlay_ifindex, flags)
+
+
+def _cut_off(node: NodeFacts, handovers: Iterable[Handover]) -> list[Problem]:
+    cut_off = [text(one.address) for one in handovers if one.way == "none"]
+    message = f"outside clients' packets cannot be handed over to {', '.join(cut_off)}: {NO_TUNNEL}"
+    return [Problem(f"Node {node.name}", message)] if cut_off else []
 
 
 def node_entries(
@@ -302,21 +320,26 @@ def is_pod_link(name: str) -> bool:
     return POD_LINK.fullmatch(name) is not None
 
 
-def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, encapsulation: str) -> int:
-    """The MTU of pods' links: the smallest of the underlay's, less what the overlay adds where it may be used.
+def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:
+    """The MTU of pods' links in bytes: the whole of the underlay's only where nothing may ever go through a tunnel.
+
+    What is handed over must fit, too: it is as large as the pod allows the client to send.
+    """
+    mtus = list(underlay_mtus)
+    return overlay_mtu(mtus, own) if steering.tunnels else _narrowest(mtus)
+
+
+def overlay_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None) -> int:
+    """The MTU of the overlay device in bytes: the smallest of the underlay's, less what a tunnel adds.
 
     A tunnel goes to the far node's address of the packet's own family first: with an IPv6 address here, IPv6 packets
     travel in IPv6 ones, and IPv4 packets may where the far node has no other.
     """
-    mtu = min(underlay_mtus, default=1500)
-    if encapsulation == "never":
-        return mtu
-    return mtu - overlay_bytes(own.addresses if own else ())
+    return _narrowest(underlay_mtus) - overlay_bytes(own.addresses if own else ())
 
 
-def overlay_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None) -> int:
-    """The MTU of the overlay device."""
-    return pod_mtu(underlay_mtus, own, "always")
+def _narrowest(underlay_mtus: Iterable[int]) -> int:
+    return min(underlay_mtus, default=1500)
 
 
 def overlay_bytes(addresses: Iterable[bytes]) -> int:

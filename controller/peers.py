@@ -76,7 +76,7 @@ def remembered(peers: Mapping[bytes, bytes], remotes: Mapping[bytes, bytes]) -> 
         frozenset(
             key.address
             for key, remote in hosts
-            if key.prefix_bits == HOST_BITS and not remote.flags & RemoteFlag.TUNNEL_HANDOVER
+            if key.prefix_bits == HOST_BITS and not remote.flags & (RemoteFlag.TUNNEL_HANDOVER | RemoteFlag.NO_HANDOVER)
         ),
     )
 

@@ -37,7 +37,12 @@ static const struct pod pod = {
 };
 static const struct remote_key remote_key = {.prefix_bits = 0x01020304, .address = ADDRESS(5)};
 static const struct remote remote = {
-	.next_hop = ADDRESS(1), .ifindex = 0x02030405, .overlay_ifindex = 0x06070809, .flags = 0x0a0b0c0d};
+	.next_hop = ADDRESS(1),
+	.node = ADDRESS(2),
+	.ifindex = 0x02030405,
+	.overlay_ifindex = 0x06070809,
+	.flags = 0x0a0b0c0d,
+};
 static const struct node_key node_key = {.address = ADDRESS(1)};
 static const struct node node = {.flags = 0x01020304};
 static const struct peer_key peer_key = {.mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};

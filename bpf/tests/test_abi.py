@@ -41,7 +41,7 @@ VALUES: dict[str, Any] = {
         0x3132333435363738,
     ),
     "remote_key": abi.RemoteKey(0x01020304, address(5)),
-    "remote": abi.Remote(address(1), 0x02030405, 0x06070809, 0x0A0B0C0D),
+    "remote": abi.Remote(address(1), address(2), 0x02030405, 0x06070809, 0x0A0B0C0D),
     "node_key": abi.NodeKey(address(1)),
     "node": abi.Node(0x01020304),
     "peer_key": abi.PeerKey(bytes.fromhex("111213141516")),

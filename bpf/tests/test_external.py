@@ -17,6 +17,7 @@ from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
 from bpf.abi import Counter, DropReason, FlowFlag, FrontendFlag, RemoteFlag, WayKind
+from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
 
@@ -207,6 +208,43 @@ class TestEntryNode:
         assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
         wanted = expected(request, hops=1, eth_src=dp.OVERLAY_SOURCE_MAC, eth_dst=dp.OVERLAY_MAC)
         same(result.packet, wanted if way_back else expected(wanted, dst=family.remote, dport=8080))
+
+    @BOTH
+    def test_tunnel_ends_at_the_node_and_not_at_the_router_before_it(self, datapath: Datapath, family: Family) -> None:
+        """Pods' packets go to that node by plain routes; a client's, handed to the router, would be lost there."""
+        router = "192.0.2.254" if family is V4 else "2001:db8::fe"
+        datapath.remote(family.remote_range, family.other_node, RemoteFlag.TUNNEL_HANDOVER, router)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        assert datapath.run("from_netdev", request).verdict == REDIRECT
+        flow = datapath.flow(key((family.outside, 5000), (family.node, NODE_PORT)))
+        assert flow is not None
+        assert (flow.way.kind, flow.way.end) == (WayKind.TUNNEL, packed(family.other_node))
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("way_back", [0, DIRECT], ids=["entry", "direct"])
+    def test_node_that_cannot_be_handed_packets_gets_none(
+        self, datapath: Datapath, family: Family, build: object, way_back: int
+    ) -> None:
+        """Neither layer 2 nor a tunnel leads there: a drop with a reason, and no flow that would hold on to it."""
+        datapath.remote(family.remote_range, family.other_node, RemoteFlag.NO_HANDOVER)
+        node_port(datapath, family, protocol_of(build), family.remote, way_back)
+        request = arriving(build(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_HANDOVER) == 1
+        assert datapath.counter(Counter.HANDED_OVER) == 0
+        assert datapath.flow(key((family.outside, 5000), (family.node, NODE_PORT), protocol_of(build))) is None
+
+    @BOTH
+    def test_node_that_cannot_be_handed_packets_gets_those_of_pods(self, datapath: Datapath, family: Family) -> None:
+        """Plain routes carry them."""
+        datapath.remote(family.remote_range, family.other_node, RemoteFlag.NO_HANDOVER)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
+        request = tcp(family, (family.client, 5000), (family.node, NODE_PORT))
+        result = datapath.run("from_pod", request)
+        assert result.verdict == REDIRECT
+        same(result.packet, expected(request, hops=1, dst=family.remote, dport=8080))
 
     @BOTH
     def test_last_hop_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:

@@ -21,6 +21,13 @@ REMOVE_KUBE_PROXY = (
     "kubectl -n kube-system delete daemonset kube-proxy, then `kube-proxy --cleanup` on each node: "
     "both would translate the same Services"
 )
+# What to do about a way of handing over, by the reason for it.
+HANDOVER_ADVICE = {
+    nodes.NO_TUNNEL: "clients get no answer from backends there: set handover to auto; pods made from then on have a "
+    "smaller MTU",
+    nodes.SILENT: "see whether the controller runs there; if so, the network drops frames with foreign addresses, and "
+    "VXLAN is right: set handover to vxlan",
+}
 
 
 def network_checks(settings: Settings) -> Iterator[Check]:
@@ -91,12 +98,9 @@ def _handover(settings: Settings) -> Check:
     """A tunnel is no fault, but where layer 2 was hoped for, it is worth a look."""
     report = daemons.report(settings, HANDOVER_FILE)
     seen = "; ".join(handovers.lines(report)) or "not known yet: the controller has left no handover.json"
-    silent = any(why == nodes.SILENT for _, why in handovers.grouped(report))
-    advice = (
-        "see whether the controller runs there; if so, the network drops frames with foreign addresses, and VXLAN is "
-        "right: set handover to vxlan"
-    )
-    return check("handover", not silent, seen, advice, Verdict.WARN)
+    whys = {why for _, why in handovers.grouped(report)}
+    advice = [HANDOVER_ADVICE[why] for why in HANDOVER_ADVICE if why in whys]
+    return check("handover", not advice, seen, "; ".join(advice), Verdict.WARN)
 
 
 def _reserved_ports(settings: Settings) -> Check:

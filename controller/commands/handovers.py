@@ -7,7 +7,11 @@ from typing import Any
 # More nodes than anybody reads are counted, not listed.
 NAMED = 5
 
-WAYS = {"l2": "layer 2", "vxlan": "VXLAN", "route": "plain routes"}
+WAYS = {
+    "l2": "handed over by layer 2",
+    "vxlan": "handed over by VXLAN",
+    "none": "nothing is handed over",
+}
 RETURNS = {"entry": "through the node by which they came in", "direct": "direct, from the backend's node"}
 
 
@@ -18,7 +22,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     back = RETURNS.get(report["return_path"], report["return_path"])
     told = [f"answers go back {back}"]
     for (way, why), names in sorted(grouped(report).items()):
-        told.append(f"handed over by {WAYS.get(way, way)} to {_names(names)}: {why}")
+        told.append(f"{WAYS.get(way, way)} to {_names(names)}: {why}")
     return told
 
 

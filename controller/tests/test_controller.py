@@ -47,7 +47,7 @@ class FakeNetwork:
 
     def set_node(self, name: str, found: Node | None) -> bool:
         self.nodes[name] = found
-        remotes = {bytes(20): bytes(32)} if found else {}
+        remotes = {bytes(20): bytes(48)} if found else {}
         self.entries = {**{name: {} for name in NETWORK_MAPS}, "remotes": remotes}
         self.eligible = found is not None
         return True
@@ -298,7 +298,7 @@ def test_network_is_synced_when_nodes_or_devices_change(rig: Rig) -> None:
 
 def test_remotes_stay_while_the_network_cannot_be_read(rig: Rig) -> None:
     """A restart whose first look at devices fails must not cut this node off from the others."""
-    rig.maps.maps["remotes"][bytes(20)] = bytes(32)
+    rig.maps.maps["remotes"][bytes(20)] = bytes(48)
     rig.network.failed = True
     rig.tell(WEB, *LISTED)
     assert list(rig.served()) == ["198.51.100.1:80/6"]

@@ -304,7 +304,7 @@ def test_drift_in_every_map_is_counted_and_repaired() -> None:
     maps["slots"][SlotKey(4711, 0).pack()] = Slot(4711).pack()
     maps["backends"][BackendKey(4711).pack()] = bytes(20)
     maps["frontends"][bytes(20)] = bytes(16)
-    maps["remotes"][bytes(20)] = bytes(32)
+    maps["remotes"][bytes(20)] = bytes(48)
     maps["peers"][bytes(8)] = bytes(16)
     rig.dataplane.record()
     assert rig.dataplane.audit(rig.dataplane.read_back()) == 7
@@ -413,7 +413,7 @@ def test_remotes_full_keep_what_fits() -> None:
     """A remotes map that is too small holds what it can, and says so."""
     dataplane = Dataplane(FakeMaps(remotes=2))
     entries: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
-    entries["remotes"] = {bytes([number]) * 20: bytes(32) for number in range(3)}
+    entries["remotes"] = {bytes([number]) * 20: bytes(48) for number in range(3)}
     dataplane.set_network(entries)
     dataplane.sync()
     assert dataplane.network_short == {"remotes"}

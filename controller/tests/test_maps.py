@@ -65,7 +65,7 @@ def test_read_of_a_small_map_and_of_a_trie(bpffs: Path) -> None:
     maps = _made(bpffs, backends=16)
     maps.write(_backends(1, 16))
     assert len(maps.read("backends")) == 16
-    remote = Op("remotes", (96).to_bytes(4, "little") + bytes(16), bytes(32))
+    remote = Op("remotes", (96).to_bytes(4, "little") + bytes(16), bytes(MAPS["remotes"].value_size))
     maps.write([remote])
     assert maps.read("remotes") == {remote.key: remote.value}
 

@@ -260,13 +260,11 @@ def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
 
 
 def test_device_that_comes_back_is_attached_again_when_the_kernel_says_so(rig: Rig) -> None:
-    """The monitor tells; a pod link that comes tells nothing."""
+    """The monitor tells."""
     rig.nodes(OWN, NEAR)
     rig.sync()
     told: list[int] = []
     rig.run(lambda: monitor.watch(lambda: told.append(1)))
-    rig.ip("link", "add", "ce0123456789a", "type", "veth", "peer", "name", "veth7")
-    assert not told
     rig.ip("link", "del", "up0")
     rig.sync()
     assert rig.hooks() == {}
@@ -403,6 +401,23 @@ def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> N
     assert told()["192.0.2.2"] == ("l2", "has answered the probe")
     assert tunnelled() == {"2001:db8::2", "fd00:10:244:1::"}
     assert rig.routes() == NEAR_ROUTES, "pods' own packets need no tunnel"
+
+
+@pytest.mark.parametrize(("handover", "way"), [("auto", "vxlan"), ("vxlan", "vxlan"), ("l2", "none")])
+def test_encapsulation_never_is_not_about_handover(rig: Rig, handover: str, way: str) -> None:
+    """Pods' packets to a node of another subnet take plain routes; clients' take the tunnel, where there may be one."""
+    rig.settings = dataclasses.replace(rig.settings, encapsulation="never", handover=handover)
+    rig.begin()
+    rig.nodes(OWN, manifest("far", ["198.51.100.2"], ["10.244.2.0/24"]))
+    rig.sync()
+    assert rig.routes() == {"10.244.2.0/24 via 192.0.2.254 dev up0 src 192.0.2.1 onlink"}
+    remotes = [Remote.unpack(value) for value in rig.entries()["remotes"].values()]
+    assert {text(remote.next_hop) for remote in remotes} == {"192.0.2.254"}
+    told = json.loads((rig.settings.run_dir / "handover.json").read_bytes())
+    assert [(one["address"], one["way"]) for one in told["nodes"]] == [("198.51.100.2", way)]
+    assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == (1400 if way == "none" else 1330)
+    assert ("calico-vxlan" in rig.hooks()) == (way == "vxlan")
+    assert [problem.subject for problem in rig.network.problems] == ["Node far"] * (way == "none")
 
 
 def test_ports_of_masquerade_are_reserved(rig: Rig) -> None:

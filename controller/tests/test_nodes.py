@@ -58,7 +58,9 @@ def _shown(found: Ways) -> dict[str, str]:
         assert remote.ifindex == ETH
         assert remote.overlay_ifindex in (0, OVERLAY)
         length = prefix.prefix_bits - (96 if prefix.address.startswith(bytes(10) + b"\xff\xff") else 0)
-        shown[f"{text(prefix.address)}/{length}"] = f"{'overlay' if tunnelled else 'plain'} {text(remote.next_hop)}"
+        shown[f"{text(prefix.address)}/{length}"] = (
+            f"overlay {text(remote.node)}" if tunnelled else f"plain {text(remote.next_hop)}"
+        )
     return shown
 
 
@@ -72,13 +74,16 @@ def _shown(found: Ways) -> dict[str, str]:
         pytest.param("never", "198.51.100.2", "plain 192.0.2.254", "plain 192.0.2.254", id="routed in never"),
     ],
 )
-def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str, pods: str) -> None:
-    """A node on-link is never behind the overlay; one that is routed is, unless that is never allowed."""
-    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, Steering(encapsulation))
+@pytest.mark.parametrize("handover", ["l2", "vxlan", "auto"])
+def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str, pods: str, handover: str) -> None:
+    """A node on-link is never behind the overlay; one that is routed is, unless that is never allowed.
+
+    However outside clients' packets are handed over.
+    """
+    found = ways(_facts([address], ["10.244.1.0/24"]), OWN, NETWORK, Steering(encapsulation, handover))
     assert _shown(found) == {f"{address}/32": host, "10.244.1.0/24": pods}
-    assert found.overlay == pods.startswith("overlay")
     (route,) = found.routes
-    assert route.ifindex == (OVERLAY if found.overlay else ETH)
+    assert route.ifindex == (OVERLAY if pods.startswith("overlay") else ETH)
     assert text(route.source) == "192.0.2.1"
 
 
@@ -175,7 +180,11 @@ def test_underlay_is_where_own_addresses_and_default_routes_are() -> None:
         ("auto", "vxlan", "192.0.2.2", True, "vxlan", "handover is vxlan"),
         ("auto", "l2", "198.51.100.2", False, "vxlan", "of another subnet"),
         ("auto", "auto", "198.51.100.2", True, "vxlan", "of another subnet"),
-        ("never", "vxlan", "198.51.100.2", False, "route", "of another subnet, and encapsulation is never"),
+        ("always", "l2", "198.51.100.2", False, "vxlan", "of another subnet"),
+        ("never", "auto", "198.51.100.2", False, "vxlan", "of another subnet"),
+        ("never", "vxlan", "198.51.100.2", False, "vxlan", "of another subnet"),
+        ("never", "l2", "192.0.2.2", False, "l2", "handover is l2"),
+        ("never", "l2", "198.51.100.2", False, "none", "of another subnet, handover is l2 and encapsulation never"),
     ],
 )
 def test_handover_by_setting_probe_and_subnet(
@@ -188,9 +197,10 @@ def test_handover_by_setting_probe_and_subnet(
     for value in found.remotes.values():
         remote = Remote.unpack(value)
         assert bool(remote.flags & RemoteFlag.TUNNEL_HANDOVER) == (expected == "vxlan")
-        if expected != "route":
-            assert (remote.next_hop, remote.overlay_ifindex) == (packed(address), OVERLAY)
+        assert bool(remote.flags & RemoteFlag.NO_HANDOVER) == (expected == "none")
+        assert (remote.node, remote.overlay_ifindex) == (packed(address), OVERLAY)
     assert found.overlay == (expected == "vxlan" or encapsulation == "always")
+    assert [why in problem.message for problem in found.problems] == [True] * (expected == "none")
     assert found.on_link == ({packed(address): ETH} if address == "192.0.2.2" else {})
 
 
@@ -247,21 +257,23 @@ def test_peers_are_known_by_mac_under_their_first_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("addresses", "encapsulation", "mtu"),
+    ("addresses", "encapsulation", "handover", "mtu"),
     [
-        (["192.0.2.1"], "never", 1400),
-        (["192.0.2.1"], "auto", 1350),
-        (["192.0.2.1"], "always", 1350),
-        (["192.0.2.1", "2001:db8::1"], "auto", 1330),
-        (["2001:db8::1"], "auto", 1330),
-        (["192.0.2.1", "2001:db8::1"], "never", 1400),
+        (["192.0.2.1"], "never", "l2", 1400),
+        (["192.0.2.1"], "never", "auto", 1350),
+        (["192.0.2.1"], "never", "vxlan", 1350),
+        (["192.0.2.1"], "auto", "l2", 1350),
+        (["192.0.2.1"], "always", "l2", 1350),
+        (["192.0.2.1", "2001:db8::1"], "auto", "auto", 1330),
+        (["2001:db8::1"], "auto", "auto", 1330),
+        (["192.0.2.1", "2001:db8::1"], "never", "l2", 1400),
     ],
 )
 def test_pod_mtu_leaves_room_for_the_overlay_that_may_be_used(
-    addresses: list[str], encapsulation: str, mtu: int
+    addresses: list[str], encapsulation: str, handover: str, mtu: int
 ) -> None:
-    """The smallest device decides; a tunnel's IPv6 header is 20 bytes longer."""
-    assert pod_mtu([1500, 1400], _facts(addresses, []), encapsulation) == mtu
+    """By pods' packets or by clients'. The smallest device decides; a tunnel's IPv6 header is 20 bytes longer."""
+    assert pod_mtu([1500, 1400], _facts(addresses, []), Steering(encapsulation, handover)) == mtu
 
 
 def test_tunnel_is_of_a_family_that_both_ends_have() -> None:

@@ -126,10 +126,11 @@ def test_rp_filter_is_the_stricter_number_of_all_and_device(
         ("l2", "has answered the probe", Verdict.OK),
         ("vxlan", "of another subnet", Verdict.OK),
         ("vxlan", nodes.SILENT, Verdict.WARN),
+        ("none", nodes.NO_TUNNEL, Verdict.WARN),
     ],
 )
 def test_handover_is_told_with_its_reason(tmp_path: Path, way: str, why: str, verdict: Verdict) -> None:
-    """A node of the same subnet that does not answer the probe is worth a look."""
+    """A node of the same subnet that does not answer the probe is worth a look, and one that gets nothing is."""
     ways = [{"node": f"n{number}", "address": f"192.0.2.{number}", "way": way, "why": why} for number in range(7)]
     report = {"handover": "auto", "return_path": "direct", "nodes": ways}
     (tmp_path / "handover.json").write_text(json.dumps(report))
