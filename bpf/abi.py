@@ -57,6 +57,7 @@ class DropReason(IntEnum):
     NO_LOCAL_BACKEND = 16
     PORTS_EXHAUSTED = 17
     NO_HANDOVER = 18
+    NO_POD = 19
 
 
 class FlowFlag(IntFlag):

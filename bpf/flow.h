@@ -78,6 +78,11 @@ static __always_inline bool in_mid_stream(const struct packet *packet)
 	return packet->tuple.protocol == IPPROTO_TCP && !opens_connection(packet);
 }
 
+static __always_inline bool closes_connection(const struct packet *packet)
+{
+	return packet->tcp_flags & (TCP_RST | TCP_FIN);
+}
+
 static __always_inline bool backend_exists(__u32 backend_id)
 {
 	struct backend_key key = {.backend_id = backend_id};
@@ -298,7 +303,7 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	struct flow *entry = &work->entry;
 	int error;
 
-	if (packet->tcp_flags & (TCP_RST | TCP_FIN))
+	if (closes_connection(packet))
 		return 0;
 	work->twin = reverse(&opening->to);
 	*entry = (struct flow){
@@ -309,10 +314,10 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 		.way = opening->back,
 	};
 	entry->created_ns = entry->seen_ns;
-	if (in_mid_stream(packet)) {
-		entry->state = FLOW_ESTABLISHED;
+	if (in_mid_stream(packet))
 		count(COUNTER_FLOWS_PICKED_UP);
-	}
+	if (in_mid_stream(packet) || (opening->one_way && packet->tuple.protocol == IPPROTO_UDP))
+		entry->state = FLOW_ESTABLISHED;
 	entry->expires_ns = entry->seen_ns + flow_timeout(packet->tuple.protocol, entry->state);
 	error = flow_claim(skb);
 	if (error)
@@ -323,6 +328,10 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	if (flow_update(&packet->tuple, entry, BPF_ANY))
 		return -DROP_FLOWS_FULL;
 	count(COUNTER_FLOWS_CREATED);
+	if (opening->masquerade)
+		count(COUNTER_MASQUERADED);
+	if (opening->way.kind == WAY_NODE || opening->way.kind == WAY_TUNNEL)
+		count(COUNTER_HANDED_OVER);
 	opening->to.sport_be = work->twin.dport_be;
 	return 0;
 }

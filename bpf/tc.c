@@ -26,6 +26,13 @@ static __always_inline bool refused(int result)
 	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW;
 }
 
+static __always_inline bool own_address(const struct address *address)
+{
+	const struct node *node = bpf_map_lookup_elem(&nodes, address);
+
+	return node && node->flags & NODE_OWN;
+}
+
 /* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
 					struct opening *opening)
@@ -49,9 +56,9 @@ static __always_inline int open_service(const struct packet *packet, const struc
 
 /*
  * A pod's flow that leaves the cluster by the underlay goes under the node's own address there. One that leaves it
- * otherwise, or cannot, is the host's stack's.
+ * otherwise, or cannot, is the host's stack's. Returns 0 or -DROP_NO_FLOW.
  */
-static __always_inline void open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
+static __always_inline int open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
 	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
 	const struct address *address;
@@ -60,7 +67,7 @@ static __always_inline void open_masquerade(struct __sk_buff *skb, const struct 
 	long result;
 
 	if (!config.masquerade_port_count)
-		return;
+		return 0;
 	if (packet->is_v6) {
 		route.family = AF_INET6;
 		__builtin_memcpy(route.ipv6_src, &packet->tuple.saddr, sizeof(route.ipv6_src));
@@ -71,18 +78,18 @@ static __always_inline void open_masquerade(struct __sk_buff *skb, const struct 
 	}
 	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return;
+		return 0;
 	key.ifindex = route.ifindex;
 	underlay = bpf_map_lookup_elem(&underlays, &key);
 	if (!underlay)
-		return;
+		return 0;
 	address = packet->is_v6 ? &underlay->v6 : &underlay->v4;
 	if (!address->word_be[3])
-		return;
+		return 0;
 	opening->to.saddr = *address;
 	opening->way = (struct way){.ifindex = route.ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
-	count(COUNTER_MASQUERADED);
+	return closes_connection(packet) ? -DROP_NO_FLOW : 0; /* of no flow that has a port */
 }
 
 static __always_inline bool in_cluster(const struct address *address)
@@ -97,9 +104,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	opening->to = packet->tuple;
 	if (frontend_at(&packet->tuple, &key))
 		return open_service(packet, &key, false, opening);
-	if (!in_cluster(&packet->tuple.daddr))
-		open_masquerade(skb, packet, opening);
-	return 0;
+	return in_cluster(&packet->tuple.daddr) ? 0 : open_masquerade(skb, packet, opening);
 }
 
 /* A packet without a backend is refused: the refusal goes back into the pod. It is counted as a drop all the same. */
@@ -228,9 +233,10 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 	opening->way.ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
 	__builtin_memcpy(opening->way.end, &remote->node, sizeof(opening->way.end));
 	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. */
-	if (frontend->flags & FRONTEND_DIRECT)
+	if (frontend->flags & FRONTEND_DIRECT) {
 		opening->to = packet->tuple;
-	count(COUNTER_HANDED_OVER);
+		opening->one_way = 1;
+	}
 	return 0;
 }
 
@@ -248,13 +254,6 @@ static __always_inline void open_direct_return(const struct arrival *arrival, st
 	remote = remote_at(&entry);
 	if (remote)
 		opening->back.ifindex = remote->ifindex; /* the device under the tunnel */
-}
-
-static __always_inline bool own_address(const struct address *address)
-{
-	const struct node *node = bpf_map_lookup_elem(&nodes, address);
-
-	return node && node->flags & NODE_OWN;
 }
 
 /* The far end and the network of the tunnel out of which a packet came. Returns 0, or -1: it came out of none. */
@@ -342,15 +341,15 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	const struct pod *pod = pod_at(&packet->tuple.daddr);
 	const struct frontend *frontend = NULL;
 	struct frontend_key key;
+	bool own = false;
 	int result;
 
 	opening->to = packet->tuple;
 	if (!pod) {
-		if (in_mid_stream(packet) && own_address(&packet->tuple.daddr))
+		own = own_address(&packet->tuple.daddr);
+		if (own && in_mid_stream(packet))
 			return PASS; /* the host's own connection; of a lost flow, the host's stack says so itself */
 		frontend = frontend_at(&packet->tuple, &key);
-		if (!frontend && bpf_map_lookup_elem(&nodes, &packet->tuple.daddr))
-			return PASS;
 	}
 	arrive(skb, work, overlay);
 	if (arrival->handed_over) {
@@ -359,8 +358,11 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	}
 	if (pod)
 		return 0;
-	if (!frontend)
-		return arrival->handed_over ? -DROP_NO_LOCAL_BACKEND : PASS;
+	if (!frontend) {
+		if (!arrival->handed_over)
+			return PASS;
+		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
+	}
 	if (arrival->handed_over)
 		open_direct_return(arrival, opening);
 	else
@@ -416,6 +418,24 @@ static __always_inline void follow_sender(struct __sk_buff *skb, struct work *wo
 		twin->way = work->arrival.sender;
 }
 
+/* Whether a flow's packets are handed over by this node. */
+static __always_inline bool hands_over(const struct flow *flow)
+{
+	return flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL;
+}
+
+/* Continues a flow whose packets come in: its pod may be gone, and then they must not leave the node again. */
+static __always_inline int follow_from_outside(struct __sk_buff *skb, struct work *work, struct flow *flow,
+					       bool overlay)
+{
+	int result;
+
+	if (flow->flags & FLOW_HANDED_OVER)
+		follow_sender(skb, work, flow, overlay);
+	result = follow(skb, &work->packet, flow);
+	return result == PASS && !own_address(&flow->twin.saddr) ? -DROP_NO_POD : result;
+}
+
 /* What comes from other nodes and from outside: for a pod of this node, for a Service, or for the host's stack. */
 static __always_inline int from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -425,11 +445,13 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	if (!has_flow(packet))
 		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : PASS;
 	flow = flow_find(packet, true);
-	if (!flow)
-		return begin_from_outside(skb, work, overlay);
-	if (flow->flags & FLOW_HANDED_OVER)
-		follow_sender(skb, work, flow, overlay);
-	return follow(skb, packet, flow);
+	if (flow && hands_over(flow)) {
+		/* what another node sends of this client now ends here, with a backend of this node's or with none */
+		arrive(skb, work, overlay);
+		if (work->arrival.handed_over)
+			flow = NULL;
+	}
+	return flow ? follow_from_outside(skb, work, flow, overlay) : begin_from_outside(skb, work, overlay);
 }
 
 /* A tunnel's packet to this node: the kernel's, which takes out what from_overlay is to see. */
@@ -463,29 +485,57 @@ int from_overlay(struct __sk_buff *skb)
 	return verdict(skb, from_outside(skb, work, true));
 }
 
+/* The answer of a backend in the host's network, on its way to an outside client. */
+static __noinline int answer_to_outside(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+{
+	struct tuple to = reverse(&flow->twin);
+	int error = rewrite(skb, packet, &to);
+
+	if (error)
+		return error;
+	/* the stack has found its way, but where another node must translate it */
+	return flow->way.kind == WAY_MAC || flow->way.kind == WAY_TUNNEL ? send_by_way(skb, &flow->way) : PASS;
+}
+
 /*
  * A host's process that talks to a Service was translated at connect or sendmsg. What still carries a Service's address
  * here has no backend, and is refused back into the host's stack; or was sent past these hooks, and is refused as well.
  */
-SEC("classifier")
-int to_netdev(struct __sk_buff *skb)
+static __noinline int refuse_to_host(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct packet packet = {};
 	struct frontend_key key;
-	const struct frontend *frontend;
+	const struct frontend *frontend = frontend_at(&packet->tuple, &key);
 	int reason = -DROP_UNTRANSLATED;
 
-	if (skb->mark == config.mark || parse(skb, &packet))
-		return PASS;
-	frontend = frontend_at(&packet.tuple, &key);
 	if (!frontend)
 		return PASS;
 	if (!frontend->slot_count)
 		reason = -DROP_NO_BACKEND;
 	drop(skb, reason);
-	if (refuse(skb, &packet, reason))
+	if (refuse(skb, packet, reason))
 		return TC_ACT_SHOT;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
+SEC("classifier")
+int to_netdev(struct __sk_buff *skb)
+{
+	struct work *work;
+	const struct packet *packet;
+	const struct flow *flow;
+
+	if (skb->mark == config.mark)
+		return PASS;
+	work = new_work();
+	if (!work || parse(skb, &work->packet))
+		return PASS;
+	packet = &work->packet;
+	if (has_flow(packet) && own_address(&packet->tuple.saddr)) {
+		flow = flow_find(packet, false);
+		if (flow && flow->flags & FLOW_REPLY)
+			return verdict(skb, answer_to_outside(skb, packet, flow));
+	}
+	return refuse_to_host(skb, packet);
 }
 
 /* The host's stack routes to other nodes' pods by this device, but knows nothing of tunnels. */

@@ -16,7 +16,7 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bpf.abi import Counter, DropReason, FlowFlag, FrontendFlag, RemoteFlag, WayKind
+from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
@@ -247,6 +247,18 @@ class TestEntryNode:
         same(result.packet, expected(request, hops=1, dst=family.remote, dport=8080))
 
     @BOTH
+    @pytest.mark.parametrize(("way_back", "state"), [(0, FlowState.NEW), (DIRECT, FlowState.ESTABLISHED)])
+    def test_udp_whose_answers_go_another_way_counts_as_answered(
+        self, datapath: Datapath, family: Family, way_back: int, state: int
+    ) -> None:
+        """The entry node keeps to its choice as long as the backend's node keeps its flow."""
+        node_port(datapath, family, dp.UDP_PROTOCOL, family.remote, way_back)
+        datapath.run("from_netdev", arriving(udp(family, (family.outside, 5000), (family.node, NODE_PORT))))
+        flow = datapath.flow(key((family.outside, 5000), (family.node, NODE_PORT), dp.UDP_PROTOCOL))
+        assert flow is not None
+        assert flow.state == state
+
+    @BOTH
     def test_last_hop_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
         """TTL counts: a packet that has one left goes no further."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
@@ -334,6 +346,108 @@ class TestBackendNode:
         assert flow is not None
         assert (flow.flags & FlowFlag.HANDED_OVER, flow.way.kind) == (0, WayKind.DESTINATION)
 
+    @BOTH
+    @pytest.mark.parametrize("flags", ["S", "A"])
+    def test_what_would_be_handed_over_again_ends_here(self, datapath: Datapath, family: Family, flags: str) -> None:
+        """A client's flow that this node hands over is not followed when its packets come by another node."""
+        address, client = LOAD_BALANCER[family], (family.outside, 5000)
+        datapath.service(address, 80, dp.TCP_PROTOCOL, [(family.remote, 8080)], flags=EXTERNAL | DIRECT)
+        assert datapath.run("from_netdev", arriving(tcp(family, client, (address, 80)))).verdict == REDIRECT
+        assert datapath.counter(Counter.HANDED_OVER) == 1
+        result = datapath.run("from_netdev", arriving(tcp(family, client, (address, 80), flags), dp.PEER_MAC))
+        assert (result.verdict, result.packet[family.ip].src) == (REDIRECT, address)
+        assert result.packet[TCP].flags & 0x04
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    @BUILD
+    def test_handed_over_for_an_unknown_service_of_another_node_is_refused(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """The entry node has not heard yet that its NodePort is gone: what it hands over does not come back to it."""
+        request = arriving(build(family, (family.outside, 5000), (family.other_node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        assert (result.packet[Ether].dst, result.packet[family.ip].dst) == (dp.PEER_MAC, family.outside)
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    @pytest.mark.parametrize("sender", [dp.PEER_MAC, dp.ROUTER_MAC], ids=["handed over", "straight"])
+    def test_flow_of_a_pod_that_is_gone_leaves_the_node_no_more(
+        self, datapath: Datapath, family: Family, sender: str
+    ) -> None:
+        """The host's stack would send its packets on by the default route."""
+        client = (family.outside, 5000)
+        assert (
+            datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080)), sender)).verdict
+            == REDIRECT
+        )
+        datapath.delete("pods", PodKey(packed(family.server)).pack())
+        packet = arriving(tcp(family, client, (family.server, 8080), "A"), sender)
+        assert datapath.run("from_netdev", packet).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_POD) == 1
+
+
+class TestBackendInTheHostsNetwork:
+    """The backend is a process of a node: the host's stack takes its packets, and to_netdev sees its answers."""
+
+    @BOTH
+    @BUILD
+    def test_answer_of_the_entry_nodes_own_is_translated(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """In by the node's port, out as from the node's port."""
+        node_port(datapath, family, protocol_of(build), family.node, local=1)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == PASS
+        same(result.packet, expected(request, dport=8080))
+        answer = build(family, (family.node, 8080), client, **answer_flags(build))
+        result = datapath.run("to_netdev", answer)
+        assert result.verdict == PASS
+        same(result.packet, expected(answer, sport=NODE_PORT))
+
+    @BOTH
+    @BUILD
+    def test_answer_to_what_was_handed_over_goes_back_to_the_sender(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """Return by the entry node: it translates."""
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.node, 8080)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == PASS
+        same(result.packet, request)
+        answer = build(family, (family.node, 8080), client, **answer_flags(build))
+        result = datapath.run("to_netdev", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, eth_src=LO_MAC, eth_dst=dp.PEER_MAC))
+
+    @BOTH
+    @BUILD
+    def test_direct_answer_bears_the_entrys_address(self, datapath: Datapath, family: Family, build: object) -> None:
+        """Direct return: it leaves by the route that the stack has found."""
+        node_port(datapath, family, protocol_of(build), family.node, DIRECT, local=1)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.other_node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == PASS
+        same(result.packet, expected(request, dst=family.node, dport=8080))
+        answer = build(family, (family.node, 8080), client, **answer_flags(build))
+        result = datapath.run("to_netdev", answer)
+        assert result.verdict == PASS
+        same(result.packet, expected(answer, src=family.other_node, sport=NODE_PORT))
+
+    @BOTH
+    def test_hosts_own_connections_are_left_alone(self, datapath: Datapath, family: Family) -> None:
+        """What the node sends without a flow passes, and leaves none."""
+        packet = tcp(family, (family.node, 40000), (family.outside, 443))
+        result = datapath.run("to_netdev", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+        assert datapath.flow(key((family.node, 40000), (family.outside, 443))) is None
+
 
 class TestMasquerade:
     """What pods send out of the cluster."""
@@ -380,6 +494,17 @@ class TestMasquerade:
         result = datapath.run("from_netdev", Ether(bytes(Ether(src=dp.ROUTER_MAC, dst=LO_MAC) / reply)))
         wanted = IPv6(src=V6.outside, dst=V6.client, hlim=63) / ICMPv6EchoReply(id=7, seq=1, data=b"ping")
         same(result.packet, Ether(bytes(Ether(src=dp.HOST_MAC, dst=dp.POD_MAC) / wanted)))
+
+    @BOTH
+    @pytest.mark.parametrize(("flags", "verdict"), [("FA", REDIRECT), ("R", SHOT)], ids=["FIN", "RST"])
+    def test_end_of_an_unknown_connection_does_not_leave(
+        self, datapath: Datapath, family: Family, flags: str, verdict: int
+    ) -> None:
+        """There is no port for it: a FIN is answered with RST, an RST with nothing."""
+        packet = tcp(family, (family.client, 5000), (family.outside, 443), flags)
+        assert datapath.run("from_pod", packet).verdict == verdict
+        assert datapath.dropped(DropReason.NO_FLOW) == 1
+        assert datapath.counter(Counter.MASQUERADED) == 0
 
     @BOTH
     def test_nodes_and_pods_see_the_pods_own_address(self, datapath: Datapath, family: Family) -> None:
