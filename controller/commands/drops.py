@@ -42,7 +42,7 @@ MEANINGS = {
     abi.DropReason.NO_LOCAL_BACKEND: "No usable endpoint on this node, for a Service with externalTrafficPolicy Local, "
     "or for what another node handed over: a few while endpoints go are harmless; otherwise see `calico-ebpf services` "
     "on both nodes.",
-    abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end within seconds.",
+    abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end in seconds.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
     abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "
