@@ -300,6 +300,11 @@ enum counter {
 	COUNTERS,
 };
 
+/* The controllers' probe of layer 2, whose answers have a foreign source as well. */
+enum probe {
+	PROBE_PORT = 20206, /* UDP */
+};
+
 /* --- Load-time constants, patched into .rodata --- */
 
 struct config {

@@ -100,6 +100,12 @@ class NodeFlag(IntFlag):
     OWN = 1
 
 
+class Probe(IntEnum):
+    """enum probe."""
+
+    PORT = 20206
+
+
 class RemoteFlag(IntFlag):
     """enum remote_flag."""
 

@@ -332,6 +332,11 @@ static __noinline int arrive(struct __sk_buff *skb, struct work *work, bool over
 	return 0;
 }
 
+static __always_inline bool is_probe(const struct packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(PROBE_PORT);
+}
+
 /* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
 static __always_inline int open_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -360,6 +365,8 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		return 0;
 	if (!frontend) {
 		if (!arrival->handed_over)
+			return PASS;
+		if (is_probe(packet))
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
 	}
