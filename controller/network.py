@@ -116,6 +116,8 @@ class NodeNetwork:
         self.failed = False
         try:
             more = self._sync(listed)
+            if self._snapshot is None:  # the overlay device has just changed
+                more = self._sync(listed)
         except (NetworkError, BpfError, OSError) as error:
             self.failed = True
             self.problems.append(Problem("network", str(error)))
@@ -136,7 +138,7 @@ class NodeNetwork:
             self._find_ways(snapshot)
             if self._replace_overlay(overlay, overlay_mtu):
                 self.forget()
-                return True  # the next sync finds it as it now is
+                return True  # to be gone through again with it as it now is
         if looked or underlay != self._underlay_now:
             if overlay:
                 self._keep_overlay(overlay, overlay_mtu)
