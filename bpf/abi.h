@@ -127,7 +127,7 @@ ABI_LAYOUT(remote, 48);
 enum remote_flag {
 	REMOTE_OVERLAY = 1 << 0,         /* packets for it go through the overlay */
 	REMOTE_TUNNEL_HANDOVER = 1 << 1, /* outside clients' packets are handed over through the overlay */
-	REMOTE_NO_HANDOVER = 1 << 2,     /* they cannot be handed over: behind a router, and there is no tunnel */
+	REMOTE_NO_HANDOVER = 1 << 2,     /* they cannot be handed over: that needs a tunnel, and there is none */
 };
 
 struct node_key {

@@ -125,18 +125,16 @@ class NodeNetwork:
 
     def _sync(self, listed: bool) -> bool:
         looked = self._snapshot is None
-        snapshot = self._snapshot = self._snapshot or self._netlink.snapshot()
+        snapshot = self._look()
         underlay = self._underlay(snapshot)
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
         pod_mtu = nodes.pod_mtu(mtus, self._own, self._steering)
         overlay_mtu = nodes.overlay_mtu(mtus, self._own)
         if listed:
             self._find_ways(snapshot)
-            if not snapshot.overlay() and any(one.overlay for one in self._ways.values()):
-                self._netlink.create_overlay(self._settings.overlay_port, overlay_mtu)
-                log.info("overlay-created", device=nodes.OVERLAY_NAME, mtu=overlay_mtu)
-                snapshot, looked = self._netlink.snapshot(), True
-                self._snapshot = snapshot
+            if self._replace_overlay(snapshot.overlay(), overlay_mtu):
+                self.forget()
+                looked, snapshot = True, self._look()
                 self._find_ways(snapshot)
         overlay = snapshot.overlay()
         overlay_ifindex = overlay.ifindex if overlay else 0
@@ -155,6 +153,10 @@ class NodeNetwork:
         self._tell_handovers()
         self.problems += problems
         return self._sync_routes(routes, snapshot.routes)
+
+    def _look(self) -> Snapshot:
+        self._snapshot = self._snapshot or self._netlink.snapshot()
+        return self._snapshot
 
     def _set_own(self, found: tuple[NodeFacts, tuple[Problem, ...]] | None) -> None:
         """A node whose Node is deleted keeps its addresses and pods, and works on."""
@@ -229,6 +231,23 @@ class NodeNetwork:
             else:
                 self._ways.pop(name, None)
         self._changed = set()
+
+    def _replace_overlay(self, found: Device | None, mtu: int) -> bool:
+        """Makes the overlay device where a node needs it, removes it where none does, and does both where its port is
+        another; returns whether it did."""
+        ways = self._ways.values()
+        port = self._settings.overlay_port if any(one.overlay for one in ways) else 0
+        if port == (found.overlay_port if found else 0):
+            return False
+        if not port and not all(one.handovers for one in ways):
+            return False  # a node that no route leads to may come back, and its flows in the tunnel with it
+        if found and not self._done(self._netlink.remove_overlay, found.ifindex):
+            return False
+        # Flows in the tunnel have noted the device's index: one made anew keeps it.
+        if port and not self._done(self._netlink.create_overlay, port, mtu, found.ifindex if found else 0):
+            return False
+        log.info("overlay-made" if port else "overlay-removed", device=nodes.OVERLAY_NAME, port=port, mtu=mtu)
+        return True
 
     def _keep_overlay(self, device: Device, mtu: int) -> None:
         if not device.up:

@@ -125,6 +125,7 @@ class Ways(NamedTuple):
     Attributes:
         remotes: struct remote_key -> struct remote.
         overlay: whether some of it needs the overlay device.
+        handovers: for each of its addresses that a route leads to.
         on_link: its addresses that are on-link -> ifindex.
     """
 
@@ -182,7 +183,8 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
         remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
     routes, problems = [], _cut_off(node, handovers.values())
-    overlay = any(one.way == "vxlan" for one in handovers.values())
+    # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
+    overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
     for cidr in node.pod_cidrs:
         way = _way_to_pods(cidr, reached, own, steering.encapsulation)
         if way is None:
@@ -221,10 +223,9 @@ def _handover(address: bytes, hop: Hop, steering: Steering) -> Handover:
 def _remote(address: bytes, hop: Hop, overlay_ifindex: int, tunnelled: bool, handover: Handover) -> Remote:
     """An entry for a node or its pods."""
     flags = RemoteFlag.OVERLAY if tunnelled else 0
-    if handover.way == "vxlan" and overlay_ifindex:
-        flags |= RemoteFlag.TUNNEL_HANDOVER
-    if handover.way == "none":
-        flags |= RemoteFlag.NO_HANDOVER
+    if handover.way != "l2":
+        there = handover.way == "vxlan" and overlay_ifindex
+        flags |= RemoteFlag.TUNNEL_HANDOVER if there else RemoteFlag.NO_HANDOVER
     return Remote(hop.gateway or address, address, hop.ifindex, overlay_ifindex, flags)
 
 

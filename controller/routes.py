@@ -31,14 +31,20 @@ _SCOPE_LINK = 253
 
 
 class Device(NamedTuple):
-    """A link of this network namespace; `up` is its administrative state, `mac` 6 bytes, or others where it is no
-    Ethernet device."""
+    """A link of this network namespace.
+
+    Attributes:
+        up: its administrative state.
+        mac: 6 bytes, or others where it is no Ethernet device.
+        overlay_port: the UDP port of the overlay device; 0: this is not it.
+    """
 
     ifindex: int
     name: str
     mtu: int
     up: bool
     mac: bytes = b""
+    overlay_port: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -54,7 +60,7 @@ class Snapshot(NamedTuple):
     routes: dict[str, Route]
 
     def overlay(self) -> Device | None:
-        return next((device for device in self.devices.values() if device.name == OVERLAY_NAME), None)
+        return next((device for device in self.devices.values() if device.overlay_port), None)
 
 
 class Netlink:
@@ -99,11 +105,12 @@ class Netlink:
         with _named(f"removing the route to {route.cidr}"), _ignored(errno.ESRCH):
             self._netlink.route("del", **_route_arguments(route))
 
-    def create_overlay(self, port: int, mtu: int) -> None:
-        """Makes the overlay device; it is still down. Its programs say where each packet goes."""
+    def create_overlay(self, port: int, mtu: int, ifindex: int = 0) -> None:
+        """Makes the overlay device, still down; index 0: any that is free. Its programs say where each packet goes."""
         with _named(f"making {OVERLAY_NAME}"):
             self._netlink.link(
                 "add",
+                index=ifindex,
                 ifname=OVERLAY_NAME,
                 kind="vxlan",
                 address=OVERLAY_MAC,
@@ -112,6 +119,11 @@ class Netlink:
                 vxlan_collect_metadata=True,
                 vxlan_learning=False,
             )
+
+    def remove_overlay(self, ifindex: int) -> None:
+        """That it is gone already is no error."""
+        with _named(f"removing {OVERLAY_NAME}"), _ignored(errno.ENODEV):
+            self._netlink.link("del", index=ifindex)
 
     def set_up(self, ifindex: int) -> None:
         """Brings the overlay device up, without ARP."""
@@ -145,7 +157,9 @@ class Netlink:
 
 def _device(link: Any) -> Device:
     mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
-    return Device(link["index"], link.get_attr("IFLA_IFNAME"), link.get_attr("IFLA_MTU"), bool(link["flags"] & 1), mac)
+    name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & 1)
+    port = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_VXLAN_PORT") if name == OVERLAY_NAME else None
+    return Device(link["index"], name, link.get_attr("IFLA_MTU"), up, mac, port or 0)
 
 
 def _hops(message: Any) -> Iterator[Hop]:

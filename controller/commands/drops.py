@@ -44,8 +44,8 @@ MEANINGS = {
     "on both nodes.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
-    abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: it is of "
-    "another subnet, where layer 2 does not reach, and the settings allow no tunnel; set handover to auto or vxlan.",
+    abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "
+    "does not reach it, and there is no tunnel; see `calico-ebpf status`, or set handover to auto or vxlan.",
 }
 
 COUNTER_MEANINGS = {

@@ -401,6 +401,78 @@ def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> N
     assert told()["192.0.2.2"] == ("l2", "has answered the probe")
     assert tunnelled() == {"2001:db8::2", "fd00:10:244:1::"}
     assert rig.routes() == NEAR_ROUTES, "pods' own packets need no tunnel"
+    rig.peers.known = State({}, frozenset({packed("192.0.2.2"), packed("2001:db8::2")}))
+    rig.sync()
+    assert not tunnelled()
+    assert rig.hooks()["calico-vxlan"] == OVERLAY, "the other node may not have its probe answered"
+
+
+def _overlay(rig: Rig) -> tuple[int, int] | None:
+    """The overlay device's index and port."""
+    shown = json.loads("\n".join(rig.ip("-d", "-j", "link", "show", "type", "vxlan")) or "[]")
+    return next(((item["ifindex"], item["linkinfo"]["info_data"]["port"]) for item in shown if item), None)
+
+
+def test_overlay_goes_with_the_last_node_that_needs_it(rig: Rig) -> None:
+    """When it is known that there is none: a restart takes nothing away before."""
+    rig.nodes(OWN, NEAR, FAR)
+    rig.sync()
+    before = _overlay(rig)
+    assert before
+    rig.begin()
+    rig.sync(listed=False)
+    assert _overlay(rig) == before
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert _overlay(rig) is None
+    assert rig.hooks() == {"up0": NETDEV}
+    assert rig.routes() == NEAR_ROUTES
+
+
+def test_overlay_stays_while_a_node_is_out_of_reach(rig: Rig) -> None:
+    """A route that goes for a moment: flows in the tunnel know the device by its index."""
+    rig.nodes(OWN, NEAR, FAR)
+    rig.sync()
+    before = _overlay(rig)
+    rig.ip("route", "del", "default")
+    rig.sync()
+    assert _overlay(rig) == before
+    rig.ip("route", "add", "default", "via", "192.0.2.254")
+    rig.sync()
+    assert _overlay(rig) == before
+    assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+
+
+def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
+    """Under its index, which flows in the tunnel have noted; with its programs and its routes."""
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    before, routes = _overlay(rig), rig.routes()
+    assert before
+    rig.settings = dataclasses.replace(rig.settings, overlay_port=8472)
+    rig.begin()
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert _overlay(rig) == (before[0], 8472)
+    assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+    assert rig.routes() == routes
+    assert "mtu 1330" in "\n".join(rig.ip("link", "show", "calico-vxlan", "up"))
+
+
+def test_device_of_somebody_else_by_the_overlays_name_is_left_alone(rig: Rig) -> None:
+    """It is named, and what needs no overlay is done; what would go through it is not led elsewhere."""
+    rig.ip("link", "add", "calico-vxlan", "type", "bridge")
+    rig.nodes(OWN, NEAR, FAR)
+    assert rig.run(lambda: rig.network.sync(True)), "it is not tried again"
+    assert rig.network.failed
+    assert ["making calico-vxlan" in problem.message for problem in rig.network.problems] == [True]
+    assert rig.hooks() == {"up0": NETDEV}
+    assert rig.routes() == NEAR_ROUTES
+    far = RemoteKey(128, packed("198.51.100.2")).pack()
+    assert Remote.unpack(rig.entries()["remotes"][far]).flags == RemoteFlag.NO_HANDOVER
+    rig.network.set_node("far", None)
+    rig.sync()
+    assert rig.ip("link", "show", "calico-vxlan")
 
 
 @pytest.mark.parametrize(("handover", "way"), [("auto", "vxlan"), ("vxlan", "vxlan"), ("l2", "none")])

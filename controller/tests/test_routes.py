@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The overlay device as netlink makes, shows and removes it, in a network namespace of the test's own."""
+
+import ctypes
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import pytest
+
+from controller.errors import NetworkError
+from controller.routes import Netlink
+
+pytestmark = pytest.mark.root
+
+CLONE_NEWNET = 0x40000000
+Answer = TypeVar("Answer")
+
+
+def _unshare() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+class Space:
+    """A netlink socket in a network namespace."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+        self.netlink = self.run(Netlink)
+
+    def run(self, work: Callable[[], Answer]) -> Answer:
+        return self._thread.submit(work).result(timeout=10)
+
+    def ip(self, command: str) -> None:
+        self.run(lambda: subprocess.run(["ip", *command.split()], check=True))
+
+    def close(self) -> None:
+        self.run(self.netlink.close)
+        self._thread.shutdown()
+
+
+@pytest.fixture
+def space() -> Iterator[Space]:
+    made = Space()
+    yield made
+    made.close()
+
+
+def test_overlay_is_known_by_its_name_and_kind(space: Space) -> None:
+    """With its port; a VXLAN device of another name is somebody else's, and so is another device of that name."""
+    space.ip("link add vxlan.other type vxlan id 7 dstport 4790")
+    space.ip("link add calico-vxlan type bridge")
+    assert space.run(space.netlink.snapshot).overlay() is None
+    space.ip("link del calico-vxlan")
+    space.run(lambda: space.netlink.create_overlay(8472, 1350))
+    found = space.run(space.netlink.snapshot).overlay()
+    assert found
+    assert (found.name, found.mtu, found.up, found.overlay_port) == ("calico-vxlan", 1350, False, 8472)
+    assert found.mac.hex(":") == "02:ce:00:00:00:01"
+
+
+def test_overlay_is_made_anew_under_its_index(space: Space) -> None:
+    """Where its port cannot be changed."""
+    space.run(lambda: space.netlink.create_overlay(4789, 1450))
+    before = space.run(space.netlink.snapshot).overlay()
+    assert before
+    space.ip("link add between type bridge")
+    space.run(lambda: space.netlink.remove_overlay(before.ifindex))
+    assert space.run(space.netlink.snapshot).overlay() is None
+    space.run(lambda: space.netlink.create_overlay(8472, 1450, before.ifindex))
+    assert space.run(space.netlink.snapshot).overlay() == before._replace(overlay_port=8472)
+
+
+def test_overlay_that_is_gone_is_removed_without_error(space: Space) -> None:
+    """Somebody was faster; any other refusal is an error that says what was being done."""
+    space.run(lambda: space.netlink.remove_overlay(77))
+    with pytest.raises(NetworkError, match="making calico-vxlan"):
+        space.run(lambda: space.netlink.create_overlay(4789, 1))
