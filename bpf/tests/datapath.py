@@ -136,6 +136,7 @@ class Datapath:
     def __init__(self, pins: Pins) -> None:
         self._maps = {name: pins.open_map(name) for name in MAPS}
         self._shards = pins.open_shards("flows")
+        self.shards = len(self._shards)
         self._programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
 
         self._counters = dict.fromkeys(Counter, 0)
@@ -212,17 +213,17 @@ class Datapath:
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
     def flow(self, key: Tuple) -> Flow | None:
-        value = syscall.map_lookup(self._shards[shard_of(key)], key.pack(), MAPS["flows"].value_size)
+        value = syscall.map_lookup(self._shards[shard_of(key) % self.shards], key.pack(), MAPS["flows"].value_size)
         return Flow.unpack(value) if value else None
 
     def write_flow(self, key: Tuple, flow: Flow) -> None:
-        syscall.map_update(self._shards[shard_of(key)], key.pack(), flow.pack())
+        syscall.map_update(self._shards[shard_of(key) % self.shards], key.pack(), flow.pack())
 
     def delete_flow(self, key: Tuple) -> None:
-        assert syscall.map_delete(self._shards[shard_of(key)], key.pack())
+        assert syscall.map_delete(self._shards[shard_of(key) % self.shards], key.pack())
 
     def sweep(self, shard: int) -> tuple[int, int]:
-        """Runs the sweep over a shard: (entries removed, entries seen)."""
+        """Runs the sweep over the shard at a place: (entries removed, entries seen)."""
         context = bytearray(192)
         struct.pack_into("=I", context, 48, shard)  # cb[0]
         run = syscall.program_test_run(self._programs["sweep"], bytes(64), bytes(context))
@@ -279,7 +280,7 @@ def _empty(descriptor: int, name: str) -> None:
 
 
 def shard_of(key: Tuple) -> int:
-    """The hash of bpf/table.h, in Python."""
+    """The place of a key's shard: the hash of bpf/table.h, in Python."""
     saddr, daddr = (struct.unpack("=4I", address) for address in (key.saddr, key.daddr))
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
     mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])
