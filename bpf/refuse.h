@@ -136,8 +136,8 @@ static __always_inline void fill_rst(struct __sk_buff *skb, const struct packet 
 	tcp->check = checksum(tcp, sizeof(*tcp), pseudo_sum(back, sizeof(*tcp), IPPROTO_TCP));
 }
 
-/* The packet becomes its Ethernet header, reversed, and `size` bytes of `reply`. */
-static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u32 size)
+/* The packet becomes its Ethernet header, reversed, and `size` bytes of `reply`, which has `max`. */
+static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u64 size, __u64 max)
 {
 	struct ethhdr ethernet;
 
@@ -145,7 +145,15 @@ static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u
 		return -DROP_REWRITE_FAILED;
 	if (bpf_skb_change_tail(skb, ETH_HLEN + size, 0))
 		return -DROP_REWRITE_FAILED;
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, reply, size, BPF_F_INVALIDATE_HASH))
+	/*
+	 * The verifier of 6.1 has forgotten by now what it knew of a size that was on the stack: "invalid zero-sized
+	 * read". It is to be told of the register that the size is in; clang would compare another.
+	 */
+	size -= 1;
+	asm volatile("" : "+r"(size));
+	if (size >= max)
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, reply, size + 1, BPF_F_INVALIDATE_HASH))
 		return -DROP_REWRITE_FAILED;
 	return rewrite_macs(skb, ethernet.h_source, ethernet.h_dest);
 }
@@ -157,7 +165,7 @@ static __noinline int refuse_tcp_v4(struct __sk_buff *skb, const struct packet *
 
 	fill_v4(&reply.ip, &back, IPPROTO_TCP, sizeof(reply));
 	fill_rst(skb, packet, &back, &reply.tcp);
-	return replace(skb, &reply, sizeof(reply));
+	return replace(skb, &reply, sizeof(reply), sizeof(reply));
 }
 
 static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *packet)
@@ -167,7 +175,7 @@ static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *
 
 	fill_v6(&reply.ip, &back, IPPROTO_TCP, sizeof(reply.tcp));
 	fill_rst(skb, packet, &back, &reply.tcp);
-	return replace(skb, &reply, sizeof(reply));
+	return replace(skb, &reply, sizeof(reply), sizeof(reply));
 }
 
 static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet *packet)
@@ -183,7 +191,7 @@ static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, quoted))
 		return -DROP_TRUNCATED;
 	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip), 0); /* zeros add nothing */
-	return replace(skb, &reply, length);
+	return replace(skb, &reply, length, sizeof(reply));
 }
 
 static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet)
@@ -196,7 +204,7 @@ static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, sizeof(reply.quoted)))
 		return -DROP_TRUNCATED;
 	reply.icmp.checksum = checksum(&reply.icmp, length, pseudo_sum(&back, length, IPPROTO_ICMPV6));
-	return replace(skb, &reply, sizeof(reply));
+	return replace(skb, &reply, sizeof(reply), sizeof(reply));
 }
 
 /*
