@@ -172,8 +172,9 @@ ABI_LAYOUT(underlay, 32);
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
 
 enum flow_table {
-	FLOW_SHARD_BITS = 6,
+	FLOW_SHARD_BITS = 8, /* places in the array of shards; bpf/loader.py says how many maps stand in them */
 	FLOW_SHARDS = 1 << FLOW_SHARD_BITS,
+	FLOW_SWEEP_LIMIT = 2048, /* what a run removes at most; bpf/sweep.c says why */
 };
 
 enum flow_state {
@@ -298,6 +299,11 @@ enum counter {
 	COUNTER_HANDED_OVER,     /* flows of outside clients handed to another node */
 	COUNTER_MASQUERADED,     /* flows that left the cluster under the node's address */
 	COUNTERS,
+};
+
+/* The controllers' probe of layer 2, whose answers have a foreign source as well. */
+enum probe {
+	PROBE_PORT = 20206, /* UDP */
 };
 
 /* --- Load-time constants, patched into .rodata --- */

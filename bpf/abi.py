@@ -81,8 +81,9 @@ class FlowState(IntEnum):
 class FlowTable(IntEnum):
     """enum flow_table."""
 
-    SHARD_BITS = 6
-    SHARDS = 64
+    SHARD_BITS = 8
+    SHARDS = 256
+    SWEEP_LIMIT = 2048
 
 
 class FrontendFlag(IntFlag):
@@ -98,6 +99,12 @@ class NodeFlag(IntFlag):
     """enum node_flag."""
 
     OWN = 1
+
+
+class Probe(IntEnum):
+    """enum probe."""
+
+    PORT = 20206
 
 
 class RemoteFlag(IntFlag):
@@ -660,7 +667,7 @@ MAPS = {
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
-    "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow", 64),
+    "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow", 256),
     "frontends": MapSpec(1, 20, 16, 65536, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),

@@ -18,5 +18,6 @@ struct {
 	enum counter counter;
 	enum connect_time connect_time;
 	enum state_index state_index;
+	enum probe probe;
 	struct flow flow; /* of inner maps clang only says that there is such a struct */
 } abi_types;

@@ -14,7 +14,8 @@
 
 /*
  * Programs: every flow of this node's pods, and those of outside clients, both directions; the settings' size is that
- * of all shards. In shards, so that a sweep can stop between them: one of a million entries holds a CPU for 2 ms.
+ * of all shards. In shards, so that a sweep can stop between them: one of a million entries holds a CPU for 100 ms. A
+ * small table has fewer shards than places, each in several.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);

@@ -71,10 +71,10 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	if (packet->is_v6) {
 		route.family = AF_INET6;
 		__builtin_memcpy(route.ipv6_src, &packet->tuple.saddr, sizeof(route.ipv6_src));
-		__builtin_memcpy(route.ipv6_dst, &packet->tuple.daddr, sizeof(route.ipv6_dst));
+		__builtin_memcpy(route.ipv6_dst, &opening->to.daddr, sizeof(route.ipv6_dst));
 	} else {
 		route.ipv4_src = packet->tuple.saddr.word_be[3];
-		route.ipv4_dst = packet->tuple.daddr.word_be[3];
+		route.ipv4_dst = opening->to.daddr.word_be[3];
 	}
 	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
@@ -100,11 +100,16 @@ static __always_inline bool in_cluster(const struct address *address)
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
 	struct frontend_key key;
+	int result;
 
 	opening->to = packet->tuple;
-	if (frontend_at(&packet->tuple, &key))
-		return open_service(packet, &key, false, opening);
-	return in_cluster(&packet->tuple.daddr) ? 0 : open_masquerade(skb, packet, opening);
+	if (frontend_at(&packet->tuple, &key)) {
+		result = open_service(packet, &key, false, opening);
+		if (result)
+			return result;
+	}
+	/* A Service's backend may be outside as well: the API server's of many a cluster is. */
+	return in_cluster(&opening->to.daddr) ? 0 : open_masquerade(skb, packet, opening);
 }
 
 /* A packet without a backend is refused: the refusal goes back into the pod. It is counted as a drop all the same. */
@@ -332,6 +337,11 @@ static __noinline int arrive(struct __sk_buff *skb, struct work *work, bool over
 	return 0;
 }
 
+static __always_inline bool is_probe(const struct packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(PROBE_PORT);
+}
+
 /* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
 static __always_inline int open_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -360,6 +370,8 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		return 0;
 	if (!frontend) {
 		if (!arrival->handed_over)
+			return PASS;
+		if (is_probe(packet))
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
 	}

@@ -15,7 +15,7 @@ from bpf import bpftool
 from bpf.abi import Counter, DropCount, DropKey, DropReason
 from bpf.errors import BpfError
 from bpf.loader import Pins
-from controller.sweep import Slice
+from controller.sweep import Round
 from controller.web import NOT_FOUND, Answer
 
 _SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -62,13 +62,13 @@ class Metrics:
             return NOT_FOUND
         return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))
 
-    def swept(self, slices: list[Slice]) -> None:
+    def swept(self, done: Round) -> None:
         """Takes note of a round of the sweep; implements controller.sweep.Counts."""
-        for one in slices:
+        for one in done.slices:
             self.sweep_seconds.observe(one.seconds)
-        self.sweep_longest.set(max(one.seconds for one in slices))
-        self.sweep_removed.inc(sum(one.removed for one in slices))
-        self.map_entries.labels("flows").set(sum(one.seen - one.removed for one in slices))
+        self.sweep_longest.set(max(one.seconds for one in done.slices))
+        self.sweep_removed.inc(sum(one.removed for one in done.slices))
+        self.map_entries.labels("flows").set(done.entries)
 
     def _total(self, name: str, text: str) -> Total:
         return Total(name, text, registry=self._registry)

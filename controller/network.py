@@ -125,18 +125,19 @@ class NodeNetwork:
 
     def _sync(self, listed: bool) -> bool:
         looked = self._snapshot is None
-        snapshot = self._snapshot = self._snapshot or self._netlink.snapshot()
+        snapshot = self._look()
         underlay = self._underlay(snapshot)
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
         pod_mtu = nodes.pod_mtu(mtus, self._own, self._steering)
         overlay_mtu = nodes.overlay_mtu(mtus, self._own)
-        overlay = snapshot.overlay()
-        overlay_ifindex = overlay.ifindex if overlay else 0
         if listed:
             self._find_ways(snapshot)
-            if self._replace_overlay(overlay, overlay_mtu):
+            if self._replace_overlay(snapshot.overlay(), overlay_mtu):
                 self.forget()
-                return True  # the next sync finds it as it now is
+                looked, snapshot = True, self._look()
+                self._find_ways(snapshot)
+        overlay = snapshot.overlay()
+        overlay_ifindex = overlay.ifindex if overlay else 0
         if looked or underlay != self._underlay_now:
             if overlay:
                 self._keep_overlay(overlay, overlay_mtu)
@@ -152,6 +153,10 @@ class NodeNetwork:
         self._tell_handovers()
         self.problems += problems
         return self._sync_routes(routes, snapshot.routes)
+
+    def _look(self) -> Snapshot:
+        self._snapshot = self._snapshot or self._netlink.snapshot()
+        return self._snapshot
 
     def _set_own(self, found: tuple[NodeFacts, tuple[Problem, ...]] | None) -> None:
         """A node whose Node is deleted keeps its addresses and pods, and works on."""

@@ -10,9 +10,10 @@ import struct
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
+from bpf import abi
 from bpf.address import is_v4, packed
 
-PORT = 20206
+PORT = abi.Probe.PORT
 FOREIGN = {4: packed("192.0.2.206"), 6: packed("2001:db8::ce")}
 
 ETH_P_IP, ETH_P_IPV6 = 0x0800, 0x86DD

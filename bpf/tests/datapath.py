@@ -138,14 +138,14 @@ class Datapath:
         self._kernel = kernel
         self._maps = loaded.maps
         self._shards = loaded.shards
+        self.shards = len(self._shards)
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
         emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays")
-        maps = [(self._maps[name], name) for name in emptied] + [(shard, "flows") for shard in self._shards]
-        self._kernel(kernel.empty, maps)
+        self._kernel(kernel.empty, [*(self._maps[name] for name in emptied), *self._shards])
         for reason in DropReason:
             self.delete("drops", DropKey(reason, LO).pack())
         self._counters = {counter: self._count(counter) for counter in Counter}
@@ -208,24 +208,31 @@ class Datapath:
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
     def flow(self, key: Tuple) -> Flow | None:
-        value = self._kernel(syscall.map_lookup, self._shards[shard_of(key)], key.pack(), MAPS["flows"].value_size)
+        value = self._kernel(syscall.map_lookup, self._shard(key), key.pack(), MAPS["flows"].value_size)
         return Flow.unpack(value) if value else None
 
     def write_flow(self, key: Tuple, flow: Flow) -> None:
         self.write_flows([(key, flow)])
 
     def write_flows(self, flows: Iterable[tuple[Tuple, Flow]]) -> None:
-        entries = [(self._shards[shard_of(key)], key.pack(), flow.pack()) for key, flow in flows]
-        self._kernel(kernel.write_all, entries)
+        by_shard: dict[int, list[tuple[bytes, bytes]]] = {}
+        for key, flow in flows:
+            by_shard.setdefault(self._shard(key), []).append((key.pack(), flow.pack()))
+        for shard, entries in by_shard.items():
+            keys, values = (b"".join(column) for column in zip(*entries, strict=True))
+            self._kernel(kernel.write_all, shard, keys, values, len(entries))
 
     def delete_flow(self, key: Tuple) -> None:
-        assert self._kernel(syscall.map_delete, self._shards[shard_of(key)], key.pack())
+        assert self._kernel(syscall.map_delete, self._shard(key), key.pack())
+
+    def _shard(self, key: Tuple) -> int:
+        return self._shards[shard_of(key) % self.shards]
 
     def can_sweep(self) -> bool:
         return "sweep" in self._programs
 
     def sweep(self, shard: int) -> tuple[int, int]:
-        """Runs the sweep over a shard: (entries removed, entries seen)."""
+        """Runs the sweep over the shard at a place: (entries removed, entries seen)."""
         context = bytearray(192)
         struct.pack_into("=I", context, 48, shard)  # cb[0]
         run = self._kernel(syscall.program_test_run, self._programs["sweep"], bytes(64), bytes(context))
@@ -291,7 +298,7 @@ def populate(datapath: Datapath) -> None:
 
 
 def shard_of(key: Tuple) -> int:
-    """The hash of bpf/table.h, in Python."""
+    """The place of a key's shard: the hash of bpf/table.h, in Python."""
     saddr, daddr = (struct.unpack("=4I", address) for address in (key.saddr, key.daddr))
     mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
     mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])

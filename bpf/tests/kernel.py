@@ -7,6 +7,7 @@ import ctypes
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -19,6 +20,13 @@ from bpf.loader import Pins
 
 OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
 CLONE_NEWNET = 0x40000000
+
+# Commands of bpf(2), and room for what they read; no key has 64 bytes, and no value 256.
+_MAP_LOOKUP_AND_DELETE_BATCH, _MAP_UPDATE_BATCH = 25, 26
+_BATCH_ENTRIES = 4096
+_position = ctypes.create_string_buffer(64)
+_keys = ctypes.create_string_buffer(_BATCH_ENTRIES * 64)
+_values = ctypes.create_string_buffer(_BATCH_ENTRIES * 256)
 
 T = TypeVar("T")
 
@@ -66,11 +74,10 @@ def unload(loaded: Programs) -> None:
     _remove(loaded.directory)
 
 
-def empty(maps: list[tuple[int, str]]) -> None:
-    """Deletes every entry of the maps, each given by its descriptor and name."""
-    for descriptor, name in maps:
-        for key, _ in list(syscall.map_entries(descriptor, MAPS[name].key_size, MAPS[name].value_size)):
-            syscall.map_delete(descriptor, key)
+def empty(maps: list[int]) -> None:
+    """Deletes every entry of hash maps, given by their descriptors."""
+    for descriptor in maps:
+        _drain(descriptor)
 
 
 def lookup_per_cpu(descriptor: int, key: bytes, size: int) -> bytes | None:
@@ -78,10 +85,11 @@ def lookup_per_cpu(descriptor: int, key: bytes, size: int) -> bytes | None:
     return syscall.map_lookup(descriptor, key, size * (os.cpu_count() or 1))
 
 
-def write_all(entries: list[tuple[int, bytes, bytes]]) -> None:
-    """Writes entries, each a map's descriptor, key and value."""
-    for descriptor, key, value in entries:
-        syscall.map_update(descriptor, key, value)
+def write_all(descriptor: int, keys: bytes, values: bytes, count: int) -> None:
+    """Writes `count` entries of a hash map."""
+    key_buffer, value_buffer = ctypes.create_string_buffer(keys), ctypes.create_string_buffer(values)
+    places = (0, 0, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer))
+    syscall._call(_MAP_UPDATE_BATCH, _batch(places, count, descriptor), "map update")
 
 
 def enter_routed_namespace() -> int:
@@ -111,3 +119,18 @@ def bind_udp(port: int) -> int:
 def _remove(directory: str) -> None:
     subprocess.run(["umount", f"{directory}/bpffs"], check=True)
     shutil.rmtree(directory)
+
+
+def _drain(descriptor: int) -> None:
+    position = 0
+    while True:
+        places = (position, ctypes.addressof(_position), ctypes.addressof(_keys), ctypes.addressof(_values))
+        try:
+            syscall._call(_MAP_LOOKUP_AND_DELETE_BATCH, _batch(places, _BATCH_ENTRIES, descriptor), "map delete")
+        except FileNotFoundError:
+            return  # that was the last bucket
+        position = ctypes.addressof(_position)
+
+
+def _batch(places: tuple[int, int, int, int], count: int, descriptor: int) -> "ctypes.Array[ctypes.c_char]":
+    return ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *places, count, descriptor, 0, 0), 64)

@@ -448,6 +448,26 @@ class TestMasquerade:
         wanted = expected(answer, hops=1, dst=family.client, dport=5000, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC)
         same(result.packet, wanted)
 
+    @BOTH
+    @BUILD
+    def test_service_with_its_backend_outside_is_asked_by_the_node(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """As the API server's is, whose answer would never find a pod; the pod knows the Service alone."""
+        service = (LOAD_BALANCER[family], 443)
+        datapath.service(*service, protocol_of(build), [(family.outside, 6443)])
+        request = build(family, (family.client, 5000), service)
+        result = datapath.run("from_pod", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        port = int(result.packet[TCP if build is tcp else UDP].sport)
+        assert port in range(40000, 60000)
+        same(result.packet, expected(request, hops=1, src=family.node, sport=port, dst=family.outside, dport=6443))
+        answer = arriving(build(family, (family.outside, 6443), (family.node, port), **answer_flags(build)))
+        result = datapath.run("from_netdev", answer)
+        assert result.verdict == REDIRECT
+        changes = {"src": service[0], "sport": service[1], "dst": family.client, "dport": 5000}
+        same(result.packet, expected(answer, hops=1, **changes, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
+
     def test_ipv4_echo_keeps_an_identifier_of_its_own(self, datapath: Datapath) -> None:
         """Ping: the identifier stands for the port."""
         request = Ether(bytes(dp.ethernet() / IP(src=V4.client, dst=V4.outside) / ICMP(id=7, seq=1) / b"ping"))

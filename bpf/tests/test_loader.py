@@ -79,6 +79,31 @@ def test_load_pins_every_map_and_program(pins: Pins, objects: Path, lock: Path) 
     assert (verdict(pins, "tc"), verdict(pins, "cgroup")) == (7, 7)
 
 
+@pytest.mark.parametrize(
+    ("entries", "count"), [(1, 1), (16384, 1), (16385, 2), (524288, 32), (1 << 22, 256), (1 << 23, 256)]
+)
+def test_shards_are_as_many_as_the_size_asks_for(entries: int, count: int) -> None:
+    """A power of two, as few as keep a shard small, and no more than there are places."""
+    assert loader.shard_count(abi.MAPS["flows"], entries) == count
+
+
+def test_map_without_shards_is_one() -> None:
+    """However large."""
+    assert loader.shard_count(abi.MAPS["pods"], 1 << 22) == 1
+
+
+def test_small_table_has_each_shard_at_several_places(pins: Pins, objects: Path, lock: Path) -> None:
+    """All places are taken, in turn, and whoever opens the shards meets each once."""
+    loader.load(pins, objects, CONFIG, {"flows": 3 * loader.SHARD_ENTRIES}, lock)
+    opened = pins.open_shards("flows")
+    placed = [pins.open_shard("flows", index) for index in range(abi.FlowTable.SHARDS)]
+    ids = [[syscall.map_info(fd).map_id for fd in fds] for fds in (opened, placed)]
+    for fd in opened + placed:
+        os.close(fd)
+    assert pins.count_shards("flows") == 4
+    assert ids[1] == ids[0] * (abi.FlowTable.SHARDS // 4)
+
+
 def test_load_twice_does_nothing(pins: Pins, objects: Path, lock: Path) -> None:
     """Whoever comes second finds the same programs and leaves them."""
     assert loader.load(pins, objects, CONFIG, {}, lock)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from bpf.abi import FlowTable
-from bpf.tests.datapath import V4, Datapath, key, loaded, shard_of, tcp
+from bpf.tests.datapath import V4, V6, Datapath, key, loaded, shard_of, tcp
 
 pytestmark = pytest.mark.root
 
@@ -33,10 +33,31 @@ def test_sweep_removes_the_expired_and_leaves_the_rest(datapath: Datapath) -> No
     keys = [key((V4.client, port), (V4.server, 80)) for port in range(1000, 2000)]
     expired = flow._replace(expires_ns=1)
     datapath.write_flows((one, expired if index % 2 else flow) for index, one in enumerate(keys))
-    swept = [datapath.sweep(shard) for shard in range(FlowTable.SHARDS)]
+    swept = [datapath.sweep(shard) for shard in range(datapath.shards)]
     assert sum(removed for removed, _ in swept) == 500
     assert sum(seen for _, seen in swept) == 1002  # and both entries of the first
     assert [datapath.flow(one) is not None for one in keys] == [index % 2 == 0 for index in range(1000)]
+
+
+def test_sweep_of_many_expired_removes_so_many_in_a_run(datapath: Datapath) -> None:
+    """A run holds its CPU: it stops at the limit, and further ones remove the rest and leave what lives."""
+    limit, live = FlowTable.SWEEP_LIMIT, 100
+    datapath.run("from_pod", tcp(V6, (V6.client, 999), (V6.server, 80)))
+    first = key((V6.client, 999), (V6.server, 80))
+    flow = datapath.flow(first)
+    assert flow is not None
+    # By the third word of an address, which no shard depends on.
+    keys = [
+        first._replace(saddr=first.saddr[:8] + n.to_bytes(4) + first.saddr[12:]) for n in range(live + 2 * limit + 5)
+    ]
+    for index, one in enumerate(keys):
+        datapath.write_flow(one, flow if index < live else flow._replace(expires_ns=1))
+    shard = shard_of(first)
+    removed, seen = zip(*(datapath.sweep(shard) for _ in range(4)), strict=True)
+    assert removed == (limit, limit, 5, 0)
+    assert seen[0] <= limit + live
+    assert seen[3] == live
+    assert [datapath.flow(one) is not None for one in keys] == [index < live for index in range(len(keys))]
 
 
 def test_shards_are_filled_evenly() -> None:

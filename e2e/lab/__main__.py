@@ -132,7 +132,7 @@ def pod_list(name: str) -> None:
             click.echo(f"{where.name}/{found.name}\t{found.address.v4}\t{found.address.v6}")
 
 
-@main.command(context_settings={"ignore_unknown_options": True})
+@main.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def kubectl(name: str, arguments: tuple[str, ...]) -> None:

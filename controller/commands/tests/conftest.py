@@ -35,8 +35,9 @@ class Node:
         self.pins = Pins(bpffs)
 
     def pin(self) -> None:
-        """Pins every map, small, and the directory of programs, empty."""
-        sizes = {name: min(spec.max_entries, 64) * (spec.shards or 1) for name, spec in abi.MAPS.items()}
+        """Pins every map, small, the flow table in two shards, and the directory of programs, empty."""
+        sizes = {name: min(spec.max_entries, 64) for name, spec in abi.MAPS.items()}
+        sizes["flows"] = 2 * loader.SHARD_ENTRIES
         loader._ensure_maps(self.pins, sizes)
         (self.pins.root / "programs-0123456789ab").mkdir()
         self.pins.programs.symlink_to("programs-0123456789ab")

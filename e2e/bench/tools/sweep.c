@@ -6,10 +6,11 @@
  *
  * Both are pins. Questions on standard input, one a line:
  *
- *	fill ENTRIES EXPIRED	writes as many entries of flows that nobody has, evenly over the shards, each expired or
- *				with an hour to live; answers with how many there are then
- *	sweep SHARD		sweeps one shard; answers with the ns that it took, as the kernel tells, how many
- *				entries it removed, and how many it saw
+ *	fill ENTRIES PERCENT	writes as many entries of flows that nobody has, evenly over the shards, so many in a
+ *				hundred expired, the others with an hour to live; answers with how many there are then,
+ *				if none has expired
+ *	sweep SHARD		sweeps one shard until nothing expired is left; answers with the ns that each run took,
+ *				as the kernel tells
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -34,6 +35,14 @@ static void fail(const char *what)
 {
 	printf("error: %s: %s\n", what, strerror(errno));
 	exit(1);
+}
+
+static unsigned long long now_ns(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000ULL + time.tv_nsec;
 }
 
 static int call(int command, union bpf_attr *attributes)
@@ -67,9 +76,10 @@ static void open_shards(int flows)
 	}
 }
 
-/* Writes `count` entries of a shard, numbered from `first` on. */
-static void write_entries(int shard, unsigned first, unsigned count, unsigned long long expires_ns)
+/* Writes `count` entries of a shard, numbered from `first` on, so many in a hundred expired. */
+static void write_entries(int shard, unsigned first, unsigned count, unsigned percent)
 {
+	unsigned long long later_ns = now_ns() + HOUR_NS;
 	static struct tuple keys[BATCH];
 	static struct flow values[BATCH];
 	union bpf_attr attributes = {};
@@ -78,7 +88,8 @@ static void write_entries(int shard, unsigned first, unsigned count, unsigned lo
 		keys[i] = (struct tuple){.protocol = 6, .sport_be = first + i, .dport_be = 1};
 		keys[i].saddr.word_be[0] = 0x20010db8; /* in whatever order: nobody's */
 		keys[i].saddr.word_be[3] = (first + i) >> 16;
-		values[i] = (struct flow){.twin = keys[i], .expires_ns = expires_ns, .state = FLOW_ESTABLISHED};
+		values[i] = (struct flow){.twin = keys[i], .state = FLOW_ESTABLISHED};
+		values[i].expires_ns = (first + i) % 100 < percent ? 1 : later_ns;
 	}
 	attributes.batch.map_fd = shard;
 	attributes.batch.count = count;
@@ -88,7 +99,7 @@ static void write_entries(int shard, unsigned first, unsigned count, unsigned lo
 		fail("update");
 }
 
-static unsigned run_slice(unsigned shard, unsigned *removed, unsigned *seen)
+static unsigned run_once(unsigned shard, unsigned *removed, unsigned *seen)
 {
 	struct __sk_buff context = {.cb = {shard}}, after = {};
 	unsigned char frame[FRAME_SIZE] = {};
@@ -108,32 +119,36 @@ static unsigned run_slice(unsigned shard, unsigned *removed, unsigned *seen)
 	return attributes.test.duration;
 }
 
-static void fill(unsigned entries, int expired)
+static void sweep(unsigned shard)
 {
-	unsigned long long expires_ns = 1;
-	unsigned held = 0, each = entries / FLOW_SHARDS;
-	struct timespec time;
+	unsigned removed, seen;
 
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	if (!expired)
-		expires_ns = time.tv_sec * 1000000000ULL + HOUR_NS;
+	do {
+		printf("%u ", run_once(shard, &removed, &seen));
+	} while (removed == FLOW_SWEEP_LIMIT);
+	printf("\n");
+}
+
+static void fill(unsigned entries, unsigned percent)
+{
+	unsigned held = 0, each = entries / FLOW_SHARDS;
+
 	for (unsigned shard = 0; shard < FLOW_SHARDS; shard++)
 		for (unsigned first = 0; first < each; first += BATCH)
-			write_entries(shards[shard], first, each - first < BATCH ? each - first : BATCH, expires_ns);
-	for (unsigned shard = 0; !expired && shard < FLOW_SHARDS; shard++) {
+			write_entries(shards[shard], first, each - first < BATCH ? each - first : BATCH, percent);
+	for (unsigned shard = 0; !percent && shard < FLOW_SHARDS; shard++) {
 		unsigned removed, seen;
 
-		run_slice(shard, &removed, &seen);
+		run_once(shard, &removed, &seen);
 		held += seen - removed;
 	}
-	printf("%u\n", expired ? entries : held);
+	printf("%u\n", percent ? entries : held);
 }
 
 int main(int argc, char **argv)
 {
 	char question[128];
-	unsigned number, removed, seen;
-	int expired;
+	unsigned number, percent;
 
 	errno = EINVAL;
 	if (argc != 3)
@@ -142,12 +157,10 @@ int main(int argc, char **argv)
 	program = open_pin(argv[2]);
 	while (fgets(question, sizeof(question), stdin)) {
 		errno = EINVAL;
-		if (sscanf(question, "fill %u %d", &number, &expired) == 2) {
-			fill(number, expired);
+		if (sscanf(question, "fill %u %u", &number, &percent) == 2) {
+			fill(number, percent);
 		} else if (sscanf(question, "sweep %u", &number) == 1) {
-			unsigned took_ns = run_slice(number, &removed, &seen);
-
-			printf("%u %u %u\n", took_ns, removed, seen);
+			sweep(number);
 		} else {
 			fail(question);
 		}
