@@ -266,9 +266,9 @@ static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end,
 {
 	struct bpf_tunnel_key key;
 
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
 		*end = address_v4(bpf_htonl(key.remote_ipv4));
-	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+	else if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, BPF_F_TUNINFO_IPV6))
 		__builtin_memcpy(end, key.remote_ipv6, sizeof(*end));
 	else
 		return -1;
