@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
@@ -304,7 +304,7 @@ def shard_of(key: Tuple) -> int:
     mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])
     ports = socket.htons(key.sport) << 16 | socket.htons(key.dport)
     mixed = (mixed ^ (ports * golden & mask)) * golden & mask
-    return mixed >> (64 - FlowTable.SHARD_BITS)
+    return int(mixed >> (64 - FlowTable.SHARD_BITS))
 
 
 def mac(text: str) -> bytes:
@@ -316,7 +316,7 @@ def ethernet(source: str = POD_MAC, destination: str = HOST_MAC) -> Packet:
 
 
 def tcp(
-    family: Family, source: tuple[str, int], destination: tuple[str, int], flags: str = "S", **fields: int
+    family: Family, source: tuple[str, int], destination: tuple[str, int], flags: str = "S", **fields: Any
 ) -> Packet:
     """A TCP segment as a pod sends it; checksums are those of its bytes."""
     segment = TCP(sport=source[1], dport=destination[1], flags=flags, **fields)
