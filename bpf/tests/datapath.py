@@ -251,13 +251,18 @@ class Datapath:
         return sum(struct.unpack(f"={len(value) // 8}Q", value))
 
 
+def load_arguments(version: tuple[int, int]) -> tuple[Config, dict[str, int]]:
+    """What kernel.load takes: constants as a kernel of this version needs them, and sizes of maps."""
+    coarse_clock = version >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]
+    sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
+    return CONFIG._replace(coarse_clock=int(coarse_clock)), sizes
+
+
 @contextmanager
 def loaded() -> Iterator[Datapath]:
     """The programs on fresh maps, gone afterwards."""
     version, _ = run_on(features.kernel)
-    coarse_clock = version >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]
-    sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
-    programs = run_on(kernel.load, CONFIG._replace(coarse_clock=int(coarse_clock)), sizes)
+    programs = run_on(kernel.load, *load_arguments(version))
     try:
         yield Datapath(run_on, programs)
     finally:

@@ -25,6 +25,7 @@ EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFla
 ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 LOAD_BALANCER = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 NODE_PORT = 30080
+HOUR_NS = 3600 * 10**9
 
 
 @pytest.fixture(scope="module")
@@ -528,7 +529,8 @@ class TestMasquerade:
         assert flow is not None
         held = datapath.flow(flow.twin)
         assert held is not None
-        datapath.write_flows((flow.twin._replace(dport=port), held) for port in range(40000, 60000))
+        lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
+        datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in range(40000, 60000))
         assert datapath.run("from_pod", tcp(V4, (V4.client, 5001), (V4.outside, 443))).verdict == SHOT
         assert datapath.dropped(DropReason.PORTS_EXHAUSTED) == 1
 
@@ -539,7 +541,8 @@ class TestMasquerade:
         assert flow is not None
         held = datapath.flow(flow.twin)
         assert held is not None
-        datapath.write_flows((flow.twin._replace(dport=port), held) for port in range(40000, 59000))
+        lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
+        datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in range(40000, 59000))
         found = [
             datapath.run("from_pod", tcp(V4, (V4.client, port), (V4.outside, 443))).verdict
             for port in range(6000, 6200)
@@ -556,8 +559,9 @@ class TestMasquerade:
             assert flow is not None
             held = datapath.flow(flow.twin)
             assert held is not None
+            lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
             ports = set(range(40000, 60000)) - {40123, 50123}
-            datapath.write_flows((flow.twin._replace(dport=port), held) for port in ports)
+            datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in ports)
             for port in range(6000, 7000):
                 result = datapath.run("from_pod", udp(V4, (V4.client, port), (V4.outside, 53)))
                 if result.verdict == REDIRECT:

@@ -20,7 +20,7 @@ from e2e.kernels.images import Image
 
 QEMU = "qemu-system-x86_64"
 MEMORY_MB = 1024
-BOOT_S = 120
+BOOT_S = 300
 CALL_S = 300
 
 # QEMU 7.2 does cmpxchg16b wrongly, and 6.12 panics. A panic ends QEMU, since it may not reboot.

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from bpf.tests import datapath, kernel
-from bpf.tests.kernel import Kernel, Programs
+from bpf.tests.kernel import Kernel
+from e2e.kernels.guest import tools
 from e2e.kernels.machine import Machine
 from e2e.kernels.rootfs import TREE
 
@@ -44,16 +45,12 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class LoadedOnce:
-    """A kernel whose programs stay once they are loaded: its verifier takes longer than all tests."""
+    """A guest whose programs stay once they are loaded."""
 
-    def __init__(self, there: Kernel) -> None:
-        self._there = there
-        self._loaded: Programs | None = None
+    def __init__(self, guest: Kernel) -> None:
+        self._guest = guest
 
     def __call__(self, function: Callable[..., Any], *arguments: object) -> Any:
         if function is kernel.unload:
             return None
-        if function is not kernel.load:
-            return self._there(function, *arguments)
-        self._loaded = self._loaded or self._there(kernel.load, *arguments)
-        return self._loaded
+        return self._guest(tools.load_once if function is kernel.load else function, *arguments)

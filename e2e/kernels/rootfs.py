@@ -8,7 +8,10 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
+
+import pyroute2
 
 from e2e.kernels import modules
 from e2e.kernels.cpio import Archive
@@ -16,7 +19,6 @@ from e2e.kernels.images import Image
 
 TREE = Path(__file__).parents[2]
 GUEST = Path(__file__).parent / "guest"
-CLIENT = TREE / "build" / "kernels" / "client"
 TOOLS = ("bpftool", "ip", "tc")
 
 # What the guest is talked to by, what the programs are attached with, and what only these kernels have.
@@ -40,7 +42,7 @@ def make(image: Image, path: Path) -> None:
     """Writes the initramfs of a kernel.
 
     Raises:
-        RootError: a tool is not installed.
+        RootError: a tool is not installed, or the client does not compile.
         FileNotFoundError: `make build` has not run, or the kernel lacks a module.
     """
     with Archive(path) as archive:
@@ -52,6 +54,7 @@ def make(image: Image, path: Path) -> None:
             _program(archive, _tool(name), f"/usr/sbin/{name}")
         _python(archive)
         _project(archive)
+        _client(archive)
         order = []
         for name, content in modules.insertion(image.modules, MODULES):
             archive.write(f"/modules/{name}.ko", content)
@@ -74,8 +77,19 @@ def _project(archive: Archive) -> None:
         archive.copy(TREE / name, f"/tree/{name}")
     for path in GUEST.glob("*.py"):
         archive.copy(path, f"/tree/{path.relative_to(TREE)}")
-    if CLIENT.exists():
-        archive.copy(CLIENT, "/usr/bin/client")
+    archive.tree(Path(pyroute2.__file__).parent, "/site/pyroute2")
+
+
+def _client(archive: Archive) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        program = Path(directory) / "client"
+        flags = ("-std=c11", "-D_GNU_SOURCE", "-O2", "-static", "-Wall", "-Wextra", "-Werror")
+        process = subprocess.run(
+            [_tool("cc"), *flags, "-o", program, GUEST / "client.c"], capture_output=True, text=True, check=False
+        )
+        if process.returncode:
+            raise RootError(f"{GUEST / 'client.c'}: {process.stderr.strip()}")
+        archive.copy(program, "/usr/bin/client")
 
 
 def _program(archive: Archive, source: Path, path: str) -> None:

@@ -2,8 +2,8 @@
 /*
  * Real sockets, for a guest that has little else:
  *
- *   client echo PROTOCOL ADDRESS PORT            answers each request with the requester's address and port
- *   client ask PROTOCOL ADDRESS PORT [SOURCE]    sends a request; prints the answer
+ *   client echo PROTOCOL ADDRESS PORT    answers each request with the requester's address and port
+ *   client ask PROTOCOL ADDRESS PORT SECONDS [SOURCE]    sends a request; prints the answer, if it comes in time
  *   client believe ADDRESS PORT BACKEND PORT     a Service, and where its backend is to be: TCP, UDP connected and not
  *
  * PROTOCOL is tcp, udp or sctp. Exits with 1 and a line on standard error where something is not as it should be.
@@ -17,7 +17,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define PATIENCE_S 5
+#define PATIENCE_S 20
 
 struct place {
 	struct sockaddr_storage address;
@@ -69,11 +69,11 @@ static int is_datagram(const char *protocol)
 	return !strcmp(protocol, "udp");
 }
 
-static int open_socket(int family, const char *protocol)
+static int open_socket(int family, const char *protocol, int patience_s)
 {
 	int number = is_datagram(protocol) ? IPPROTO_UDP : !strcmp(protocol, "sctp") ? IPPROTO_SCTP : IPPROTO_TCP;
 	int descriptor = socket(family, is_datagram(protocol) ? SOCK_DGRAM : SOCK_STREAM, number);
-	struct timeval patience = {.tv_sec = PATIENCE_S};
+	struct timeval patience = {.tv_sec = patience_s};
 	int one = 1;
 
 	if (descriptor < 0)
@@ -86,7 +86,7 @@ static int open_socket(int family, const char *protocol)
 
 static int bind_socket(const struct place *here, const char *protocol)
 {
-	int descriptor = open_socket(here->address.ss_family, protocol);
+	int descriptor = open_socket(here->address.ss_family, protocol, PATIENCE_S);
 
 	if (bind(descriptor, (const struct sockaddr *)&here->address, here->size))
 		fail("bind");
@@ -131,9 +131,9 @@ static _Noreturn void echo(const char *protocol, const struct place *here)
 		serve(server, protocol);
 }
 
-static int ask(const char *protocol, const struct place *there, const char *source)
+static int ask(const char *protocol, const struct place *there, int patience_s, const char *source)
 {
-	int client = open_socket(there->address.ss_family, protocol);
+	int client = open_socket(there->address.ss_family, protocol, patience_s);
 	char answer[64] = "";
 
 	if (source) {
@@ -186,7 +186,7 @@ static int believe(const struct place *service, const struct place *backend)
 {
 	const struct sockaddr *address = (const struct sockaddr *)&service->address;
 	int family = service->address.ss_family;
-	int server = bind_socket(backend, "tcp"), client = open_socket(family, "tcp");
+	int server = bind_socket(backend, "tcp"), client = open_socket(family, "tcp", PATIENCE_S);
 	struct place from;
 
 	if (connect(client, address, service->size) || send(client, "?", 1, 0) != 1)
@@ -196,7 +196,7 @@ static int believe(const struct place *service, const struct place *backend)
 	expect_peer("tcp getpeername", client, service);
 
 	server = bind_socket(backend, "udp");
-	client = open_socket(family, "udp");
+	client = open_socket(family, "udp", PATIENCE_S);
 	if (connect(client, address, service->size) || send(client, "?", 1, 0) != 1)
 		fail("udp connect");
 	serve(server, "udp");
@@ -204,7 +204,7 @@ static int believe(const struct place *service, const struct place *backend)
 	expect("udp recvmsg, connected", &from, service);
 	expect_peer("udp getpeername", client, service);
 
-	client = open_socket(family, "udp");
+	client = open_socket(family, "udp", PATIENCE_S);
 	if (sendto(client, "?", 1, 0, address, service->size) != 1)
 		fail("udp sendto");
 	serve(server, "udp");
@@ -227,7 +227,7 @@ int main(int count, char **words)
 	there = place(words[3], words[4]);
 	if (!strcmp(words[1], "echo"))
 		echo(words[2], &there);
-	if (!strcmp(words[1], "ask"))
-		return ask(words[2], &there, count > 5 ? words[5] : NULL);
+	if (!strcmp(words[1], "ask") && count > 5)
+		return ask(words[2], &there, atoi(words[5]), count > 6 ? words[6] : NULL);
 	return 2;
 }
