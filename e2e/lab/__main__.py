@@ -7,7 +7,8 @@ import re
 import click
 
 from e2e import kubernetes
-from e2e.lab import addresses, cluster, runtime, space
+from e2e.lab import addresses, cgroups, cluster, runtime
+from e2e.lab import real as real_cluster
 from e2e.lab.cluster import NAME, Lab
 from e2e.lab.space import LabError, Space
 
@@ -51,16 +52,21 @@ def main(ctx: click.Context, name: str) -> None:
 @main.command()
 @click.option("--nodes", type=click.IntRange(1, addresses.NODES_MAX), default=2, show_default=True)
 @click.option("--source", type=click.Choice(["directory", "kubernetes"]), default="directory", show_default=True)
+@click.option("--real", is_flag=True, help="A whole Kubernetes cluster: kubelets start the pods.")
+@click.option("--stack", type=click.Choice(list(addresses.STACKS)), default=addresses.DUAL, help="With --real.")
 @click.option(
     "--set", "settings", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A setting of the nodes' daemons."
 )
 @click.pass_obj
-def up(name: str, nodes: int, source: str, settings: dict[str, str]) -> None:
+def up(name: str, nodes: int, source: str, real: bool, stack: str, settings: dict[str, str]) -> None:
     """Make a lab that stays until `down`."""
     lab = Lab(name, keep=True)
     try:
-        services = lab.api_source() if source == "kubernetes" else lab.directory_source()
-        lab.start_nodes(nodes, services, settings)
+        if real:
+            real_cluster.start(lab, nodes, stack, settings)
+        else:
+            services = lab.api_source() if source == "kubernetes" else lab.directory_source()
+            lab.start_nodes(nodes, services, settings)
     except BaseException:
         lab.down()
         raise
@@ -93,7 +99,7 @@ def enter(name: str, where: str, command: tuple[str, ...]) -> None:
     inside = _space(name, where)
     if pod:
         inside = runtime.find(inside, pod).space
-    space.join(inside.group)
+    cgroups.join(inside.group)
     argv = inside.command(command or (os.environ.get("SHELL", "sh"),))
     os.execvp(argv[0], argv)
 
@@ -143,7 +149,7 @@ def kubectl(name: str, arguments: tuple[str, ...]) -> None:
         raise LabError(
             f"lab {name} has no API server: `{cluster.command(name)} up --source kubernetes` makes one with it"
         )
-    space.join(inside.group)
+    cgroups.join(inside.group)
     argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])
     os.execvp(argv[0], argv)
 
