@@ -132,6 +132,15 @@ class Machine(Node):
         self.wait(lambda: not self.space.run("ctr", "version", check=False).returncode, CONTAINERD)
         self.space.run("ctr", "-n", "k8s.io", "images", "import", str(images.archive()), timeout_s=120)
 
+    def sandbox_of(self, address: str) -> Space:
+        """The space of the pod that has an address, for commands that its image does not have. Raises LabError."""
+        for netns in self.space.path("/run/netns").iterdir():
+            sandbox = self.space.sandbox(netns.name)
+            sandbox.group.mkdir(exist_ok=True)
+            if f" {address}/" in sandbox.run("ip", "-oneline", "address").stdout:
+                return sandbox
+        raise LabError(f"{self.name} has no pod with the address {address}")
+
     def _command(self, daemon: str) -> list[str]:
         if daemon == CONTAINERD:
             return [CONTAINERD]
