@@ -15,6 +15,7 @@ from e2e.lab.source import Manifest
 from e2e.lab.space import Space
 
 NAMESPACE = "kube-system"
+COREFILE = "Corefile"
 DNS_PORT = 53
 FAMILIES = ("IPv4", "IPv6")
 # A node's pod ranges: a /24 and a /64.
@@ -35,7 +36,7 @@ def start(space: Space, directory: Path, logs: Path, api: ApiServer) -> list["su
     Raises:
         kubernetes.BuildError: one of them cannot be built.
     """
-    corefile = directory / "Corefile"
+    corefile = directory / COREFILE
     corefile.write_text(_corefile(api.kubeconfig))
     commands = {
         "kube-controller-manager": controller_flags(directory, api),

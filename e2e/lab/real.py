@@ -15,7 +15,7 @@ from pathlib import Path
 
 from e2e import kubernetes
 from e2e.lab import addresses, apiserver, controlplane, images
-from e2e.lab.cluster import API, Lab
+from e2e.lab.cluster import API, HOME, Lab
 from e2e.lab.machine import KUBELET, Machine
 from e2e.lab.node import CNI_SERVER, CONTROLLER
 from e2e.lab.source import ApiSource
@@ -75,6 +75,11 @@ def start(lab: Lab, count: int, stack: str = addresses.DUAL, settings: Mapping[s
         machine.wait_ready()
     cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S}s")
     return cluster
+
+
+def is_up(name: str) -> bool:
+    """Whether the lab of that name is a whole cluster."""
+    return (HOME / name / API / controlplane.COREFILE).exists()
 
 
 def _join(machine: Machine, stack: str, directory: Path, settings: Mapping[str, object]) -> None:
