@@ -79,7 +79,7 @@ def join(group: Path) -> None:
             _enter(twin)
 
 
-def kill(group: Path, timeout_s: float = 10) -> None:
+def kill(group: Path, timeout_s: float = 60) -> None:
     """Kills every process of a group and of those below it, and removes them and their twins. Missing is no error.
 
     Raises:

@@ -10,12 +10,12 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from e2e import kubernetes
 from e2e.lab import cgroups, images, space
 from e2e.lab.errors import LabError
-from e2e.lab.node import COMMAND, Node
+from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, Node
 from e2e.lab.runtime import CNI_BIN
 from e2e.lab.space import Space
 
@@ -80,7 +80,12 @@ class Machine(Node):
     """A node with a container runtime and a kubelet.
 
     Besides the daemons of a `Node`, `start`, `kill` and `stop` know CONTAINERD and KUBELET.
+
+    Attributes:
+        daemons: what is started on it when it joins a cluster, containerd being there.
     """
+
+    daemons: ClassVar[tuple[str, ...]] = (KUBELET, CNI_SERVER, CONTROLLER)
 
     @staticmethod
     def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:

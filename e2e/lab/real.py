@@ -16,8 +16,7 @@ from pathlib import Path
 from e2e import kubernetes
 from e2e.lab import addresses, apiserver, controlplane, images
 from e2e.lab.cluster import API, HOME, Lab
-from e2e.lab.machine import KUBELET, Machine
-from e2e.lab.node import CNI_SERVER, CONTROLLER
+from e2e.lab.machine import Machine
 from e2e.lab.source import ApiSource
 
 READY_S = 90
@@ -40,16 +39,23 @@ class Cluster:
     def kubeconfig(self) -> Path:
         return self.source.kubeconfig
 
-    def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
+    def kubectl(self, *arguments: str, stdin: str | None = None, timeout_s: float = 300) -> str:
         """What kubectl prints. Raises LabError."""
-        return self.source.run(*arguments, stdin=stdin)
+        return self.source.run(*arguments, stdin=stdin, timeout_s=timeout_s)
 
 
-def start(lab: Lab, count: int, stack: str = addresses.DUAL, settings: Mapping[str, object] | None = None) -> Cluster:
+def start(
+    lab: Lab,
+    count: int,
+    stack: str = addresses.DUAL,
+    settings: Mapping[str, object] | None = None,
+    kind: type[Machine] = Machine,
+) -> Cluster:
     """Makes a lab into a cluster, and waits until its nodes are ready.
 
     Args:
         settings: of the nodes' daemons.
+        kind: of the nodes.
 
     Raises:
         LabError: a part is not installed, ended, or was not ready in time.
@@ -57,7 +63,7 @@ def start(lab: Lab, count: int, stack: str = addresses.DUAL, settings: Mapping[s
     """
     images.archive()
     directory = lab.directory / API
-    machines = [lab.add_node(Machine) for _ in range(count)]
+    machines = [lab.add_node(kind) for _ in range(count)]
     for machine in machines:
         machine.start_containerd()
     with ThreadPoolExecutor(count) as pool:
@@ -92,5 +98,5 @@ def _join(machine: Machine, stack: str, directory: Path, settings: Mapping[str, 
         addresses.of(stack, machine.address),
     )
     machine.install(settings)
-    for daemon in (KUBELET, CNI_SERVER, CONTROLLER):
+    for daemon in machine.daemons:
         machine.start(daemon)

@@ -19,7 +19,8 @@ from e2e.lab.source import Manifest
 PORT, TARGET_PORT = 80, 8080
 PLACES = ("ask", "host")
 ROLLOUT_S = 120
-FAILED = "failed"
+# What curl ends with when it was refused.
+REFUSED = "failed-7"
 Run = Callable[[Sequence[str]], str]
 
 
@@ -85,6 +86,17 @@ class Play:
         pods = self.get("pods", "-l", f"app={name}")["items"]
         return [Place(pod["metadata"]["name"], pod["spec"]["nodeName"]) for pod in pods]
 
+    def restart(self, place: Place) -> None:
+        """Deletes a pod of a DaemonSet, and waits until the node has another that is ready."""
+        name = self.get("pod", place.pod)["metadata"]["labels"]["app"]
+        self.kubectl("delete", "pod", place.pod)
+        deadline = time.monotonic() + ROLLOUT_S
+        while place.node not in {other.node for other in self.places(name) if other.pod != place.pod}:
+            assert time.monotonic() < deadline, f"no other pod of {name} on {place.node} after {ROLLOUT_S} s"
+            time.sleep(0.5)
+        other = next(other for other in self.places(name) if other.node == place.node)
+        self.kubectl("wait", "--for=condition=Ready", f"pod/{other.pod}", f"--timeout={ROLLOUT_S}s")
+
     def service_address(self, family: str) -> str:
         """The cluster IP of `web`; "" where the cluster has none of that family."""
         return _of_family(self.get("service", "web")["spec"]["clusterIPs"], family)
@@ -112,7 +124,7 @@ class Play:
 
 
 def ask(run: Run, protocol: str, address: str, port: int, question: str = "hostname", count: int = 1) -> list[str]:
-    """Asks agnhost, on a socket of its own for each question: the answers, FAILED in place of those that did not come.
+    """Asks agnhost, on a socket of its own for each question: the answers, `failed-N` for an exit status of N.
 
     Args:
         question: hostname or clientip.
@@ -122,7 +134,7 @@ def ask(run: Run, protocol: str, address: str, port: int, question: str = "hostn
         one = f"curl -s -g -m 5 {shlex.quote(f'http://{host}:{port}/{question}')}"
     else:
         one = f"exec 3<>/dev/udp/{host}/{port} && printf {question} >&3 && timeout 5 dd bs=2048 count=1 <&3 2>/dev/null"
-    return run(["bash", "-c", f"for i in {{1..{count}}}; do {one} || echo {FAILED}; echo; done"]).split()
+    return run(["bash", "-c", f"for i in {{1..{count}}}; do {one} || echo failed-$?; echo; done"]).split()
 
 
 def deployment(name: str) -> Manifest:

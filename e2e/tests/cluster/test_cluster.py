@@ -6,7 +6,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from e2e.tests.cluster.play import FAILED, PLACES, PORT, Play, ask
+from e2e.tests.cluster.play import PLACES, PORT, REFUSED, Play, ask
 from e2e.tests.stage import FAMILIES, PROTOCOLS
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -24,7 +24,8 @@ def web(play: Play) -> Play:
 
 def test_twenty_pods_run_on_every_node_with_addresses_of_their_own(web: Play) -> None:
     """Kubelets started them through the executable: each is ready, none shares an address, no node was left out."""
-    pods, nodes = web.web(), web.get("nodes", namespaced=False)["items"]
+    pods = web.web()
+    nodes = [node for node in web.get("nodes", namespaced=False)["items"] if not node["spec"].get("taints")]
     addresses = [item["ip"] for pod in pods for item in pod["status"]["podIPs"]]
     assert len(pods) == PODS
     assert len(set(addresses)) == PODS * len(pods[0]["status"]["podIPs"])
@@ -44,7 +45,8 @@ def test_cluster_ip_asked_from_every_node_is_answered_by_many(
         answers = ask(web.inside(where), protocol, address, PORT, count=QUESTIONS)
         assert len(answers) == QUESTIONS
         assert set(answers) <= set(servers), where
-        assert {servers[answer] for answer in answers} == set(servers.values())
+        assert len(set(answers)) >= PODS // 3
+        assert len({servers[answer] for answer in answers}) > 1 or len(set(servers.values())) == 1
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -58,7 +60,7 @@ def test_name_of_a_service_is_found_from_pods(web: Play, transport: str, family:
         found = web.inside(where)(["dig", "+short", "+tries=1", transport, record, name]).split()
         assert found == [address], where
         (answer,) = ask(web.inside(where), "tcp", "web", PORT)
-        assert answer != FAILED
+        assert answer in {pod["metadata"]["name"] for pod in web.web()}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -88,7 +90,7 @@ def test_deployment_scaled_is_followed(web: Play) -> None:
         answers = ask(web.inside(where), "tcp", address, PORT, count=QUESTIONS)
         assert set(answers) <= {pod["metadata"]["name"] for pod in web.web()}
     web.scale(0)
-    assert ask(web.inside(where), "tcp", address, PORT) == [FAILED]
+    assert ask(web.inside(where), "tcp", address, PORT) == [REFUSED]
 
 
 def _service_address(play: Play, family: str) -> str:

@@ -13,7 +13,7 @@ from e2e.lab.machine import CONTAINERD, KUBELET, Machine
 from e2e.lab.node import CNI_SERVER, CONTROLLER
 from e2e.lab.real import Cluster
 from e2e.lab.runtime import tool
-from e2e.tests.cluster.play import PLACES, PORT, Play, ask
+from e2e.tests.cluster.play import PLACES, PORT, Place, Play, ask
 from e2e.tests.traces import traces
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
@@ -41,7 +41,7 @@ def test_part_killed_under_load_loses_nothing(cluster: Cluster, play: Play, daem
     machine = cluster.machines[0]
     address = play.service_address("IPv4") or play.service_address("IPv6")
     flags = ("--rate", str(RATE), "--lasting", str(LASTING), "--seconds", str(SECONDS), "--http")
-    where = machine.sandbox_of(_pod_address(play, machine))
+    where = machine.sandbox_of(play.get("pod", _pod_of(play, machine).pod)["status"]["podIP"])
     load = where.start(*tool("load", address, str(PORT), *flags))
     assert load.stdout
     assert load.stdout.readline() == "started\n"
@@ -59,7 +59,7 @@ def test_part_killed_under_load_loses_nothing(cluster: Cluster, play: Play, daem
     assert report["lasting_failed"] == {}
     assert report["by_name"].keys() == {pod["metadata"]["name"] for pod in play.web()}
     machine.wait_ready()
-    _assert_starts_pods(play, machine)
+    play.restart(_pod_of(play, machine))
 
 
 @pytest.mark.parametrize("stack", ["ipv4", "ipv6"])
@@ -81,14 +81,7 @@ def test_cluster_of_one_family_serves_its_pods(stack: str) -> None:
             assert set(ask(play.inside(where), "tcp", "web", PORT, count=10)) <= names
 
 
-def _assert_starts_pods(play: Play, machine: Machine) -> None:
-    """A part that was killed is back at work: the node starts a pod, and ends it."""
-    (old,) = [place for place in play.places("ask") if place.node == machine.name]
-    play.kubectl("delete", "pod", old.pod)
-    play.kubectl("rollout", "status", "daemonset/ask", "--timeout=60s")
-
-
-def _pod_address(play: Play, machine: Machine) -> str:
-    """That of the pod `ask` on a machine."""
+def _pod_of(play: Play, machine: Machine) -> Place:
+    """The pod `ask` on a machine."""
     (where,) = [place for place in play.places("ask") if place.node == machine.name]
-    return str(play.get("pod", where.pod)["status"]["podIP"])
+    return where
