@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from e2e.lab import cgroups
 from e2e.lab.addresses import Dual
-from e2e.lab.space import LabError, Space, kill_group
+from e2e.lab.space import LabError, Space
 
 CNI_CONF = "/etc/cni/net.d/10-calico-ebpf.conflist"
 CNI_BIN = "/opt/cni/bin"
@@ -73,7 +74,7 @@ class Pod:
 
     def end_processes(self) -> None:
         """Kills what runs in the pod."""
-        kill_group(self.space.group)
+        cgroups.kill(self.space.group)
 
 
 def tool(name: str, *arguments: str) -> list[str]:
