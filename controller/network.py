@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from bpf import bpftool, syscall
-from bpf.address import is_v4, text
+from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -24,7 +24,7 @@ from controller.files import write_atomically
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
-from controller.routes import Device, Netlink, Snapshot
+from controller.routes import OVERLAY_ADDRESS, Device, Netlink, Snapshot
 from controller.source import Problem
 
 log = structlog.get_logger()
@@ -141,7 +141,7 @@ class NodeNetwork:
                 return True  # to be gone through again with it as it now is
         if looked or underlay != self._underlay_now:
             if overlay:
-                self._keep_overlay(overlay, overlay_mtu)
+                self._keep_overlay(overlay, overlay_mtu, snapshot.addresses)
             self._attach(snapshot, underlay, overlay_ifindex, listed)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._underlay_now = underlay
@@ -246,7 +246,11 @@ class NodeNetwork:
         log.info("overlay-made" if port else "overlay-removed", device=nodes.OVERLAY_NAME, port=port, mtu=mtu)
         return True
 
-    def _keep_overlay(self, device: Device, mtu: int) -> None:
+    def _keep_overlay(self, device: Device, mtu: int, addresses: Mapping[bytes, int]) -> None:
+        # An outside client's packet for the host's own process comes out of the tunnel, its source is routed elsewhere.
+        sysctl.loosen(nodes.OVERLAY_NAME)
+        if addresses.get(packed(OVERLAY_ADDRESS)) != device.ifindex:
+            self._netlink.set_overlay_address(device.ifindex)
         if not device.up:
             sysctl.quiet(nodes.OVERLAY_NAME)
             self._netlink.set_up(device.ifindex)

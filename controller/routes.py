@@ -24,6 +24,9 @@ from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
 PROTOCOL = 206
 MAIN_TABLE = 254
 OVERLAY_MAC = "02:ce:00:00:00:01"
+# Nobody is to talk to it, and every node has the same. Of a device without an IPv4 address the kernel takes no packet
+# whose source is routed elsewhere, however loosely it is to check (fib_validate_source, `no_addr`).
+OVERLAY_ADDRESS = "169.254.206.1"
 
 _RTN_UNICAST = 1
 _RTNH_F_ONLINK = 4
@@ -129,6 +132,10 @@ class Netlink:
         """Brings the overlay device up, without ARP."""
         with _named(f"bringing {OVERLAY_NAME} up"):
             self._netlink.link("set", index=ifindex, state="up", arp=False)
+
+    def set_overlay_address(self, ifindex: int) -> None:
+        with _named(f"giving {OVERLAY_NAME} an address"), _ignored(errno.EEXIST):
+            self._netlink.addr("add", index=ifindex, address=OVERLAY_ADDRESS, prefixlen=32, scope=_SCOPE_LINK)
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
         with _named("setting an MTU"):

@@ -4,6 +4,7 @@
 import ctypes
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -162,7 +163,7 @@ def test_sync_attaches_routes_and_tells_the_plugin(rig: Rig) -> None:
 
 
 def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
-    """Both families of its pods go through it; it has the project's MAC and no addresses of its own."""
+    """Both families of its pods go through it; it has the project's MAC, and an address for rp_filter's sake."""
     rig.nodes(OWN, FAR)
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
@@ -173,7 +174,7 @@ def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
     shown = "\n".join(rig.ip("-d", "addr", "show", "calico-vxlan"))
     assert "02:ce:00:00:00:01" in shown
     assert "mtu 1330" in shown
-    assert "inet" not in shown
+    assert re.findall(r"inet6? (\S+ scope \w+)", shown) == ["169.254.206.1/32 scope link"]
     assert "dstport 4789" in shown
 
 
@@ -441,6 +442,21 @@ def test_overlay_stays_while_a_node_is_out_of_reach(rig: Rig) -> None:
     rig.sync()
     assert _overlay(rig) == before
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+
+
+def test_overlay_takes_sources_that_are_routed_elsewhere(rig: Rig) -> None:
+    """Clients' packets for the host's own processes; also of a device that an earlier controller has left."""
+    read = Path("/proc/sys/net/ipv4/conf/calico-vxlan/rp_filter").read_text
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert rig.run(read).strip() == "2"
+    rig.run(lambda: Path("/proc/sys/net/ipv4/conf/calico-vxlan/rp_filter").write_text("1"))
+    rig.ip("addr", "flush", "dev", "calico-vxlan")
+    rig.begin()
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert rig.run(read).strip() == "2"
+    assert any("169.254.206.1/32" in line for line in rig.ip("addr", "show", "calico-vxlan"))
 
 
 def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
