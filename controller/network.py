@@ -153,6 +153,7 @@ class NodeNetwork:
         self.entries = self._entries(snapshot, underlay, remotes)
         self._tell_handovers()
         self.problems += problems
+        self._sync_unreachable(snapshot.unreachable)
         return self._sync_routes(routes, snapshot.routes)
 
     def _set_own(self, found: tuple[NodeFacts, tuple[Problem, ...]] | None) -> None:
@@ -329,6 +330,19 @@ class NodeNetwork:
             if self._done(self._netlink.remove_route, route):
                 del found[route.cidr]
         return len(changed) + len(gone) > ROUTES_AT_ONCE
+
+    def _sync_unreachable(self, found: set[str]) -> None:
+        """Has packets for pods of this node that are not there end here, in place of going by the default route and
+        coming back. Their own routes, to single addresses, come before; without the Node, what was stays."""
+        if self._own is None:
+            return
+        wanted = set(self._own.pod_cidrs)
+        for cidr in wanted - found:
+            if self._done(self._netlink.set_unreachable, cidr):
+                found.add(cidr)
+        for cidr in found - wanted:
+            if self._done(self._netlink.remove_unreachable, cidr):
+                found.discard(cidr)
 
     def _done(self, action: Callable[..., None], *arguments: object) -> bool:
         """Whether it succeeded; a failure is noted, tried again later, and keeps nothing else from being done."""
