@@ -120,7 +120,7 @@ def _deployment() -> dict[str, object]:
     container = {"name": "many", "image": images.PAUSE}
     spec = {
         "containers": [container],
-        "terminationGracePeriodSeconds": 0,
+        "terminationGracePeriodSeconds": 1,
         "automountServiceAccountToken": False,
     }
     return {

@@ -16,7 +16,7 @@ from pathlib import Path
 from e2e import kubernetes
 from e2e.lab import addresses, apiserver, controlplane, images
 from e2e.lab.cluster import API, HOME, Lab
-from e2e.lab.machine import Machine
+from e2e.lab.machine import KUBELET, Machine
 from e2e.lab.source import ApiSource
 
 READY_S = 90
@@ -79,8 +79,14 @@ def start(
     cluster = Cluster(lab, source, stack, machines)
     for machine in machines:
         machine.wait_ready()
+        _wait_registered(cluster, machine)
     cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S}s")
     return cluster
+
+
+def _wait_registered(cluster: Cluster, machine: Machine) -> None:
+    """Waits until a machine's kubelet has made its Node object: kubectl waits for no object that is not there."""
+    machine.wait(lambda: f"node/{machine.name}" in cluster.kubectl("get", "nodes", "-o", "name").split(), KUBELET)
 
 
 def is_up(name: str) -> bool:
