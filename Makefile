@@ -52,7 +52,7 @@ layout: build ## generate the Python side of the layouts anew
 check: build ## format, lint, types, import contracts, generated files, pure tests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
-	clang-format --dry-run --Werror bpf/*.[ch] bpf/tests/*.c cni/*.c $(wildcard e2e/*/*/*.c)
+	clang-format --dry-run --Werror bpf/*.[ch] bpf/tests/*.c cni/*.c $(wildcard e2e/*/*.c e2e/*/*/*.c)
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
@@ -61,11 +61,12 @@ check: build ## format, lint, types, import contracts, generated files, pure tes
 	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e
 
 .PHONY: kubernetes
-kubernetes: setup ## build Kubernetes' commands from their Go modules, once
+kubernetes: setup ## build Kubernetes' commands from their Go modules and the lab's container images, once
 	$(PYTHON) -m e2e.kubernetes
+	$(PYTHON) -m e2e.lab.images
 
 .PHONY: test
-test: check kubernetes ## all tests: unit, packets, CNI, the lab of network namespaces, a real API server
+test: check kubernetes ## all tests: unit, packets, CNI, the lab of network namespaces, a real cluster
 	$(VENV)/bin/pytest -m root bpf cni controller
 	$(VENV)/bin/pytest -m root e2e
 

@@ -430,10 +430,10 @@ static __always_inline void follow_sender(struct __sk_buff *skb, struct work *wo
 		twin->way = work->arrival.sender;
 }
 
-/* Whether a flow's packets are handed over by this node. */
+/* Whether a flow's packets are handed over by this node. The way of what was handed over to it is that of answers. */
 static __always_inline bool hands_over(const struct flow *flow)
 {
-	return flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL;
+	return !(flow->flags & FLOW_HANDED_OVER) && (flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL);
 }
 
 /* Continues a flow whose packets come in: its pod may be gone, and then they must not leave the node again. */

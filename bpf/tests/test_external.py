@@ -341,6 +341,17 @@ class TestBackendNode:
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
+    def test_flow_whose_answers_take_the_tunnel_is_followed(self, datapath: Datapath, family: Family) -> None:
+        """It is not taken for one that this node hands over, and not begun anew with each packet."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        datapath.run("from_netdev", arriving(tcp(family, client, server), dp.PEER_MAC))
+        flow = datapath.flow(key(client, server))
+        assert flow is not None
+        datapath.write_flow(key(client, server), flow._replace(way=flow.way._replace(kind=WayKind.TUNNEL)))
+        assert datapath.run("from_netdev", arriving(tcp(family, client, server, "A"), dp.PEER_MAC)).verdict == REDIRECT
+        assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
     @BUILD
     def test_handed_over_for_an_unknown_service_of_another_node_is_refused(
         self, datapath: Datapath, family: Family, build: object

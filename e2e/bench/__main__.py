@@ -12,6 +12,7 @@ from e2e import kubernetes
 from e2e.bench import machine, report
 from e2e.bench.outcome import Outcome
 from e2e.bench.tool import BUILD, BenchError
+from e2e.lab import images
 from e2e.lab.space import LabError
 
 # Name to the module of its `run`, in the order of a whole run.
@@ -21,9 +22,10 @@ CASES = {
     "connect": "e2e.bench.connect",
     "nodeport": "e2e.bench.nodeport",
     "sweep": "e2e.bench.sweep",
+    "pods": "e2e.bench.pods",
 }
 # Those that run commands of Kubernetes itself.
-WITH_KUBERNETES = {"connect"}
+WITH_KUBERNETES = {"connect", "pods"}
 REPORT = BUILD / "report.json"
 
 
@@ -58,7 +60,8 @@ def build_kubernetes() -> None:
     """Before anything is measured, so that no figure has a compiler beside it."""
     try:
         kubernetes.commands()
-    except kubernetes.BuildError as error:
+        images.archive()
+    except (kubernetes.BuildError, LabError) as error:
         click.echo(error, err=True)
         sys.exit(2)
 

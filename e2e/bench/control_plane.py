@@ -17,9 +17,9 @@ from e2e.bench.lab import BenchLab, BenchNode
 from e2e.bench.objects import PORT, TARGET_PORT, endpoint_slice, service
 from e2e.bench.outcome import OURS, Outcome, Series
 from e2e.bench.tool import Tool
+from e2e.lab import cgroups
 from e2e.lab.node import CONTROLLER, PINS
 from e2e.lab.source import DirectorySource, Manifest
-from e2e.lab.space import kill_group
 
 TITLE = "Control plane: 10,000 Services of 10 endpoints each, from a directory"
 SERVICES, ENDPOINTS = 10_000, 10
@@ -56,7 +56,7 @@ def run() -> Outcome:
         for node in others:
             with start_watch(node) as watch:
                 starts.add(OURS, [[start(node, source, watch)]])
-            kill_group(node.space.group)
+            cgroups.kill(node.space.group)
         with start_watch(last) as watch:
             starts.add(OURS, [[start(last, source, watch)]])
             outcome.series.append(starts)

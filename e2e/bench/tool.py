@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
-from e2e.lab import space
+from e2e.lab import cgroups, space
 from e2e.lab.space import Space
 
 ROOT = Path(__file__).parent.parent.parent
@@ -64,7 +64,7 @@ class Tool:
         self._name = f"{where.name}: {name}"
 
         def prepare() -> None:
-            space.join(where.group)
+            cgroups.join(where.group)
             space.die_with_parent()
             if cpu is not None:
                 os.sched_setaffinity(0, {cpu})

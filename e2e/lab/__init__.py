@@ -8,6 +8,7 @@
     node        a space that is a Kubernetes node, with our daemons
     source      where Services come from: a directory of manifests, or an API server
     cluster     all of it together, up and down
+    real        a Kubernetes cluster in a lab: machine (containerd, kubelet), controlplane, images, cgroups
     server, ask, load    run inside pods and nodes: what answers, and what asks
 
 Nothing of this is installed; it needs root. `python -m e2e.lab --help` is it by hand.

@@ -3,11 +3,13 @@
 
 import os
 import re
+from pathlib import Path
 
 import click
 
 from e2e import kubernetes
-from e2e.lab import addresses, cluster, runtime, space
+from e2e.lab import addresses, cgroups, cluster, runtime
+from e2e.lab import real as real_cluster
 from e2e.lab.cluster import NAME, Lab
 from e2e.lab.space import LabError, Space
 
@@ -50,17 +52,28 @@ def main(ctx: click.Context, name: str) -> None:
 
 @main.command()
 @click.option("--nodes", type=click.IntRange(1, addresses.NODES_MAX), default=2, show_default=True)
-@click.option("--source", type=click.Choice(["directory", "kubernetes"]), default="directory", show_default=True)
+@click.option(
+    "--source",
+    type=click.Choice(["directory", "kubernetes"]),
+    help="Where Services come from: manifests (the default), or an API server.",
+)
+@click.option("--real", is_flag=True, help="A whole Kubernetes cluster, whose kubelets start the pods.")
+@click.option("--stack", type=click.Choice(list(addresses.STACKS)), help="The families of a whole cluster.")
 @click.option(
     "--set", "settings", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A setting of the nodes' daemons."
 )
 @click.pass_obj
-def up(name: str, nodes: int, source: str, settings: dict[str, str]) -> None:
+def up(name: str, nodes: int, source: str | None, real: bool, stack: str | None, settings: dict[str, str]) -> None:
     """Make a lab that stays until `down`."""
+    if (source and real) or (stack and not real):
+        raise click.UsageError("--source is for a lab without kubelets, --stack for one with --real")
     lab = Lab(name, keep=True)
     try:
-        services = lab.api_source() if source == "kubernetes" else lab.directory_source()
-        lab.start_nodes(nodes, services, settings)
+        if real:
+            real_cluster.start(lab, nodes, stack or addresses.DUAL, settings)
+        else:
+            services = lab.api_source() if source == "kubernetes" else lab.directory_source()
+            lab.start_nodes(nodes, services, settings)
     except BaseException:
         lab.down()
         raise
@@ -93,7 +106,7 @@ def enter(name: str, where: str, command: tuple[str, ...]) -> None:
     inside = _space(name, where)
     if pod:
         inside = runtime.find(inside, pod).space
-    space.join(inside.group)
+    cgroups.join(inside.group)
     argv = inside.command(command or (os.environ.get("SHELL", "sh"),))
     os.execvp(argv[0], argv)
 
@@ -137,13 +150,13 @@ def pod_list(name: str) -> None:
 @click.pass_obj
 def kubectl(name: str, arguments: tuple[str, ...]) -> None:
     """Run kubectl against the lab's API server."""
-    config = cluster.HOME / name / cluster.API / "kubeconfig"
+    config = _kubeconfig(name)
     inside = _space(name, cluster.SWITCH)
     if not config.exists():
         raise LabError(
             f"lab {name} has no API server: `{cluster.command(name)} up --source kubernetes` makes one with it"
         )
-    space.join(inside.group)
+    cgroups.join(inside.group)
     argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])
     os.execvp(argv[0], argv)
 
@@ -153,21 +166,32 @@ def describe(name: str) -> str:
     spaces = cluster.spaces(name)
     pods = [f"{where.name}/{found.name}" for where in spaces.values() for found in runtime.pods(where)]
     lab = cluster.command(name)
+    if real_cluster.is_up(name):
+        what = [f"kubeconfig {_kubeconfig(name)}"]
+        ways = [f"{lab} kubectl get nodes,pods -A -o wide", f"{lab} kubectl create -f FILE", f"{lab} in client"]
+    else:
+        what = [f"pods       {' '.join(pods) or 'none'}", f"manifests  {cluster.HOME / name / 'manifests'}"]
+        ways = [
+            f"{lab} pod add node1 web",
+            f"{lab} in node1/web -- ip address",
+            f"{lab} pod remove node1 web",
+        ]
     return "\n".join(
         [
             f"spaces     {' '.join(spaces)}",
-            f"pods       {' '.join(pods) or 'none'}",
-            f"manifests  {cluster.HOME / name / 'manifests'}",
+            *what,
             f"logs       {cluster.HOME / name / 'logs'}",
             "",
             f"{lab} in node1 -- calico-ebpf status",
             f"{lab} in node1 -- ip route",
-            f"{lab} pod add node1 web",
-            f"{lab} in node1/web -- ip address",
-            f"{lab} pod remove node1 web",
+            *ways,
             f"{lab} down",
         ]
     )
+
+
+def _kubeconfig(name: str) -> Path:
+    return cluster.HOME / name / cluster.API / "kubeconfig"
 
 
 def _space(name: str, where: str) -> Space:

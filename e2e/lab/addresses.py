@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's address plan. Each address exists in namespaces of the lab alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
+from typing import TypeVar
+
+T = TypeVar("T")
 
 UNDERLAY = (IPv4Network("192.168.206.0/24"), IPv6Network("fd00:206::/64"))
 PODS = (IPv4Network("10.244.0.0/16"), IPv6Network("fd00:10:244::/56"))
@@ -15,10 +18,15 @@ EXTERNAL = (IPv4Network("203.0.113.0/24"), IPv6Network("2001:db8:206::/120"))
 BALANCER = (IPv4Network("198.51.100.0/24"), IPv6Network("2001:db8:207::/120"))
 HALF = 128
 
+# The families that a cluster has: IPv4, IPv6.
+STACKS = {"dual": (True, True), "ipv4": (True, False), "ipv6": (False, True)}
+DUAL = "dual"
+
 SERVICE_BLOCK = 206
 SWITCH = 1
 FIRST_NODE = 11
 CLIENT = 200
+DNS = 10
 NODES_MAX = CLIENT - FIRST_NODE
 
 
@@ -31,6 +39,11 @@ class Dual:
 
     def __iter__(self) -> Iterator[str]:
         return iter((self.v4, self.v6))
+
+
+def of(stack: str, pair: Iterable[T]) -> list[T]:
+    """Those of a pair, one for each family, that a cluster of that stack has. STACKS are the words."""
+    return [item for item, whether in zip(pair, STACKS[stack], strict=True) if whether]
 
 
 def underlay(host: int) -> Dual:
@@ -48,6 +61,11 @@ def pod_ranges(node: int) -> Dual:
 def service(number: int) -> Dual:
     """The cluster IPs of the lab's Service of that number, 1 to 255, where clusters have none of their own."""
     return Dual(str(SERVICES[0][SERVICE_BLOCK * 256 + number]), str(SERVICES[1][SERVICE_BLOCK * 256 + number]))
+
+
+def cluster_dns() -> Dual:
+    """The cluster IPs of the cluster's name server."""
+    return Dual(str(SERVICES[0][DNS]), str(SERVICES[1][_as_hex(DNS)]))
 
 
 def outside(network: tuple[IPv4Network, IPv6Network], entry: int, number: int) -> Dual:

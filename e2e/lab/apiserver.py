@@ -12,8 +12,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from e2e import kubernetes
@@ -23,6 +25,7 @@ from e2e.lab.space import LabError, Space
 PORT = 6443
 ETCD = "http://127.0.0.1:2379"
 READY_S = 60
+KEY = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30"
 TOOLS = Path(__file__).parent
 
 READY = """
@@ -38,10 +41,12 @@ class ApiServer:
 
     Attributes:
         kubeconfig: of its administrator.
+        stack: the families of its Services, of addresses.STACKS.
         powerless: the token of a user who may do nothing.
     """
 
     kubeconfig: Path
+    stack: str
     powerless: str
     process: "subprocess.Popen[str]"
 
@@ -53,11 +58,15 @@ class ApiServer:
         self.process.send_signal(signal.SIGCONT)
 
 
-def start(space: Space, directory: Path, logs: Path) -> ApiServer:
+def start(
+    space: Space, directory: Path, logs: Path, stack: str = addresses.DUAL, controllers: bool = False
+) -> ApiServer:
     """Starts both and waits until the API server is ready.
 
     Args:
         directory: for certificates and data; is made.
+        stack: the families of its Services, of addresses.STACKS.
+        controllers: a controller-manager will be there, so that pods get service accounts.
 
     Raises:
         LabError: one of them is missing, ended, or was not ready in time.
@@ -71,9 +80,12 @@ def start(space: Space, directory: Path, logs: Path) -> ApiServer:
     token, powerless = secrets.token_hex(16), secrets.token_hex(16)
     (directory / "tokens.csv").write_text(f'{token},admin,admin,"system:masters"\n{powerless},nobody,nobody\n')
     etcd = space.start("etcd", *etcd_flags(directory), log=logs / "etcd.log")
-    server = space.start(str(binary), *server_flags(directory), log=logs / "kube-apiserver.log")
+    flags = [*server_flags(directory, stack), *([] if controllers else ["--disable-admission-plugins=ServiceAccount"])]
+    server = space.start(str(binary), *flags, log=logs / "kube-apiserver.log")
     _wait_ready(space, [etcd, server], directory, token, logs)
-    return ApiServer(_kubeconfig(directory, token), powerless, server)
+    path = directory / "kubeconfig"
+    path.write_text(json.dumps(kubeconfig(directory, stack, {"token": token}), indent=2))
+    return ApiServer(path, stack, powerless, server)
 
 
 def borrow(space: Space, kubeconfig: Path, directory: Path) -> Path:
@@ -127,12 +139,12 @@ def etcd_flags(directory: Path) -> list[str]:
     ]
 
 
-def server_flags(directory: Path) -> list[str]:
+def server_flags(directory: Path, stack: str) -> list[str]:
     return [
         f"--etcd-servers={ETCD}",
-        f"--advertise-address={addresses.underlay(addresses.SWITCH).v4}",
+        f"--advertise-address={addresses.of(stack, addresses.underlay(addresses.SWITCH))[0]}",
         f"--secure-port={PORT}",
-        f"--service-cluster-ip-range={addresses.SERVICES[0]},{addresses.SERVICES[1]}",
+        f"--service-cluster-ip-range={','.join(map(str, addresses.of(stack, addresses.SERVICES)))}",
         "--allow-privileged",
         "--authorization-mode=Node,RBAC",
         f"--token-auth-file={directory}/tokens.csv",
@@ -142,7 +154,9 @@ def server_flags(directory: Path) -> list[str]:
         "--service-account-issuer=https://kubernetes.default.svc",
         f"--service-account-key-file={directory}/accounts.pub",
         f"--service-account-signing-key-file={directory}/accounts.key",
-        "--disable-admission-plugins=ServiceAccount",
+        f"--kubelet-client-certificate={directory}/kubelet-client.crt",
+        f"--kubelet-client-key={directory}/kubelet-client.key",
+        "--kubelet-preferred-address-types=InternalIP",
     ]
 
 
@@ -150,15 +164,25 @@ def make_keys(directory: Path) -> None:
     """A certificate authority, the API server's certificate from it, and the key pair of service accounts."""
     address = addresses.underlay(addresses.SWITCH)
     names = f"subjectAltName=IP:{address.v4},IP:{address.v6},IP:127.0.0.1,DNS:kubernetes.default.svc"
-    curve = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 30"
-    _openssl(directory, f"req -x509 {curve} -keyout ca.key -out ca.crt -subj /CN=lab-ca")
+    _openssl(directory, f"req -x509 {KEY} -keyout ca.key -out ca.crt -subj /CN=lab-ca")
     _openssl(
         directory,
-        f"req -x509 {curve} -keyout server.key -out server.crt -subj /CN=kube-apiserver -addext {names} "
+        f"req -x509 {KEY} -keyout server.key -out server.crt -subj /CN=kube-apiserver -addext {names} "
         "-addext basicConstraints=CA:FALSE -CA ca.crt -CAkey ca.key",
     )
+    make_client(directory, "kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client")
     _openssl(directory, "genrsa -out accounts.key 2048")
     _openssl(directory, "rsa -in accounts.key -pubout -out accounts.pub")
+
+
+def make_client(directory: Path, name: str, subject: str) -> dict[str, str]:
+    """A client's certificate, of the API server's authority; the `user` of its kubeconfig."""
+    _openssl(
+        directory,
+        f"req -x509 {KEY} -keyout {name}.key -out {name}.crt -subj {subject} "
+        "-addext basicConstraints=CA:FALSE -addext extendedKeyUsage=clientAuth -CA ca.crt -CAkey ca.key",
+    )
+    return {"client-certificate": f"{directory}/{name}.crt", "client-key": f"{directory}/{name}.key"}
 
 
 def _openssl(directory: Path, arguments: str) -> None:
@@ -181,18 +205,16 @@ def _wait_ready(
         time.sleep(0.2)
 
 
-def _kubeconfig(directory: Path, token: str) -> Path:
-    path = directory / "kubeconfig"
-    server = f"https://{addresses.underlay(addresses.SWITCH).v4}:{PORT}"
-    config = {
+def kubeconfig(directory: Path, stack: str, user: Mapping[str, str]) -> dict[str, Any]:
+    """How a user reaches the API server, by an address of the first family of its Services."""
+    address = addresses.of(stack, addresses.underlay(addresses.SWITCH))[0]
+    host = f"[{address}]" if ":" in address else address
+    cluster = {"server": f"https://{host}:{PORT}", "certificate-authority": str(directory / "ca.crt")}
+    return {
         "apiVersion": "v1",
         "kind": "Config",
-        "clusters": [
-            {"name": "lab", "cluster": {"server": server, "certificate-authority": str(directory / "ca.crt")}}
-        ],
-        "users": [{"name": "admin", "user": {"token": token}}],
-        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "admin"}}],
+        "clusters": [{"name": "lab", "cluster": cluster}],
+        "users": [{"name": "user", "user": dict(user)}],
+        "contexts": [{"name": "lab", "context": {"cluster": "lab", "user": "user"}}],
         "current-context": "lab",
     }
-    path.write_text(json.dumps(config, indent=2))
-    return path

@@ -16,13 +16,14 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 from e2e import kubernetes
-from e2e.lab import addresses, apiserver, network, source, space
+from e2e.lab import addresses, apiserver, cgroups, network, source, space
 from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
 from e2e.lab.source import ApiSource, DirectorySource, Source
 from e2e.lab.space import LabError, Space
@@ -32,6 +33,8 @@ SWITCH, CLIENT = "switch", "client"
 NODES = "nodes"
 API = "api"
 NAME = "lab"
+N = TypeVar("N", bound=Node)
+Hold = Callable[[str, Path, Path, bool], Space]
 KEEP, SPACES = "keep", "spaces.json"
 LEAVE = b"leave"
 
@@ -130,18 +133,18 @@ class Lab:
         self._lock.close()
         self._janitor.communicate()
 
-    def _space(self, name: str) -> Space:
-        made = space.hold(name, self._group / name, self.directory, self._keep)
+    def _space(self, name: str, hold: Hold = space.hold) -> Space:
+        made = hold(name, self._group / name, self.directory, self._keep)
         self._record(name, made.pid)
         return made
 
-    def add_node(self) -> Node:
+    def add_node(self, kind: type[N] = Node) -> N:  # type: ignore[assignment]
         """A node on the network, with nothing of ours on it."""
         index = len(self.nodes) + 1
         if index > addresses.NODES_MAX:
             raise LabError(f"a lab has {addresses.NODES_MAX} nodes at most")
         address = addresses.underlay(addresses.FIRST_NODE + index - 1)
-        node = Node(self._space(f"node{index}"), index, address, self.logs)
+        node = kind(self._space(f"node{index}", kind.hold), index, address, self.logs)
         network.plug(self.switch, node.space, address)
         self.nodes.append(node)
         return node
@@ -170,18 +173,16 @@ def spaces(name: str) -> dict[str, Space]:
 
 def group(name: str) -> Path:
     """The cgroup2 directory of a lab's processes."""
-    return space.cgroup2() / "calico-ebpf-lab" / name
+    return cgroups.cgroup2() / "calico-ebpf-lab" / name
 
 
 def remove(name: str) -> None:
     """Ends and removes a lab, whoever made it and in whatever state it was left."""
-    space.kill_group(group(name))
+    cgroups.kill(group(name))
     shutil.rmtree(HOME / name, ignore_errors=True)
-    for parent in (group(name).parent, HOME):
-        try:
-            parent.rmdir()
-        except OSError:  # other labs are up, or it is gone
-            continue
+    cgroups.drop(group(name).parent)
+    with suppress(OSError):  # other labs are up, or it is gone
+        HOME.rmdir()
 
 
 def is_kept(name: str) -> bool:

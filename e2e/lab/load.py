@@ -18,16 +18,20 @@ import errno
 import json
 import time
 from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable
 
 TIMEOUT_S = 5.0
 TICK_S = 0.5
 
 
+Exchange = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[str]]
+
+
 class Load:
     """A load, and what came of it."""
 
-    def __init__(self, address: str, port: int) -> None:
-        self._address, self._port = address, port
+    def __init__(self, address: str, port: int, exchange: Exchange) -> None:
+        self._address, self._port, self._exchange = address, port, exchange
         self._failed: Counter[str] = Counter()
         self._lasting_failed: Counter[str] = Counter()
         self._ticks: defaultdict[int, Counter[str]] = defaultdict(Counter)
@@ -71,7 +75,7 @@ class Load:
         try:
             async with asyncio.timeout(TIMEOUT_S):
                 reader, writer = await self._connect()
-                name = await _exchange(reader, writer)
+                name = await self._exchange(reader, writer)
                 self._ticks[int((began - self._began) / TICK_S)][name] += 1
                 writer.close()
         except (OSError, EOFError, ValueError) as error:
@@ -84,7 +88,7 @@ class Load:
         try:
             while time.monotonic() < end:
                 async with asyncio.timeout(TIMEOUT_S):
-                    names.add(await _exchange(reader, writer))
+                    names.add(await self._exchange(reader, writer))
                 await asyncio.sleep(0.1)
             writer.close()
         except (OSError, EOFError, ValueError) as error:
@@ -96,9 +100,20 @@ class Load:
         return await asyncio.open_connection(self._address, self._port)
 
 
-async def _exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+async def ask_line(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    """One question to the lab's server; the name in its answer."""
     writer.write(b"?\n")
     return str(json.loads(await reader.readuntil(b"\n"))["name"])
+
+
+async def ask_http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+    """The same of an HTTP server that tells its name at /hostname, on a connection that stays."""
+    writer.write(b"GET /hostname HTTP/1.1\r\nHost: web\r\n\r\n")
+    status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().splitlines()
+    if " 200 " not in status:
+        raise ValueError(status)
+    length = next(field.partition(":")[2] for field in fields if field.lower().startswith("content-length:"))
+    return (await reader.readexactly(int(length))).decode()
 
 
 def _name(error: Exception) -> str:
@@ -116,8 +131,9 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=1000, help="new connections a second")
     parser.add_argument("--lasting", type=int, default=20, help="connections that stay")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--http", action="store_true", help="the server is agnhost's netexec, not the lab's")
     arguments = parser.parse_args()
-    load = Load(arguments.address, arguments.port)
+    load = Load(arguments.address, arguments.port, ask_http if arguments.http else ask_line)
     asyncio.run(load.run(arguments.rate, arguments.lasting, arguments.seconds))
     print(load.report())
 

@@ -5,16 +5,17 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import yaml
 
 from bpf.loader import Pins
-from e2e.lab import runtime
+from e2e.lab import runtime, space
 from e2e.lab.addresses import Dual
+from e2e.lab.errors import LabError
 from e2e.lab.runtime import Pod
-from e2e.lab.space import LabError, Space
+from e2e.lab.space import Space
 
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = Path(sys.prefix) / "bin" / "calico-ebpf"
@@ -46,6 +47,11 @@ class Node:
         self._logs = logs
         self._settings: dict[str, object] = {}
         self._daemons: dict[str, subprocess.Popen[str]] = {}
+
+    @staticmethod
+    def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:
+        """Makes the space of such a node."""
+        return space.hold(name, group, lab_dir, keep)
 
     @property
     def name(self) -> str:
@@ -97,13 +103,21 @@ class Node:
         Raises:
             LabError: a daemon ended, or was not ready in time; the message carries the end of its log.
         """
+        self.wait(self._is_ready, CONTROLLER)
+
+    def wait(self, condition: Callable[[], bool], daemon: str) -> None:
+        """Waits until something is so that a daemon brings about.
+
+        Raises:
+            LabError: a daemon ended, or it was not so in time; the message carries the end of its log.
+        """
         deadline = time.monotonic() + START_S
-        while not self._is_ready():
+        while not condition():
             for name, process in self._daemons.items():
                 if process.poll() is not None:
                     raise LabError(f"{self.name}: {name} ended with {process.returncode}:\n{self.tail(name)}")
             if time.monotonic() > deadline:
-                raise LabError(f"{self.name}: not ready after {START_S} s:\n{self.tail(CONTROLLER)}")
+                raise LabError(f"{self.name}: not ready after {START_S} s:\n{self.tail(daemon)}")
             time.sleep(0.05)
 
     def log(self, daemon: str) -> Path:

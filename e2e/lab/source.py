@@ -82,10 +82,10 @@ class ApiSource:
         for name in list(self._applied):
             self.delete(name)
 
-    def run(self, *arguments: str, stdin: str | None = None) -> str:
+    def run(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60) -> str:
         """What kubectl prints."""
         command = (str(self._kubectl), "--kubeconfig", str(self.kubeconfig), *arguments)
-        return self._space.run(*command, stdin=stdin).stdout
+        return self._space.run(*command, stdin=stdin, timeout_s=timeout_s).stdout
 
     def _remove(self, objects: list[Manifest]) -> None:
         if objects:

@@ -9,11 +9,12 @@ import ctypes
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from e2e.lab import cgroups
+from e2e.lab.errors import LabError as LabError
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _PR_SET_PDEATHSIG = 1
@@ -21,9 +22,10 @@ _PR_SET_PDEATHSIG = 1
 UNSHARE = ("unshare", "--net", "--mount", "--uts", "--cgroup", "--propagation", "private")
 
 # Directories in which a node may write as it likes: the host's are seen through, and never changed.
-OVERLAID = ("/etc", "/opt", "/var/lib", "/usr/local")
+OVERLAID = ("/etc", "/opt", "/var/lib", "/var/log", "/usr/local")
 
-# Run as the holder, in new namespaces: $1 the lab's directory, $2 the space's name, $3 the cgroup2 mount point.
+# Run as the holder, in new namespaces: $1 the lab's directory, $2 the space's name, $3 the cgroup2 mount point, $4 what
+# else to do.
 HOLDER = f"""
 set -e
 hostname "$2"
@@ -50,13 +52,10 @@ fi
 mount -n -t cgroup2 cgroup2 "$3"
 mount -n -t bpf bpf /sys/fs/bpf
 ip link set lo up
+eval "$4"
 echo ready
 exec sleep infinity
 """
-
-
-class LabError(Exception):
-    """The lab cannot do what it was asked for; the message says why."""
 
 
 @dataclass
@@ -140,28 +139,29 @@ class Space:
         return Path(f"/proc/{self.pid}/root{inside}")
 
     def _join(self) -> None:
-        join(self.group)
+        cgroups.join(self.group)
 
     def _join_and_bind(self) -> None:
-        join(self.group)
+        cgroups.join(self.group)
         die_with_parent()
 
 
-def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:
+def hold(name: str, group: Path, lab_dir: Path, keep: bool, preparation: str = "") -> Space:
     """Makes a space.
 
     Args:
         group: is made, and holds every process of the space.
         lab_dir: below /run; seen at the same path in the space.
         keep: the space outlives the caller's process.
+        preparation: more shell commands for its holder.
 
     Raises:
         LabError: a namespace or a mount was refused; the message carries what was said.
     """
-    group.mkdir(parents=True)
+    group.mkdir(parents=True, exist_ok=True)
     space = Space(name, 0, group, keep)
     process = subprocess.Popen(
-        [*UNSHARE, "sh", "-c", HOLDER, "sh", str(lab_dir), name, str(cgroup2())],
+        [*UNSHARE, "sh", "-c", HOLDER, "sh", str(lab_dir), name, str(cgroups.cgroup2()), preparation],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -175,46 +175,6 @@ def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:
     return space
 
 
-def cgroup2() -> Path:
-    """The host's cgroup2 mount. Raises LabError."""
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, point, kind, *_ = line.split(" ")
-        if kind == "cgroup2":
-            return Path(point)
-    raise LabError("no cgroup2 is mounted: `mount -t cgroup2 none /sys/fs/cgroup/unified`")
-
-
-def join(group: Path) -> None:
-    """Moves the calling process into a group."""
-    (group / "cgroup.procs").write_text("0")
-
-
 def die_with_parent() -> None:
     """Asks the kernel to kill this process when the thread that started it ends."""
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def kill_group(group: Path, timeout_s: float = 10) -> None:
-    """Kills every process of a group and of those below it, and removes them. A missing group is no error.
-
-    Raises:
-        LabError: a process would not die.
-    """
-    deadline = time.monotonic() + timeout_s
-    while group.exists():
-        for directory, _, _ in os.walk(group, topdown=False):
-            for pid in _members(Path(directory)):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            with suppress(OSError):  # EBUSY while the killed are going
-                os.rmdir(directory)
-        if time.monotonic() > deadline:
-            raise LabError(f"{group}: still in use {timeout_s:.0f} s after its processes were killed")
-        time.sleep(0.01)
-
-
-def _members(group: Path) -> list[int]:
-    try:
-        return [int(pid) for pid in (group / "cgroup.procs").read_text().split()]
-    except OSError:  # gone meanwhile
-        return []

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from e2e.lab import cluster
+from e2e.lab import cgroups, cluster, images
 from e2e.lab.cluster import Lab
 from e2e.lab.space import LabError
 
@@ -21,13 +21,31 @@ HOLD = (
     "import sys, time; from e2e.lab.cluster import Lab; lab = Lab(sys.argv[1]); print('up', flush=True); time.sleep(60)"
 )
 
+# Containers run by then, and kubelets do not yet.
+HALF_A_CLUSTER = """
+import sys, time
+from e2e.lab.cluster import Lab
+from e2e.lab.machine import Machine
+lab = Lab(sys.argv[1])
+machine = lab.add_node(Machine)
+machine.start_containerd()
+machine.load_images()
+ctr = ("ctr", "-n", "k8s.io")
+machine.space.run(*ctr, "run", "--detach", sys.argv[2], "left")
+machine.space.run(*ctr, "tasks", "list")
+print("up", flush=True)
+time.sleep(60)
+"""
+
 
 def _name(suffix: str) -> str:
     return f"test-{os.getpid()}-{suffix}"
 
 
 def _leftovers(name: str) -> list[Path]:
-    return [path for path in (cluster.group(name), cluster.HOME / name) if path.exists()]
+    relative = cluster.group(name).relative_to(cgroups.cgroup2())
+    groups = [hierarchy.point / relative for hierarchy in cgroups.hierarchies()]
+    return [path for path in (cluster.group(name), cluster.HOME / name, *groups) if path.exists()]
 
 
 def _wait(condition: Callable[[], bool]) -> bool:
@@ -39,8 +57,8 @@ def _wait(condition: Callable[[], bool]) -> bool:
     return True
 
 
-def _start_elsewhere(name: str, keep: str = "") -> "subprocess.Popen[str]":
-    process = subprocess.Popen([sys.executable, "-c", HOLD, name, keep], stdout=subprocess.PIPE, text=True)
+def _start_elsewhere(name: str, keep: str = "", script: str = HOLD) -> "subprocess.Popen[str]":
+    process = subprocess.Popen([sys.executable, "-c", script, name, keep], stdout=subprocess.PIPE, text=True)
     assert process.stdout
     assert process.stdout.readline() == "up\n"
     return process
@@ -70,6 +88,19 @@ def test_lab_process_killed_leaves_nothing(keep: str) -> None:
     process.wait()
     assert _wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     assert _wait(lambda: _leftovers(name) == [])
+
+
+def test_cluster_killed_on_its_way_up_leaves_nothing() -> None:
+    """Containers, their shims and their control groups in every hierarchy go with the process that made the cluster."""
+    name = _name("cluster")
+    process = _start_elsewhere(name, images.PAUSE, HALF_A_CLUSTER)
+    pids = [int(pid) for path in cluster.group(name).rglob("cgroup.procs") for pid in path.read_text().split()]
+    commands = {Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
+    assert {"containerd", "containerd-shim", "pause"} <= commands
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert _wait(lambda: _leftovers(name) == [])
+    assert _wait(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
 
 
 def test_lab_killed_with_its_janitor_is_swept_by_the_next() -> None:

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node of a real cluster: containerd and kubelet beside our daemons, everything at its standard path.
+
+What container engines call a node image, without the container: a space whose hierarchies of control groups begin at
+groups of its own, whose containers and volumes live in memory and go with it, and whose kubelet changes no sysctl of
+the host.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from e2e import kubernetes
+from e2e.lab import cgroups, images, space
+from e2e.lab.errors import LabError
+from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, Node
+from e2e.lab.runtime import CNI_BIN
+from e2e.lab.space import Space
+
+CONTAINERD, KUBELET = "containerd", "kubelet"
+SOCKET = "/run/containerd/containerd.sock"
+METRICS_PORT = 1338
+CONTAINERD_FILE, KUBELET_FILE, KUBECONFIG = (
+    "/etc/containerd/config.toml",
+    "/etc/kubernetes/kubelet.json",
+    "/etc/kubernetes/kubelet.conf",
+)
+PODS_MAX = 250
+# containerd has it make a pod's lo, whatever the network: it belongs to every node.
+LOOPBACK = Path("/usr/lib/cni/loopback")
+
+# containerd's overlay file systems need one below them that is not of their kind: the space's memory.
+PRIVATE = ("/var/lib/containerd", "/var/lib/kubelet")
+# kubelet sets these, for the whole machine, unless it finds them so.
+SYSCTLS = {
+    "vm/overcommit_memory": 1,
+    "vm/panic_on_oom": 0,
+    "kernel/panic": 10,
+    "kernel/panic_on_oops": 1,
+    "kernel/keys/root_maxkeys": 1_000_000,
+    "kernel/keys/root_maxbytes": 25_000_000,
+}
+
+CONTAINERD_CONFIG = f"""
+version = 2
+oom_score = 0
+[grpc]
+address = "{SOCKET}"
+[metrics]
+address = "127.0.0.1:{METRICS_PORT}"
+[plugins."io.containerd.grpc.v1.cri"]
+sandbox_image = "{images.PAUSE}"
+restrict_oom_score_adj = true
+"""
+
+
+def _preparation(pod_logs: Path) -> str:
+    """Shell commands for the holder of a machine's namespaces."""
+    lines = []
+    for hierarchy in cgroups.hierarchies():
+        lines.append(f"mkdir -p {hierarchy.point}")
+        lines.append(f"mount -n -t cgroup -o {hierarchy.options} cgroup {hierarchy.point}")
+    for target in PRIVATE:
+        lines.append(f"mkdir -p {target}")
+        lines.append(f"mount -n -t tmpfs tmpfs {target}")
+    lines.append("mkdir /run/sysctls")
+    for name, value in SYSCTLS.items():
+        file = f"/run/sysctls/{name.replace('/', '.')}"
+        lines.append(f"echo {value} > {file}")
+        lines.append(f"mount -n --bind {file} /proc/sys/{name}")
+    lines.append(f"mkdir -p {pod_logs} /var/log/pods")
+    lines.append(f"mount -n --bind {pod_logs} /var/log/pods")
+    lines.append("mount -n --make-rshared /")
+    return "\n".join(lines)
+
+
+class Machine(Node):
+    """A node with a container runtime and a kubelet.
+
+    Besides the daemons of a `Node`, `start`, `kill` and `stop` know CONTAINERD and KUBELET.
+
+    Attributes:
+        daemons: what is started on it when it joins a cluster, containerd being there.
+    """
+
+    daemons: ClassVar[tuple[str, ...]] = (KUBELET, CNI_SERVER, CONTROLLER)
+
+    @staticmethod
+    def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:
+        """Makes a machine's space. Its pods' logs are kept in the lab's folder of logs.
+
+        Raises:
+            LabError: a namespace, a mount or a control group was refused.
+        """
+        cgroups.delegate(group)
+        held = space.hold(name, group, lab_dir, keep, _preparation(lab_dir / "logs" / f"{name}-pods"))
+        cgroups.settle(group, held.pid)
+        return held
+
+    def start(self, daemon: str) -> None:
+        self._daemons[daemon] = self.space.start(*self._command(daemon), log=self.log(daemon))
+
+    def start_containerd(self) -> None:
+        """Configures and starts containerd. Raises LabError: it is not installed."""
+        for command in (CONTAINERD, "runc", "ctr"):
+            if not shutil.which(command):
+                raise LabError(f"{command} is not installed (Debian packages containerd, runc)")
+        if not LOOPBACK.exists():
+            raise LabError(f"{LOOPBACK} is not installed (Debian package containernetworking-plugins)")
+        self._put(f"{CNI_BIN}/{LOOPBACK.name}", LOOPBACK.read_bytes(), 0o755)
+        self._put(CONTAINERD_FILE, CONTAINERD_CONFIG.encode(), 0o644)
+        self.start(CONTAINERD)
+
+    def configure_kubelet(
+        self, kubeconfig: Mapping[str, Any], authority: Path, cluster_dns: list[str], ips: list[str]
+    ) -> None:
+        """Writes the kubelet's files.
+
+        Args:
+            kubeconfig: the kubelet's own.
+            authority: the certificate authority of those who may ask the kubelet.
+            cluster_dns: addresses of the cluster's name servers.
+            ips: the node's addresses, one of each family that the cluster has.
+        """
+        self._ips = ips
+        self._put(KUBECONFIG, json.dumps(kubeconfig).encode(), 0o600)
+        self._put(KUBELET_FILE, json.dumps(_kubelet_config(authority, cluster_dns)).encode(), 0o644)
+
+    def load_images(self) -> None:
+        """Gives containerd, once it answers, the lab's images.
+
+        Raises:
+            LabError: it ended, or the images cannot be made.
+        """
+        self.wait(lambda: not self.space.run("ctr", "version", check=False).returncode, CONTAINERD)
+        self.space.run("ctr", "-n", "k8s.io", "images", "import", str(images.archive()), timeout_s=120)
+
+    def sandbox_of(self, address: str) -> Space:
+        """The space of the pod that has an address, for commands that its image does not have. Raises LabError."""
+        for netns in self.space.path("/run/netns").iterdir():
+            sandbox = self.space.sandbox(netns.name)
+            sandbox.group.mkdir(exist_ok=True)
+            if f" {address}/" in sandbox.run("ip", "-oneline", "address").stdout:
+                return sandbox
+        raise LabError(f"{self.name} has no pod with the address {address}")
+
+    def _command(self, daemon: str) -> list[str]:
+        if daemon == CONTAINERD:
+            return [CONTAINERD]
+        if daemon != KUBELET:
+            return [COMMAND, daemon]
+        return [
+            str(kubernetes.command(KUBELET)),
+            f"--config={KUBELET_FILE}",
+            f"--kubeconfig={KUBECONFIG}",
+            f"--hostname-override={self.name}",
+            f"--node-ip={','.join(self._ips)}",
+        ]
+
+
+def _kubelet_config(authority: Path, cluster_dns: list[str]) -> dict[str, Any]:
+    return {
+        "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "kind": "KubeletConfiguration",
+        "authentication": {
+            "anonymous": {"enabled": False},
+            "webhook": {"enabled": False},
+            "x509": {"clientCAFile": str(authority)},
+        },
+        "authorization": {"mode": "AlwaysAllow"},
+        "cgroupDriver": "cgroupfs",
+        "clusterDNS": cluster_dns,
+        "clusterDomain": "cluster.local",
+        "containerRuntimeEndpoint": f"unix://{SOCKET}",
+        "enforceNodeAllocatable": [],
+        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "nodefs.inodesFree": "0%"},
+        "failCgroupV1": False,
+        "failSwapOn": False,
+        "imageGCHighThresholdPercent": 100,
+        "kubeAPIBurst": 200,
+        "kubeAPIQPS": 100,
+        "localStorageCapacityIsolation": False,
+        "maxPods": PODS_MAX,
+        "oomScoreAdj": 0,
+        "resolvConf": "/etc/resolv.conf",
+        "volumePluginDir": "/var/lib/kubelet/plugins",
+    }
