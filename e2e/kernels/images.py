@@ -2,10 +2,11 @@
 """Debian's cloud kernels, taken from its packages into the cache that all clones share.
 
 apt runs with lists and a cache of its own, on the mirror that this machine's apt asks for Debian. What is cached stays:
-a newer kernel of a suite is had by removing the suite's directory there.
+a newer kernel of a suite is had by removing the suite's directory there. `python -m e2e.kernels.images` fetches all.
 """
 
 import fcntl
+import platform
 import re
 import subprocess
 import tempfile
@@ -156,3 +157,9 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
+
+
+if __name__ == "__main__":
+    if platform.machine() == "x86_64":
+        for suite in SUITES:
+            print(image(suite).release)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from bpf import features, node
+from bpf import bpftool, features, loader, node
 from bpf.abi import Counter
 from bpf.settings import Settings
 from bpf.tests import datapath as dp
@@ -21,6 +21,7 @@ from bpf.tests.kernel import Programs
 from e2e.kernels import images, machine, packets
 from e2e.kernels.guest import tools
 from e2e.kernels.machine import Machine
+from e2e.kernels.rootfs import TREE
 from e2e.kernels.tests import scene
 from e2e.kernels.tests.scene import FAR, HOST, NODE, POD, POD_BY_OTHER_VNI, ROUTED, SERVICE, TUNNELLED, Scene
 
@@ -99,6 +100,18 @@ def test_features_are_found(guest: Guest) -> None:
     """Nothing that the programs need is missing; the coarse clock is used from 5.11 on."""
     assert guest.machine(features.probe).missing == ()
     assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
+
+
+def test_table_in_the_documents_is_right(guest: Guest, request: pytest.FixtureRequest) -> None:
+    """ARCHITECTURE.md says of each kernel what it has."""
+    found = guest.machine(bpftool.features)["helpers"]["sched_cls_available_helpers"]
+    has = {name: name in found for name in features.LATER_HELPERS}
+    has["SO_NETNS_COOKIE"] = guest.machine(loader.netns_cookie) != 0
+    text = (TREE / "ARCHITECTURE.md").read_text().partition("\n## Kernels\n")[2]
+    header, _, *rows = (line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|"))
+    column = [cell.strip() for cell in header.split("|")].index(request.node.callspec.params["guest"])
+    told = {row.split("`")[1]: row.split("|")[column].strip() == "yes" for row in rows}
+    assert told == has
 
 
 def test_packets(guest: Guest) -> None:
