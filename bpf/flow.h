@@ -9,8 +9,7 @@
  *    source port, also while that other one is closing: its last packets, and the server's TIME_WAIT, stay its own.
  *  - A SYN on a closing, closed or reset flow starts a new one.
  *  - An entry whose twin belongs to a newer flow translates the last packets of its own, and touches nothing else.
- *  - An entry whose twin was evicted restores it with the next refresh, and that is counted; its way is then by
- *    destination, but that of the answers to what was handed over is known.
+ *  - An entry whose twin was evicted restores it with the next refresh, and that is counted.
  *  - An entry also knows the way: how what matches it leaves this node.
  */
 #ifndef CALICO_EBPF_FLOW_H
@@ -133,21 +132,29 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 	}
 }
 
-/* Puts back an evicted twin of `flow`, whose key is `key`. */
-static __always_inline void flow_restore(const struct tuple *key, const struct flow *flow)
+/*
+ * Puts back an evicted twin of `flow`, whose key is `key`. By the entry that is left, the twin's way is known where it
+ * is that of what was handed over; else packets towards one outside, who is seen on the device `outside`, go by the
+ * route out of it, and all others by their destination.
+ */
+static __always_inline void flow_restore(const struct tuple *key, const struct flow *flow, __u32 outside)
 {
+	struct remote_key source = {.prefix_bits = 128, .address = key->saddr};
 	struct flow twin = *flow;
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
-	if (!(flow->flags & FLOW_HANDED_OVER))
+	if (!(flow->flags & FLOW_HANDED_OVER)) {
 		twin.way = (struct way){};
+		if (outside && !bpf_map_lookup_elem(&remotes, &source))
+			twin.way = (struct way){.ifindex = outside, .kind = WAY_ROUTE};
+	}
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
 		count(COUNTER_FLOWS_RESTORED);
 }
 
 /* Follows a flow's state with a packet of it; both entries are written, at most once a second unless it changes. */
-static __always_inline void flow_follow(const struct packet *packet, struct flow *flow, __u64 now)
+static __always_inline void flow_follow(const struct packet *packet, struct flow *flow, __u64 now, __u32 outside)
 {
 	bool fin = packet->tcp_flags & TCP_FIN && !(flow->flags & FLOW_FIN);
 	__u8 state = flow_next_state(packet, flow);
@@ -167,7 +174,7 @@ static __always_inline void flow_follow(const struct packet *packet, struct flow
 	flow->seen_ns = now;
 	flow->expires_ns = now + flow_timeout(packet->tuple.protocol, state);
 	if (!twin) {
-		flow_restore(&packet->tuple, flow);
+		flow_restore(&packet->tuple, flow, outside);
 		return;
 	}
 	twin->state = state;
@@ -235,14 +242,11 @@ static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work 
 		int error;
 
 		work->twin.dport_be = draw_port(config.masquerade_port_min, config.masquerade_port_count);
-		error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
-		if (error == -EEXIST)
+		if (host_socket(skb, &work->twin))
 			continue;
-		if (error)
-			return -DROP_FLOWS_FULL;
-		if (!host_socket(skb, &work->twin))
-			return 0;
-		flow_delete(&work->twin);
+		error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+		if (error != -EEXIST)
+			return error ? -DROP_FLOWS_FULL : 0;
 	}
 	return -DROP_PORTS_EXHAUSTED;
 }
@@ -277,16 +281,17 @@ __noinline int flow_claim(struct __sk_buff *skb)
 
 /*
  * The flow of a packet, followed; NULL: there is none, or the packet begins another.
- * Later fragments and what has no flow (see has_flow) are not to be asked for. `services`: the packet may be for one.
+ * Later fragments and what has no flow (see has_flow) are not to be asked for. `services`: the packet may be for one;
+ * `outside`: the device by which it came to the node, or 0.
  */
-static __always_inline struct flow *flow_find(const struct packet *packet, bool services)
+static __always_inline struct flow *flow_find(const struct packet *packet, bool services, __u32 outside)
 {
 	__u64 now = flow_clock();
 	struct flow *flow = flow_lookup(&packet->tuple);
 
 	if (!flow || !flow_matches(packet, flow, now, services))
 		return NULL;
-	flow_follow(packet, flow, now);
+	flow_follow(packet, flow, now, outside);
 	return flow;
 }
 

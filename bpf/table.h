@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The table of flows as such: its map, look-up, insertion and removal in its shards, and when an entry counts as
+/* The table of flows as such: its map, look-up and insertion in its shards, and when an entry counts as
  * absent. */
 #ifndef CALICO_EBPF_TABLE_H
 #define CALICO_EBPF_TABLE_H
@@ -56,14 +56,6 @@ static __always_inline int flow_update(const struct tuple *key, const struct flo
 	void *shard = flow_shard(key);
 
 	return shard ? bpf_map_update_elem(shard, key, flow, flags) : -ENOENT;
-}
-
-static __always_inline void flow_delete(const struct tuple *key)
-{
-	void *shard = flow_shard(key);
-
-	if (shard)
-		bpf_map_delete_elem(shard, key);
 }
 
 /* CLOCK_MONOTONIC; to the tick where the kernel tells it so, which costs a tenth. */

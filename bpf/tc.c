@@ -33,6 +33,17 @@ static __always_inline bool own_address(const struct address *address)
 	return node && node->flags & NODE_OWN;
 }
 
+static __always_inline bool to_tunnel(const struct packet *packet)
+{
+	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port);
+}
+
+/* A pod, or a node by the address by which pods reach it. */
+static __always_inline bool of_the_cluster(const struct address *address)
+{
+	return pod_at(address) || remote_at(address) || own_address(address);
+}
+
 /* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
 					struct opening *opening)
@@ -66,7 +77,8 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	struct underlay_key key;
 	long result;
 
-	if (!config.masquerade_port_count)
+	/* Under a node's address a pod could speak for that node in a tunnel. */
+	if (!config.masquerade_port_count || to_tunnel(packet))
 		return 0;
 	if (packet->is_v6) {
 		route.family = AF_INET6;
@@ -84,17 +96,12 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	if (!underlay)
 		return 0;
 	address = packet->is_v6 ? &underlay->v6 : &underlay->v4;
-	if (!address->word_be[3])
+	if (!(address->word_be[0] | address->word_be[1] | address->word_be[3]))
 		return 0;
 	opening->to.saddr = *address;
 	opening->way = (struct way){.ifindex = route.ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
 	return closes_connection(packet) ? -DROP_NO_FLOW : 0; /* of no flow that has a port */
-}
-
-static __always_inline bool in_cluster(const struct address *address)
-{
-	return pod_at(address) || remote_at(address) || bpf_map_lookup_elem(&nodes, address);
 }
 
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
@@ -109,7 +116,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 			return result;
 	}
 	/* A Service's backend may be outside as well: the API server's of many a cluster is. */
-	return in_cluster(&opening->to.daddr) ? 0 : open_masquerade(skb, packet, opening);
+	return of_the_cluster(&opening->to.daddr) ? 0 : open_masquerade(skb, packet, opening);
 }
 
 /* A packet without a backend is refused: the refusal goes back into the pod. It is counted as a drop all the same. */
@@ -179,7 +186,7 @@ int from_pod(struct __sk_buff *skb)
 		return PASS;
 	if (!has_flow(packet))
 		return verdict(skb, forward(skb, packet));
-	flow = flow_find(packet, true);
+	flow = flow_find(packet, true, 0);
 	return verdict(skb, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
 }
 
@@ -208,7 +215,7 @@ int to_pod(struct __sk_buff *skb)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
 	if (!has_flow(packet) || link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
 		return PASS;
-	flow = flow_find(packet, false);
+	flow = flow_find(packet, false, 0);
 	if (flow) {
 		struct tuple to = reverse(&flow->twin);
 
@@ -229,9 +236,11 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 	const struct remote *remote = remote_at(&opening->to.daddr);
 	bool tunnel;
 
-	if (!remote || pod_at(&opening->to.daddr))
+	if (pod_at(&opening->to.daddr) || own_address(&opening->to.daddr))
 		return 0;
-	if (remote->flags & REMOTE_NO_HANDOVER)
+	/* The cluster's own have their backend chosen where they are. Who bears such an address here has forged it, and
+	 * the backend's node would not see that it was handed over. */
+	if (!remote || remote->flags & REMOTE_NO_HANDOVER || of_the_cluster(&packet->tuple.saddr))
 		return -DROP_NO_HANDOVER;
 	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
 	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
@@ -276,15 +285,17 @@ static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end,
 	return 0;
 }
 
-/* Whether a packet came out of a tunnel of ours: from a node. */
+/* Whether a packet came out of a tunnel of ours: from another node. */
 static __noinline bool out_of_a_node(struct __sk_buff *skb)
 {
+	const struct node *node;
 	struct address end;
 	__u32 vni;
 
 	if (tunnel_of(skb, &end, &vni))
 		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
-	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && bpf_map_lookup_elem(&nodes, &end);
+	node = bpf_map_lookup_elem(&nodes, &end);
+	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && node && !(node->flags & NODE_OWN);
 }
 
 /* The way back to who sent a packet, whoever that is; left zero where an answer is not to go that way. */
@@ -321,12 +332,10 @@ static __noinline bool handed_over(const struct work *work)
 	const struct way *sender = &work->arrival.sender;
 	struct peer_key key = {};
 
-	if (sender->kind == WAY_DESTINATION)
-		return false;
+	if (sender->kind != WAY_MAC)
+		return sender->kind == WAY_TUNNEL;
 	__builtin_memcpy(key.mac, sender->end, ETH_ALEN);
-	if (sender->kind == WAY_MAC && !bpf_map_lookup_elem(&peers, &key))
-		return false;
-	return !remote_at(&work->packet.tuple.saddr);
+	return bpf_map_lookup_elem(&peers, &key) && !of_the_cluster(&work->packet.tuple.saddr);
 }
 
 /* Notes how a packet came in. */
@@ -339,7 +348,8 @@ static __noinline int arrive(struct __sk_buff *skb, struct work *work, bool over
 
 static __always_inline bool is_probe(const struct packet *packet)
 {
-	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(PROBE_PORT);
+	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(PROBE_PORT) &&
+	       packet->ttl == 1;
 }
 
 /* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
@@ -385,6 +395,14 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	return open_handover(packet, frontend, opening);
 }
 
+/* A packet is refused, counted as a drop all the same; the refusal goes by `back`. */
+static __always_inline int refuse_to_outside(struct __sk_buff *skb, const struct packet *packet, const struct way *back,
+					     int reason)
+{
+	drop(skb, reason);
+	return refuse(skb, packet, reason) ? TC_ACT_SHOT : send_by_way(skb, back);
+}
+
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
 	const struct packet *packet = &work->packet;
@@ -395,10 +413,8 @@ static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *wor
 	result = open_from_outside(skb, work, overlay);
 	if (result == PASS)
 		return PASS;
-	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && work->arrival.handed_over)) {
-		drop(skb, result);
-		return refuse(skb, packet, result) ? TC_ACT_SHOT : send_by_way(skb, &opening->back);
-	}
+	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && work->arrival.handed_over))
+		return refuse_to_outside(skb, packet, &opening->back, result);
 	if (!result)
 		result = flow_create(skb, work);
 	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
@@ -417,17 +433,22 @@ static __always_inline bool same_way(const struct way *a, const struct way *b)
  * The answers of a flow that was handed over follow its sender: an entry node may have given way to another. Each
  * packet's sender is compared with the last one's, which the entry knows; only another one is looked up.
  */
-static __always_inline void follow_sender(struct __sk_buff *skb, struct work *work, struct flow *flow, bool overlay)
+static __always_inline int follow_sender(struct __sk_buff *skb, struct work *work, struct flow *flow, bool overlay)
 {
 	struct flow *twin;
 
 	find_sender(skb, &work->arrival.sender, overlay);
 	if (same_way(&flow->way, &work->arrival.sender) || !handed_over(work))
-		return;
+		return 0;
+	/* One port of a client's, by two nodes to one backend: for the pod these are one connection, and there is one.
+	 */
+	if (opens_connection(&work->packet) && flow->state != FLOW_NEW)
+		return -DROP_NO_FREE_PORT;
 	flow->way = work->arrival.sender;
 	twin = flow_lookup(&flow->twin);
 	if (twin)
 		twin->way = work->arrival.sender;
+	return 0;
 }
 
 /* Whether a flow's packets are handed over by this node. The way of what was handed over to it is that of answers. */
@@ -440,10 +461,10 @@ static __always_inline bool hands_over(const struct flow *flow)
 static __always_inline int follow_from_outside(struct __sk_buff *skb, struct work *work, struct flow *flow,
 					       bool overlay)
 {
-	int result;
+	int result = flow->flags & FLOW_HANDED_OVER ? follow_sender(skb, work, flow, overlay) : 0;
 
-	if (flow->flags & FLOW_HANDED_OVER)
-		follow_sender(skb, work, flow, overlay);
+	if (result)
+		return refuse_to_outside(skb, &work->packet, &work->arrival.sender, result);
 	result = follow(skb, &work->packet, flow);
 	return result == PASS && !own_address(&flow->twin.saddr) ? -DROP_NO_POD : result;
 }
@@ -454,9 +475,11 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	const struct packet *packet = &work->packet;
 	struct flow *flow;
 
+	if (link_scoped(&packet->tuple.daddr))
+		return PASS;
 	if (!has_flow(packet))
 		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : PASS;
-	flow = flow_find(packet, true);
+	flow = flow_find(packet, true, skb->ifindex);
 	if (flow && hands_over(flow)) {
 		/* what another node sends of this client now ends here, with a backend of this node's or with none */
 		arrive(skb, work, overlay);
@@ -466,13 +489,6 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	return flow ? follow_from_outside(skb, work, flow, overlay) : begin_from_outside(skb, work, overlay);
 }
 
-/* A tunnel's packet to this node: the kernel's, which takes out what from_overlay is to see. */
-static __always_inline bool is_tunnel(const struct packet *packet)
-{
-	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port) &&
-	       own_address(&packet->tuple.daddr);
-}
-
 SEC("classifier")
 int from_netdev(struct __sk_buff *skb)
 {
@@ -480,7 +496,8 @@ int from_netdev(struct __sk_buff *skb)
 
 	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
 	 */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet) || is_tunnel(&work->packet))
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet) ||
+	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
 		return PASS;
 	return verdict(skb, from_outside(skb, work, false));
 }
@@ -521,6 +538,9 @@ static __noinline int refuse_to_host(struct __sk_buff *skb, const struct packet 
 
 	if (!frontend)
 		return PASS;
+	/* another node's port that is a NodePort as well: its process talks to one here */
+	if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
+		return PASS;
 	if (!frontend->slot_count)
 		reason = -DROP_NO_BACKEND;
 	drop(skb, reason);
@@ -543,7 +563,7 @@ int to_netdev(struct __sk_buff *skb)
 		return PASS;
 	packet = &work->packet;
 	if (has_flow(packet) && own_address(&packet->tuple.saddr)) {
-		flow = flow_find(packet, false);
+		flow = flow_find(packet, false, 0);
 		if (flow && flow->flags & FLOW_REPLY)
 			return verdict(skb, answer_to_outside(skb, packet, flow));
 	}

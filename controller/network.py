@@ -182,10 +182,10 @@ class NodeNetwork:
 
     def _set_sysctls(self, underlay: Iterable[str]) -> None:
         settings = self._settings
-        sysctl.enable_forwarding(settings.state_dir, underlay)
         first, count = settings.masquerade_port_min, settings.masquerade_ports
         ports = range(first, first + (0 if settings.masquerade == "off" else count))
-        sysctl.reserve_ports(settings.state_dir, ports)
+        self._done(sysctl.enable_forwarding, settings.state_dir, underlay)
+        self._done(sysctl.reserve_ports, settings.state_dir, ports)
 
     def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:
         """How the other nodes' addresses are reached that need no router."""
@@ -208,7 +208,7 @@ class NodeNetwork:
         return {
             "remotes": remotes,
             "nodes": nodes.node_entries(others, self._own, mine),
-            "peers": nodes.peer_entries(others, self._peer_state.macs),
+            "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
             "underlays": nodes.underlay_entries(underlay, snapshot.addresses, self._own, self._settings.masquerade),
         }
 
@@ -351,7 +351,7 @@ class NodeNetwork:
         """Whether it succeeded; a failure is noted, tried again later, and keeps nothing else from being done."""
         try:
             action(*arguments)
-        except NetworkError as error:
+        except (NetworkError, OSError, ValueError) as error:
             self.problems.append(Problem("network", str(error)))
             self.failed = True
             return False

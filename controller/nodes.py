@@ -280,14 +280,18 @@ def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: N
     return next(iter([*internal, *there]), NOBODY)
 
 
-def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes]) -> dict[bytes, bytes]:
-    """The peers map: the MACs of other nodes, each with that node's first address behind it."""
-    entries: dict[bytes, bytes] = {}
-    for one in all_facts:
+def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes], handover: str) -> dict[bytes, bytes]:
+    """The peers map: the MACs of other nodes, each with that node's first address behind it.
+
+    Where nothing is handed over at layer 2 it is empty. A MAC that several nodes have is a router's, which answers for
+    them: what it sends is not handed over.
+    """
+    holders: dict[bytes, dict[str, bytes]] = {}
+    for one in all_facts if handover != "vxlan" else ():
         for address in one.addresses:
             if address in macs:
-                entries.setdefault(PeerKey(macs[address]).pack(), Peer(address).pack())
-    return entries
+                holders.setdefault(macs[address], {}).setdefault(one.name, address)
+    return {PeerKey(mac).pack(): Peer(*found.values()).pack() for mac, found in holders.items() if len(found) == 1}
 
 
 def merged(all_ways: Mapping[str, Ways]) -> tuple[dict[bytes, bytes], dict[str, Route], list[Problem]]:

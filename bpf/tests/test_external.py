@@ -11,7 +11,7 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, WayKind
+from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, Tuple, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
@@ -379,6 +379,65 @@ class TestBackendNode:
         assert datapath.run("from_netdev", packet).verdict == SHOT
         assert datapath.dropped(DropReason.NO_POD) == 1
 
+    @BOTH
+    def test_second_connection_of_one_client_port_is_refused(self, datapath: Datapath, family: Family) -> None:
+        """By two entry nodes to one backend they are one connection for the pod: the first one stays as it is."""
+        client, other = (family.outside, 5000), "02:00:00:00:00:07"
+        datapath.peer(other)
+        datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080)), dp.PEER_MAC))
+        datapath.run("from_pod", tcp(family, (family.server, 8080), client, "SA"))
+        result = datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080)), other))
+        assert (result.verdict, result.packet[Ether].dst, result.packet[TCP].flags) == (REDIRECT, other, "RA")
+        assert datapath.dropped(DropReason.NO_FREE_PORT) == 1
+        result = datapath.run("from_pod", tcp(family, (family.server, 8080), client, "A"))
+        assert result.packet[Ether].dst == dp.PEER_MAC
+
+    @BOTH
+    def test_cluster_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
+        """It is forged, and the backend's node would hand it over again."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
+        request = arriving(tcp(family, (family.remote, 5000), (family.node, NODE_PORT)))
+        assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_HANDOVER) == 1
+
+
+class TestEvictedEntry:
+    """Half of a flow was evicted: what is left of it restores it as it was."""
+
+    @BOTH
+    @pytest.mark.parametrize("backend", ["remote", "server"])
+    def test_answers_to_outside_leave_as_before(self, datapath: Datapath, family: Family, backend: str) -> None:
+        """By the kernel's route, from the node's port."""
+        pod, client = (getattr(family, backend), 8080), (family.outside, 5000)
+        node_port(datapath, family, dp.TCP_PROTOCOL, pod[0])
+        request = (client, (family.node, NODE_PORT))
+        datapath.run("from_netdev", arriving(tcp(family, *request)))
+        self._evict(datapath, key(*request), key(pod, client))
+        datapath.run("from_netdev", arriving(tcp(family, *request, "A")))
+        answer = tcp(family, pod, client, "A")
+        hook = "from_pod" if backend == "server" else "from_netdev"
+        result = datapath.run(hook, answer if backend == "server" else arriving(answer, dp.PEER_MAC))
+        assert (result.verdict, result.packet[family.ip].src) == (REDIRECT, family.node)
+        assert datapath.counter(Counter.FLOWS_RESTORED) == 1
+
+    @BOTH
+    def test_masqueraded_packets_leave_as_before(self, datapath: Datapath, family: Family) -> None:
+        """By the kernel's route, under the node's address."""
+        pod, server = (family.client, 5000), (family.outside, 443)
+        port = int(datapath.run("from_pod", tcp(family, pod, server)).packet[TCP].sport)
+        self._evict(datapath, key(server, (family.node, port)), key(pod, server))
+        datapath.run("from_netdev", arriving(tcp(family, server, (family.node, port), "SA")))
+        result = datapath.run("from_pod", tcp(family, pod, server, "A"))
+        assert (result.verdict, result.packet[family.ip].src) == (REDIRECT, family.node)
+        assert result.packet[TCP].sport == port
+
+    def _evict(self, datapath: Datapath, kept: Tuple, gone: Tuple) -> None:
+        """The other entry is due for a refresh."""
+        flow = datapath.flow(kept)
+        assert flow is not None
+        datapath.write_flow(kept, flow._replace(seen_ns=1))
+        datapath.delete_flow(gone)
+
 
 class TestBackendInTheHostsNetwork:
     """The backend is a process of a node: the host's stack takes its packets, and to_netdev sees its answers."""
@@ -430,6 +489,13 @@ class TestBackendInTheHostsNetwork:
         result = datapath.run("to_netdev", answer)
         assert result.verdict == PASS
         same(result.packet, expected(answer, src=family.other_node, sport=NODE_PORT))
+
+    @BOTH
+    def test_answer_to_a_port_that_is_a_node_port_as_well_passes(self, datapath: Datapath, family: Family) -> None:
+        """Another node's process has it for its own connection."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        answer = tcp(family, (family.node, 10250), (family.other_node, NODE_PORT), "SA")
+        assert datapath.run("to_netdev", answer).verdict == PASS
 
     @BOTH
     def test_hosts_own_connections_are_left_alone(self, datapath: Datapath, family: Family) -> None:
@@ -506,6 +572,24 @@ class TestMasquerade:
         result = datapath.run("from_netdev", Ether(bytes(Ether(src=dp.ROUTER_MAC, dst=LO_MAC) / reply)))
         wanted = IPv6(src=V6.outside, dst=V6.client, hlim=63) / ICMPv6EchoReply(id=7, seq=1, data=b"ping")
         same(result.packet, Ether(bytes(Ether(src=dp.HOST_MAC, dst=dp.POD_MAC) / wanted)))
+
+    @BOTH
+    def test_tunnels_packet_keeps_the_pods_address(self, datapath: Datapath, family: Family) -> None:
+        """Under the node's a pod could speak for the node in the overlay."""
+        packet = udp(family, (family.client, 5000), (family.outside, 4789))
+        result = datapath.run("from_pod", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+
+    @BOTH
+    def test_backend_that_is_nowhere_in_the_cluster_is_not_asked_for_a_client_outside(
+        self, datapath: Datapath, family: Family
+    ) -> None:
+        """Its answers would not come by here."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, "203.0.113.77" if family is V4 else "2001:db8:77::1")
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_HANDOVER) == 1
 
     @BOTH
     @pytest.mark.parametrize(("flags", "verdict"), [("FA", REDIRECT), ("R", SHOT)], ids=["FIN", "RST"])

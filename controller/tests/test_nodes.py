@@ -253,10 +253,19 @@ def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, v4
 def test_peers_are_known_by_mac_under_their_first_address() -> None:
     """Both families of a node have one MAC; nodes of other subnets have none."""
     macs = {packed("192.0.2.2"): b"\2\0\0\0\0\2", packed("2001:db8::2"): b"\2\0\0\0\0\2"}
-    found = peer_entries([_facts(["2001:db8::2", "192.0.2.2"], []), _facts(["198.51.100.2"], [])], macs)
+    all_facts = [_facts(["2001:db8::2", "192.0.2.2"], []), _facts(["198.51.100.2"], [], "m")]
+    found = peer_entries(all_facts, macs, "auto")
     assert {PeerKey.unpack(key).mac: text(Peer.unpack(value).address) for key, value in found.items()} == {
         b"\2\0\0\0\0\2": "2001:db8::2"
     }
+    assert peer_entries(all_facts, macs, "vxlan") == {}
+
+
+def test_router_that_answers_for_nodes_is_no_peer() -> None:
+    """One MAC for all: what comes from it comes from anywhere."""
+    macs = {packed(f"192.0.2.{n}"): bytes([2, 0, 0, 0, 0, n == 4]) for n in (2, 3, 4)}
+    found = peer_entries([_facts([f"192.0.2.{n}"], [], f"n{n}") for n in (2, 3, 4)], macs, "l2")
+    assert [PeerKey.unpack(key).mac[5] for key in found] == [1]
 
 
 @pytest.mark.parametrize(
