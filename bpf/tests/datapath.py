@@ -146,9 +146,8 @@ class Datapath:
         """Empties the maps and sets every count to 0, as far as this object tells."""
         emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays")
         self._kernel(kernel.empty, [*(self._maps[name] for name in emptied), *self._shards])
-        for reason in DropReason:
-            self.delete("drops", DropKey(reason, LO).pack())
-        self._counters = {counter: self._count(counter) for counter in Counter}
+        self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
+        self._counters = dict(zip(Counter, self._count(list(Counter)), strict=True))
         populate(self)
 
     def run(self, program: str, packet: Packet | bytes, mark: int = 0, ifindex: int = LO) -> Result:
@@ -168,7 +167,7 @@ class Datapath:
     def read(self, name: str, key: bytes) -> bytes | None:
         size = MAPS[name].value_size
         if name in ("drops", "counters"):
-            return self._kernel(kernel.lookup_per_cpu, self._maps[name], key, size)
+            return self._kernel(kernel.lookup_per_cpu, self._maps[name], [key], size)[0]
         return self._kernel(syscall.map_lookup, self._maps[name], key, size)
 
     def pod(self, address: str, ifindex: int, pod_mac: str, host_mac: str) -> None:
@@ -244,11 +243,12 @@ class Datapath:
         return sum(struct.unpack(f"={len(value) // 8}Q", value)[::2]) if value else 0
 
     def counter(self, counter: Counter) -> int:
-        return self._count(counter) - self._counters[counter]
+        return self._count([counter])[0] - self._counters[counter]
 
-    def _count(self, counter: Counter) -> int:
-        value = self.read("counters", struct.pack("=I", counter)) or b""
-        return sum(struct.unpack(f"={len(value) // 8}Q", value))
+    def _count(self, counters: list[Counter]) -> list[int]:
+        keys = [struct.pack("=I", counter) for counter in counters]
+        values = self._kernel(kernel.lookup_per_cpu, self._maps["counters"], keys, MAPS["counters"].value_size)
+        return [sum(struct.unpack(f"={len(value) // 8}Q", value)) for value in values if value]
 
 
 def load_arguments(version: tuple[int, int]) -> tuple[Config, dict[str, int]]:

@@ -80,9 +80,16 @@ def empty(maps: list[int]) -> None:
         _drain(descriptor)
 
 
-def lookup_per_cpu(descriptor: int, key: bytes, size: int) -> bytes | None:
-    """The values of a key of all CPUs, joined."""
-    return syscall.map_lookup(descriptor, key, size * (os.cpu_count() or 1))
+def delete_all(descriptor: int, keys: list[bytes]) -> None:
+    """Deletes those of the keys that are there."""
+    for key in keys:
+        syscall.map_delete(descriptor, key)
+
+
+def lookup_per_cpu(descriptor: int, keys: list[bytes], size: int) -> list[bytes | None]:
+    """The values of keys, each of all CPUs, joined."""
+    cpus = os.cpu_count() or 1
+    return [syscall.map_lookup(descriptor, key, size * cpus) for key in keys]
 
 
 def write_all(descriptor: int, keys: bytes, values: bytes, count: int) -> None:

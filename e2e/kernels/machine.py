@@ -11,7 +11,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from e2e.kernels.images import Image
 
 QEMU = "qemu-system-x86_64"
 MEMORY_MB = 1024
+START_S = 60
 BOOT_S = 300
 CALL_S = 300
 
@@ -109,38 +110,38 @@ def booted(image: Image) -> Iterator[Machine]:
     """The kernel, once it answers.
 
     Raises:
-        MachineError: it does not within BOOT_S, or QEMU is not installed.
+        MachineError: it does not within BOOT_S, or QEMU is not installed or does not start.
     """
     _require_qemu()
-    with tempfile.TemporaryDirectory(prefix="calico-ebpf-kernel-") as name:
+    with tempfile.TemporaryDirectory(prefix="calico-ebpf-kernel-") as name, ExitStack() as stack:
         directory = Path(name)
         console = directory / "console"
         rootfs.make(image, directory / "initramfs")
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(directory / "agent"))
-            listener.listen(1)
-            process = subprocess.Popen(
-                [
-                    *_command(image, directory),
-                    *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
-                    *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={directory / 'agent'}"),
-                    *("-device", "virtserialport,chardev=agent"),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            try:
-                listener.settimeout(BOOT_S)
-                connection, _ = listener.accept()
-                with connection:
-                    machine = Machine(connection, console)
-                    machine.answer(BOOT_S)
-                    yield machine
-            finally:
-                process.kill()
-                process.communicate()
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(directory / "agent"))
+        listener.listen(1)
+        complaints = stack.enter_context((directory / "complaints").open("w+"))
+        process = subprocess.Popen(
+            [
+                *_command(image, directory),
+                *("-chardev", f"file,id=console,path={console}", "-serial", "chardev:console"),
+                *("-device", "virtio-serial-pci", "-chardev", f"socket,id=agent,path={directory / 'agent'}"),
+                *("-device", "virtserialport,chardev=agent"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+        )
+        stack.callback(process.wait)
+        stack.callback(process.kill)
+        listener.settimeout(START_S)
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError as error:
+            raise MachineError(f"{QEMU} does not start: {(directory / 'complaints').read_text()}") from error
+        machine = Machine(stack.enter_context(connection), console)
+        machine.answer(BOOT_S)
+        yield machine
 
 
 def shell(image: Image) -> None:

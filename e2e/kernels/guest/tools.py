@@ -16,6 +16,9 @@ from bpf.tests.kernel import Programs
 
 CLIENT = "/usr/bin/client"
 
+# IP_VS_CONN_F_MASQ of linux/ip_vs.h
+IPVS_MASQUERADE = 0
+
 _loaded: list[Programs] = []
 
 
@@ -77,7 +80,7 @@ def add_ipvs(address: str, port: int, server: str, server_port: int) -> None:
     with IPVS() as ipvs:
         service = IPVSService(addr=address, port=port, protocol=socket.IPPROTO_TCP, sched_name="rr")
         ipvs.service("add", service=service)
-        ipvs.dest("add", service=service, dest=IPVSDest(addr=server, port=server_port))
+        ipvs.dest("add", service=service, dest=IPVSDest(addr=server, port=server_port, fwd_method=IPVS_MASQUERADE))
 
 
 def serve(namespace: str, protocol: str, address: str, port: int) -> int:

@@ -5,11 +5,12 @@ then real sockets and frames, and what this machine's kernel may not have.
 
 import platform
 import re
-from collections.abc import Callable, Iterator
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -33,22 +34,25 @@ TCP, UDP = 6, 17
 
 
 class Guest(NamedTuple):
-    """A kernel that runs, with the programs loaded."""
+    """A kernel that runs, with the programs loaded, and what the packet tests have said."""
 
     machine: Machine
     version: tuple[int, int]
     programs: Programs
     end: ExitStack
+    packets: "subprocess.CompletedProcess[str] | None"
 
 
 @pytest.fixture(scope="module")
 def _guests(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Guest]]:
-    """The guests that are asked for, two at a time booting while tests run on those that are up."""
+    """The guests that are asked for: two at a time boot and run the packet tests, while others wait or are tested."""
     if platform.machine() != "x86_64":
         pytest.skip("the kernels are Debian's for amd64")
-    wanted = dict.fromkeys(item.callspec.params["guest"] for item in request.session.items if _is_here(item))
+    items = [item for item in request.session.items if item.path == Path(__file__)]
+    wanted = dict.fromkeys(item.callspec.params["guest"] for item in items)
+    tested = {item.callspec.params["guest"] for item in items if item.originalname == test_packets.__name__}
     with ThreadPoolExecutor(2) as pool:
-        futures = {name: pool.submit(_boot, name) for name in wanted}
+        futures = {name: pool.submit(_boot, name, name in tested) for name in wanted}
         try:
             yield lambda name: futures[name].result()
         finally:
@@ -64,16 +68,19 @@ def guest(request: pytest.FixtureRequest, _guests: Callable[[str], Guest]) -> It
     guest.end.close()
 
 
-def _is_here(item: pytest.Item) -> bool:
-    return item.path == Path(__file__)
-
-
-def _boot(name: str) -> Guest:
+def _boot(name: str, test_packets: bool) -> Guest:
     with ExitStack() as end:
         booted = end.enter_context(machine.booted(images.image(name)))
         version, _ = booted(features.kernel)
         programs = booted(tools.load_once, *dp.load_arguments(version))
-        return Guest(booted, version, programs, end.pop_all())
+        tested = packets.run(booted) if test_packets else None
+        return Guest(booted, version, programs, end.pop_all(), tested)
+
+
+@pytest.fixture(scope="module")
+def found(guest: Guest) -> Mapping[str, Any]:
+    """What bpftool finds of the kernel's features, with hundreds of small programs."""
+    return guest.machine(bpftool.features)
 
 
 @pytest.fixture(scope="module")
@@ -96,16 +103,18 @@ def test_every_program_loads(guest: Guest) -> None:
     assert set(guest.programs.programs) == hooks | sockets | sweep
 
 
-def test_features_are_found(guest: Guest) -> None:
+def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
     """Nothing that the programs need is missing; the coarse clock is used from 5.11 on."""
-    assert guest.machine(features.probe).missing == ()
+    assert features.missing(found) == []
     assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
 
 
-def test_table_in_the_documents_is_right(guest: Guest, request: pytest.FixtureRequest) -> None:
+def test_table_in_the_documents_is_right(
+    guest: Guest, found: Mapping[str, Any], request: pytest.FixtureRequest
+) -> None:
     """ARCHITECTURE.md says of each kernel what it has."""
-    found = guest.machine(bpftool.features)["helpers"]["sched_cls_available_helpers"]
-    has = {name: name in found for name in features.LATER_HELPERS}
+    helpers = found["helpers"]["sched_cls_available_helpers"]
+    has = {name: name in helpers for name in features.LATER_HELPERS}
     has["SO_NETNS_COOKIE"] = guest.machine(loader.netns_cookie) != 0
     text = (TREE / "ARCHITECTURE.md").read_text().partition("\n## Kernels\n")[2]
     header, _, *rows = (line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|"))
@@ -116,7 +125,8 @@ def test_table_in_the_documents_is_right(guest: Guest, request: pytest.FixtureRe
 
 def test_packets(guest: Guest) -> None:
     """Every packet test passes; those of the sweep are left out where the kernel cannot load it."""
-    process = packets.run(guest.machine)
+    process = guest.packets
+    assert process
     assert process.returncode == 0, process.stdout
     lacking = re.findall(r"^SKIPPED.*: (.*)$", process.stdout, re.MULTILINE)
     assert set(lacking) == (set() if guest.version >= (5, 13) else {"kernel lacks bpf_for_each_map_elem"})
