@@ -65,8 +65,13 @@ kubernetes: setup ## build Kubernetes' commands from their Go modules and the la
 	$(PYTHON) -m e2e.kubernetes
 	$(PYTHON) -m e2e.lab.images
 
+.PHONY: kernels
+kernels: setup ## fetch Debian's cloud kernels, and what boots them, once
+	@hack/setup busybox-static qemu-system-x86
+	$(PYTHON) -m e2e.kernels.images
+
 .PHONY: test
-test: check kubernetes ## all tests: unit, packets, CNI, the lab of network namespaces, a real cluster
+test: check kubernetes kernels ## all tests: unit, packets, CNI, the lab of network namespaces, a real cluster, other kernels
 	$(VENV)/bin/pytest -m root bpf cni controller
 	$(VENV)/bin/pytest -m root e2e
 

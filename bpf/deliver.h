@@ -28,6 +28,9 @@ static const __u8 overlay_source_mac[ETH_ALEN] = {0x02, 0xce, 0, 0, 0, 2};
 #define HANDOVER_VNI 207 /* outside clients' packets on their way to the backend's node, and the answers to them */
 #define OVERLAY_TTL  64
 
+/* A tunnel's key without what 5.18 has added, which no earlier kernel takes. */
+#define TUNNEL_KEY_SIZE __builtin_offsetof(struct bpf_tunnel_key, local_ipv4)
+
 /* Makes a packet one for the overlay device: its frame, and by its metadata where the tunnel ends. */
 static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct address *end, __u32 vni)
 {
@@ -42,7 +45,7 @@ static __always_inline int enter_tunnel(struct __sk_buff *skb, const struct addr
 	}
 	if (rewrite_macs(skb, overlay_mac, overlay_source_mac))
 		return -DROP_REWRITE_FAILED;
-	return bpf_skb_set_tunnel_key(skb, &key, sizeof(key), flags) ? -DROP_REWRITE_FAILED : 0;
+	return bpf_skb_set_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
 static __always_inline int send_to_overlay(struct __sk_buff *skb, __u32 ifindex, const struct address *end, __u32 vni)

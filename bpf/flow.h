@@ -215,9 +215,9 @@ static __always_inline __be16 draw_port(__u32 first, __u32 count)
 /*
  * Inserts `entry` under `twin`, unless that is another live flow's. Returns 0, -EEXIST, or another negated errno.
  */
-static __always_inline long flow_insert(const struct tuple *key, const struct tuple *twin, const struct flow *entry)
+static __always_inline int flow_insert(const struct tuple *key, const struct tuple *twin, const struct flow *entry)
 {
-	long error = flow_update(twin, entry, BPF_NOEXIST);
+	int error = flow_update(twin, entry, BPF_NOEXIST);
 	const struct flow *other;
 
 	if (error != -EEXIST)
@@ -232,7 +232,7 @@ static __always_inline long flow_insert(const struct tuple *key, const struct tu
 static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work *work)
 {
 	for (int i = 0; i < MASQUERADE_TRIES; i++) {
-		long error;
+		int error;
 
 		work->twin.dport_be = draw_port(config.masquerade_port_min, config.masquerade_port_count);
 		error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
@@ -250,7 +250,7 @@ static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work 
 static __always_inline int claim(struct work *work)
 {
 	for (int i = 0; i < COLLISION_TRIES; i++) {
-		long error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+		int error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
 
 		if (error != -EEXIST)
 			return error ? -DROP_FLOWS_FULL : 0;

@@ -50,7 +50,8 @@ static __always_inline struct flow *flow_lookup(const struct tuple *key)
 	return shard ? bpf_map_lookup_elem(shard, key) : NULL;
 }
 
-static __always_inline long flow_update(const struct tuple *key, const struct flow *flow, __u64 flags)
+/* Returns 0 or a negated errno; before 6.4 the kernel returns an int, and does not fill the register's upper half. */
+static __always_inline int flow_update(const struct tuple *key, const struct flow *flow, __u64 flags)
 {
 	void *shard = flow_shard(key);
 

@@ -266,9 +266,9 @@ static __always_inline int tunnel_of(struct __sk_buff *skb, struct address *end,
 {
 	struct bpf_tunnel_key key;
 
-	if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))
+	if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, 0))
 		*end = address_v4(bpf_htonl(key.remote_ipv4));
-	else if (!bpf_skb_get_tunnel_key(skb, &key, sizeof(key), BPF_F_TUNINFO_IPV6))
+	else if (!bpf_skb_get_tunnel_key(skb, &key, TUNNEL_KEY_SIZE, BPF_F_TUNINFO_IPV6))
 		__builtin_memcpy(end, key.remote_ipv6, sizeof(*end));
 	else
 		return -1;
@@ -430,10 +430,10 @@ static __always_inline void follow_sender(struct __sk_buff *skb, struct work *wo
 		twin->way = work->arrival.sender;
 }
 
-/* Whether a flow's packets are handed over by this node. */
+/* Whether a flow's packets are handed over by this node. The way of what was handed over to it is that of answers. */
 static __always_inline bool hands_over(const struct flow *flow)
 {
-	return flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL;
+	return !(flow->flags & FLOW_HANDED_OVER) && (flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL);
 }
 
 /* Continues a flow whose packets come in: its pod may be gone, and then they must not leave the node again. */

@@ -14,7 +14,7 @@ from pathlib import Path
 import structlog
 
 from bpf import bpftool, syscall
-from bpf.address import is_v4, text
+from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -24,7 +24,7 @@ from controller.files import write_atomically
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
-from controller.routes import Device, Netlink, Snapshot
+from controller.routes import OVERLAY_ADDRESS, Device, Netlink, Snapshot
 from controller.source import Problem
 
 log = structlog.get_logger()
@@ -140,7 +140,7 @@ class NodeNetwork:
         overlay_ifindex = overlay.ifindex if overlay else 0
         if looked or underlay != self._underlay_now:
             if overlay:
-                self._keep_overlay(overlay, overlay_mtu)
+                self._keep_overlay(overlay, overlay_mtu, snapshot.addresses)
             self._attach(snapshot, underlay, overlay_ifindex, listed)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._underlay_now = underlay
@@ -152,6 +152,7 @@ class NodeNetwork:
         self.entries = self._entries(snapshot, underlay, remotes)
         self._tell_handovers()
         self.problems += problems
+        self._sync_unreachable(snapshot.unreachable)
         return self._sync_routes(routes, snapshot.routes)
 
     def _look(self) -> Snapshot:
@@ -249,7 +250,11 @@ class NodeNetwork:
         log.info("overlay-made" if port else "overlay-removed", device=nodes.OVERLAY_NAME, port=port, mtu=mtu)
         return True
 
-    def _keep_overlay(self, device: Device, mtu: int) -> None:
+    def _keep_overlay(self, device: Device, mtu: int, addresses: Mapping[bytes, int]) -> None:
+        # An outside client's packet for the host's own process comes out of the tunnel, its source is routed elsewhere.
+        sysctl.loosen(nodes.OVERLAY_NAME)
+        if addresses.get(packed(OVERLAY_ADDRESS)) != device.ifindex:
+            self._netlink.set_overlay_address(device.ifindex)
         if not device.up:
             sysctl.quiet(nodes.OVERLAY_NAME)
             self._netlink.set_up(device.ifindex)
@@ -328,6 +333,19 @@ class NodeNetwork:
             if self._done(self._netlink.remove_route, route):
                 del found[route.cidr]
         return len(changed) + len(gone) > ROUTES_AT_ONCE
+
+    def _sync_unreachable(self, found: set[str]) -> None:
+        """Has packets for pods of this node that are not there end here, in place of going by the default route and
+        coming back. Their own routes, to single addresses, come before; without the Node, what was stays."""
+        if self._own is None:
+            return
+        wanted = set(self._own.pod_cidrs)
+        for cidr in wanted - found:
+            if self._done(self._netlink.set_unreachable, cidr):
+                found.add(cidr)
+        for cidr in found - wanted:
+            if self._done(self._netlink.remove_unreachable, cidr):
+                found.discard(cidr)
 
     def _done(self, action: Callable[..., None], *arguments: object) -> bool:
         """Whether it succeeded; a failure is noted, tried again later, and keeps nothing else from being done."""

@@ -24,8 +24,14 @@ from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
 PROTOCOL = 206
 MAIN_TABLE = 254
 OVERLAY_MAC = "02:ce:00:00:00:01"
+# Nobody is to talk to it, and every node has the same. Of a device without an IPv4 address the kernel takes no packet
+# whose source is routed elsewhere, however loosely it is to check (fib_validate_source, `no_addr`).
+OVERLAY_ADDRESS = "169.254.206.1"
 
-_RTN_UNICAST = 1
+# Behind a route of anybody else to the same addresses: that of another plugin's bridge, say.
+UNREACHABLE_METRIC = 1 << 16
+
+_RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
 
@@ -52,12 +58,14 @@ class Snapshot(NamedTuple):
     addresses: address -> ifindex.
     hops: unicast routes of the main table that are not ours.
     routes: ours that lead to other nodes' pods, by prefix; those of pod links are the CNI plugin's.
+    unreachable: the prefixes that ours declare unreachable.
     """
 
     devices: dict[int, Device]
     addresses: dict[bytes, int]
     hops: tuple[Hop, ...]
     routes: dict[str, Route]
+    unreachable: set[str]
 
     def overlay(self) -> Device | None:
         return next((device for device in self.devices.values() if device.overlay_port), None)
@@ -93,7 +101,12 @@ class Netlink:
                     source = message.get_attr("RTA_PREFSRC")
                     cidr = f"{text(hop.prefix)}/{hop.length}"
                     routes[cidr] = Route(cidr, hop.ifindex, hop.gateway, packed(source) if source else b"")
-        return Snapshot(devices, addresses, tuple(hops), routes)
+        unreachable = {
+            f"{message.get_attr('RTA_DST')}/{message['dst_len']}"
+            for message in messages
+            if message["proto"] == PROTOCOL and message["type"] == _RTN_UNREACHABLE
+        }
+        return Snapshot(devices, addresses, tuple(hops), routes, unreachable)
 
     def set_route(self, route: Route) -> None:
         """Adds a route, or changes the one to the same pods."""
@@ -104,6 +117,16 @@ class Netlink:
         """That it is gone already is no error."""
         with _named(f"removing the route to {route.cidr}"), _ignored(errno.ESRCH):
             self._netlink.route("del", **_route_arguments(route))
+
+    def set_unreachable(self, cidr: str) -> None:
+        """Has what no other route leads anywhere end here, and its sender told."""
+        with _named(f"unreachable route to {cidr}"):
+            self._netlink.route("replace", **_unreachable_arguments(cidr))
+
+    def remove_unreachable(self, cidr: str) -> None:
+        """That it is gone already is no error."""
+        with _named(f"removing the unreachable route to {cidr}"), _ignored(errno.ESRCH):
+            self._netlink.route("del", **_unreachable_arguments(cidr))
 
     def create_overlay(self, port: int, mtu: int, ifindex: int = 0) -> None:
         """Makes the overlay device, still down; index 0: any that is free. Its programs say where each packet goes."""
@@ -129,6 +152,10 @@ class Netlink:
         """Brings the overlay device up, without ARP."""
         with _named(f"bringing {OVERLAY_NAME} up"):
             self._netlink.link("set", index=ifindex, state="up", arp=False)
+
+    def set_overlay_address(self, ifindex: int) -> None:
+        with _named(f"giving {OVERLAY_NAME} an address"), _ignored(errno.EEXIST):
+            self._netlink.addr("add", index=ifindex, address=OVERLAY_ADDRESS, prefixlen=32, scope=_SCOPE_LINK)
 
     def set_mtu(self, ifindex: int, mtu: int) -> None:
         with _named("setting an MTU"):
@@ -178,21 +205,23 @@ def _hops(message: Any) -> Iterator[Hop]:
 
 
 def _route_arguments(route: Route) -> dict[str, Any]:
-    network = ip_network(route.cidr)
-    arguments: dict[str, Any] = {
-        "family": AF_INET if network.version == 4 else AF_INET6,
-        "dst": str(network),
-        "oif": route.ifindex,
-        "proto": PROTOCOL,
-        "table": MAIN_TABLE,
-    }
+    arguments = {**_prefix_arguments(route.cidr), "oif": route.ifindex}
     if route.gateway:
         arguments |= {"gateway": text(route.gateway), "flags": _RTNH_F_ONLINK}
-    elif network.version == 4:
+    elif arguments["family"] == AF_INET:
         arguments["scope"] = _SCOPE_LINK
     if route.source:
         arguments["prefsrc"] = text(route.source)
     return arguments
+
+
+def _unreachable_arguments(cidr: str) -> dict[str, Any]:
+    return {**_prefix_arguments(cidr), "type": "unreachable", "priority": UNREACHABLE_METRIC}
+
+
+def _prefix_arguments(cidr: str) -> dict[str, Any]:
+    family = AF_INET if ip_network(cidr).version == 4 else AF_INET6
+    return {"family": family, "dst": cidr, "proto": PROTOCOL, "table": MAIN_TABLE}
 
 
 @contextmanager

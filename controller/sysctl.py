@@ -97,6 +97,16 @@ def quiet(device: str) -> None:
         path.write_text("1")
 
 
+def loosen(device: str) -> None:
+    """Lets a device that has an IPv4 address take packets whose answers leave by another one.
+
+    The kernel goes by the greater of `all` and the device's own value: 2 is loose whatever the other is.
+    """
+    path = PROC / f"net/ipv4/conf/{device}/rp_filter"
+    if path.exists():
+        path.write_text("2")
+
+
 def _remember(state_dir: Path, values: dict[str, str]) -> None:
     """The first value ever seen is the one to go back to."""
     path = state_dir / FILE_NAME

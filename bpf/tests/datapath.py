@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The real programs on maps of a test's own, run on single packets by BPF_PROG_TEST_RUN, which knows one device: lo.
+On this machine's kernel, unless `run_on` has become another one's.
 
 The address plan: a client pod and a server pod on this node, a pod on another node, a Service of each family.
 """
@@ -7,18 +8,16 @@ The address plan: a client pod and a server pod on this node, a pod on another n
 import os
 import socket
 import struct
-import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bpf import loader, syscall
+from bpf import features, syscall
 from bpf.abi import (
     MAPS,
     Backend,
@@ -49,9 +48,11 @@ from bpf.abi import (
     UnderlayKey,
 )
 from bpf.address import packed, prefix_bits
-from bpf.loader import Pins
+from bpf.tests import kernel
+from bpf.tests.kernel import Kernel, Programs
 
-OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
+run_on: Kernel = kernel.here
+
 TCP_PROTOCOL, UDP_PROTOCOL = 6, 17
 LO = 1
 MARK = 0xCE1F0000
@@ -133,48 +134,42 @@ class Result(NamedTuple):
 class Datapath:
     """Loaded programs; maps are written and read through the generated codecs."""
 
-    def __init__(self, pins: Pins) -> None:
-        self._maps = {name: pins.open_map(name) for name in MAPS}
-        self._shards = pins.open_shards("flows")
+    def __init__(self, kernel: Kernel, loaded: Programs) -> None:
+        self._kernel = kernel
+        self._maps = loaded.maps
+        self._shards = loaded.shards
         self.shards = len(self._shards)
-        self._programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
-
+        self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        for name in ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays"):
-            _empty(self._maps[name], name)
-        for shard in self._shards:
-            _empty(shard, "flows")
+        emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays")
+        self._kernel(kernel.empty, [*(self._maps[name] for name in emptied), *self._shards])
         for reason in DropReason:
             self.delete("drops", DropKey(reason, LO).pack())
         self._counters = {counter: self._count(counter) for counter in Counter}
         populate(self)
-
-    def close(self) -> None:
-        for fd in (*self._maps.values(), *self._shards, *self._programs.values()):
-            os.close(fd)
 
     def run(self, program: str, packet: Packet | bytes, mark: int = 0, ifindex: int = LO) -> Result:
         # struct __sk_buff: mark at 8, ifindex at 40
         context = bytearray(192)
         struct.pack_into("=I", context, 8, mark)
         struct.pack_into("=I", context, 40, ifindex)
-        run = syscall.program_test_run(self._programs[program], bytes(packet), bytes(context))
+        run = self._kernel(syscall.program_test_run, self._programs[program], bytes(packet), bytes(context))
         return Result(run.verdict, Ether(run.packet), struct.unpack_from("=I", run.context, 8)[0])
 
     def write(self, name: str, key: "bytes", value: "bytes") -> None:
-        syscall.map_update(self._maps[name], key, value)
+        self._kernel(syscall.map_update, self._maps[name], key, value)
 
     def delete(self, name: str, key: bytes) -> bool:
-        return syscall.map_delete(self._maps[name], key)
+        return self._kernel(syscall.map_delete, self._maps[name], key)
 
     def read(self, name: str, key: bytes) -> bytes | None:
         size = MAPS[name].value_size
-        cpus = os.cpu_count() or 1
-        per_cpu = name in ("drops", "counters")
-        return syscall.map_lookup(self._maps[name], key, size * cpus if per_cpu else size)
+        if name in ("drops", "counters"):
+            return self._kernel(kernel.lookup_per_cpu, self._maps[name], key, size)
+        return self._kernel(syscall.map_lookup, self._maps[name], key, size)
 
     def pod(self, address: str, ifindex: int, pod_mac: str, host_mac: str) -> None:
         value = Pod(ifindex, 0, mac(pod_mac), mac(host_mac), 0)
@@ -213,20 +208,34 @@ class Datapath:
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
     def flow(self, key: Tuple) -> Flow | None:
-        value = syscall.map_lookup(self._shards[shard_of(key) % self.shards], key.pack(), MAPS["flows"].value_size)
+        value = self._kernel(syscall.map_lookup, self._shard(key), key.pack(), MAPS["flows"].value_size)
         return Flow.unpack(value) if value else None
 
     def write_flow(self, key: Tuple, flow: Flow) -> None:
-        syscall.map_update(self._shards[shard_of(key) % self.shards], key.pack(), flow.pack())
+        self.write_flows([(key, flow)])
+
+    def write_flows(self, flows: Iterable[tuple[Tuple, Flow]]) -> None:
+        by_shard: dict[int, list[tuple[bytes, bytes]]] = {}
+        for key, flow in flows:
+            by_shard.setdefault(self._shard(key), []).append((key.pack(), flow.pack()))
+        for shard, entries in by_shard.items():
+            keys, values = (b"".join(column) for column in zip(*entries, strict=True))
+            self._kernel(kernel.write_all, shard, keys, values, len(entries))
 
     def delete_flow(self, key: Tuple) -> None:
-        assert syscall.map_delete(self._shards[shard_of(key) % self.shards], key.pack())
+        assert self._kernel(syscall.map_delete, self._shard(key), key.pack())
+
+    def _shard(self, key: Tuple) -> int:
+        return self._shards[shard_of(key) % self.shards]
+
+    def can_sweep(self) -> bool:
+        return "sweep" in self._programs
 
     def sweep(self, shard: int) -> tuple[int, int]:
         """Runs the sweep over the shard at a place: (entries removed, entries seen)."""
         context = bytearray(192)
         struct.pack_into("=I", context, 48, shard)  # cb[0]
-        run = syscall.program_test_run(self._programs["sweep"], bytes(64), bytes(context))
+        run = self._kernel(syscall.program_test_run, self._programs["sweep"], bytes(64), bytes(context))
         return run.verdict, struct.unpack_from("=I", run.context, 52)[0]
 
     def dropped(self, reason: DropReason, ifindex: int = LO) -> int:
@@ -242,23 +251,42 @@ class Datapath:
         return sum(struct.unpack(f"={len(value) // 8}Q", value))
 
 
+def load_arguments(version: tuple[int, int]) -> tuple[Config, dict[str, int]]:
+    """What kernel.load takes: constants as a kernel of this version needs them, and sizes of maps."""
+    coarse_clock = version >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]
+    sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
+    return CONFIG._replace(coarse_clock=int(coarse_clock)), sizes
+
+
 @contextmanager
-def loaded(directory: Path) -> Iterator[Datapath]:
-    """The programs on fresh maps, pinned in a bpffs of its own below `directory`, gone afterwards."""
-    mount = directory / "bpffs"
-    mount.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
+def loaded() -> Iterator[Datapath]:
+    """The programs on fresh maps, gone afterwards."""
+    version, _ = run_on(features.kernel)
+    programs = run_on(kernel.load, *load_arguments(version))
     try:
-        pins = Pins(mount)
-        sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
-        loader.load(pins, OBJECTS, CONFIG, sizes, directory / "lock")
-        datapath = Datapath(pins)
-        try:
-            yield datapath
-        finally:
-            datapath.close()
+        yield Datapath(run_on, programs)
     finally:
-        subprocess.run(["umount", str(mount)], check=True)
+        run_on(kernel.unload, programs)
+
+
+@contextmanager
+def routed_namespace() -> Iterator[None]:
+    """A network namespace where everything is routed out of lo; this thread's, or the other kernel's."""
+    home = run_on(kernel.enter_routed_namespace)
+    try:
+        yield
+    finally:
+        run_on(kernel.leave_namespace, home)
+
+
+@contextmanager
+def host_socket(port: int) -> Iterator[None]:
+    """A UDP socket of the host's own at a port."""
+    descriptor = run_on(kernel.bind_udp, port)
+    try:
+        yield
+    finally:
+        run_on(os.close, descriptor)
 
 
 def populate(datapath: Datapath) -> None:
@@ -274,11 +302,6 @@ def populate(datapath: Datapath) -> None:
     datapath.write("underlays", UnderlayKey(LO).pack(), underlay.pack())
 
 
-def _empty(descriptor: int, name: str) -> None:
-    for entry, _ in list(syscall.map_entries(descriptor, MAPS[name].key_size, MAPS[name].value_size)):
-        syscall.map_delete(descriptor, entry)
-
-
 def shard_of(key: Tuple) -> int:
     """The place of a key's shard: the hash of bpf/table.h, in Python."""
     saddr, daddr = (struct.unpack("=4I", address) for address in (key.saddr, key.daddr))
@@ -286,7 +309,7 @@ def shard_of(key: Tuple) -> int:
     mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])
     ports = socket.htons(key.sport) << 16 | socket.htons(key.dport)
     mixed = (mixed ^ (ports * golden & mask)) * golden & mask
-    return mixed >> (64 - FlowTable.SHARD_BITS)
+    return int(mixed >> (64 - FlowTable.SHARD_BITS))
 
 
 def mac(text: str) -> bytes:
@@ -298,7 +321,7 @@ def ethernet(source: str = POD_MAC, destination: str = HOST_MAC) -> Packet:
 
 
 def tcp(
-    family: Family, source: tuple[str, int], destination: tuple[str, int], flags: str = "S", **fields: int
+    family: Family, source: tuple[str, int], destination: tuple[str, int], flags: str = "S", **fields: Any
 ) -> Packet:
     """A TCP segment as a pod sends it; checksums are those of its bytes."""
     segment = TCP(sport=source[1], dport=destination[1], flags=flags, **fields)

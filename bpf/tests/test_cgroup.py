@@ -21,7 +21,8 @@ from bpf.abi import MAPS, Backend, BackendKey, ConnectTime, Counter, Frontend, F
 from bpf.address import packed
 from bpf.loader import Pins
 from bpf.node import mounts
-from bpf.tests.datapath import CONFIG, OBJECTS, TCP_PROTOCOL, UDP_PROTOCOL
+from bpf.tests.datapath import CONFIG, TCP_PROTOCOL, UDP_PROTOCOL
+from bpf.tests.kernel import OBJECTS
 
 pytestmark = pytest.mark.root
 

@@ -2,13 +2,8 @@
 """Packets of outside clients and to the outside, on the real programs: entry and backend's node, both ways back, by
 layer 2 and in the tunnel, and masquerade. What a tunnel's metadata says is the lab's to see."""
 
-import ctypes
-import os
-import socket
 import struct
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -25,33 +20,19 @@ pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-CLONE_NEWNET = 0x40000000
 LO_MAC = "00:00:00:00:00:00"
 EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
 ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 LOAD_BALANCER = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 NODE_PORT = 30080
+HOUR_NS = 3600 * 10**9
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
+def programs() -> Iterator[Datapath]:
     """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-    assert not libc.unshare(CLONE_NEWNET)
-    try:
-        for command in (
-            "ip link set lo up",
-            "ip route add default dev lo",
-            "ip -6 route add default dev lo",
-            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1",
-        ):
-            subprocess.run(command.split(), check=True)
-        with loaded(tmp_path_factory.mktemp("datapath")) as programs:
-            yield programs
-    finally:
-        assert not libc.setns(home, CLONE_NEWNET)
-        os.close(home)
+    with dp.routed_namespace(), loaded() as programs:
+        yield programs
 
 
 @pytest.fixture
@@ -360,6 +341,17 @@ class TestBackendNode:
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
+    def test_flow_whose_answers_take_the_tunnel_is_followed(self, datapath: Datapath, family: Family) -> None:
+        """It is not taken for one that this node hands over, and not begun anew with each packet."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        datapath.run("from_netdev", arriving(tcp(family, client, server), dp.PEER_MAC))
+        flow = datapath.flow(key(client, server))
+        assert flow is not None
+        datapath.write_flow(key(client, server), flow._replace(way=flow.way._replace(kind=WayKind.TUNNEL)))
+        assert datapath.run("from_netdev", arriving(tcp(family, client, server, "A"), dp.PEER_MAC)).verdict == REDIRECT
+        assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
     @BUILD
     def test_handed_over_for_an_unknown_service_of_another_node_is_refused(
         self, datapath: Datapath, family: Family, build: object
@@ -548,8 +540,8 @@ class TestMasquerade:
         assert flow is not None
         held = datapath.flow(flow.twin)
         assert held is not None
-        for port in range(40000, 60000):
-            datapath.write_flow(flow.twin._replace(dport=port), held)
+        lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
+        datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in range(40000, 60000))
         assert datapath.run("from_pod", tcp(V4, (V4.client, 5001), (V4.outside, 443))).verdict == SHOT
         assert datapath.dropped(DropReason.PORTS_EXHAUSTED) == 1
 
@@ -560,8 +552,8 @@ class TestMasquerade:
         assert flow is not None
         held = datapath.flow(flow.twin)
         assert held is not None
-        for port in range(40000, 59000):
-            datapath.write_flow(flow.twin._replace(dport=port), held)
+        lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
+        datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in range(40000, 59000))
         found = [
             datapath.run("from_pod", tcp(V4, (V4.client, port), (V4.outside, 443))).verdict
             for port in range(6000, 6200)
@@ -571,18 +563,16 @@ class TestMasquerade:
     def test_port_of_a_hosts_socket_is_not_used(self, datapath: Datapath) -> None:
         """A flow of a pod never takes the answers of the host's own socket."""
         taken = set()
-        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as host:
-            host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            host.bind(("0.0.0.0", 40123))
+        with dp.host_socket(40123):
             # All but two ports are taken: the host's, and one more.
             datapath.run("from_pod", udp(V4, (V4.client, 5000), (V4.outside, 53)))
             flow = datapath.flow(key((V4.client, 5000), (V4.outside, 53), dp.UDP_PROTOCOL))
             assert flow is not None
             held = datapath.flow(flow.twin)
             assert held is not None
-            for port in range(40000, 60000):
-                if port not in (40123, 50123):
-                    datapath.write_flow(flow.twin._replace(dport=port), held)
+            lasting = held._replace(expires_ns=held.expires_ns + HOUR_NS)
+            ports = set(range(40000, 60000)) - {40123, 50123}
+            datapath.write_flows((flow.twin._replace(dport=port), lasting) for port in ports)
             for port in range(6000, 7000):
                 result = datapath.run("from_pod", udp(V4, (V4.client, port), (V4.outside, 53)))
                 if result.verdict == REDIRECT:

@@ -27,8 +27,8 @@ SECOND = 10**9
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    with loaded(tmp_path_factory.mktemp("datapath")) as programs:
+def programs() -> Iterator[Datapath]:
+    with loaded() as programs:
         yield programs
 
 
@@ -502,8 +502,7 @@ class TestFlows:
         open_connection(datapath, V4, client, (V4.service, 80))
         taken = datapath.flow(key(server, client))
         assert taken is not None
-        for port in range(1024, 65536):
-            datapath.write_flow(key(server, (V4.client, port)), taken)
+        datapath.write_flows((key(server, (V4.client, port)), taken) for port in range(1024, 65536))
         assert datapath.run("from_pod", tcp(V4, client, server)).verdict == SHOT
         assert datapath.dropped(DropReason.NO_FREE_PORT) == 1
         assert datapath.flow(key(server, client)) == taken

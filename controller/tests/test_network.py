@@ -4,6 +4,7 @@
 import ctypes
 import dataclasses
 import json
+import re
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -94,6 +95,13 @@ class Rig:
         return found
 
     def routes(self) -> set[str]:
+        """Those that lead somewhere."""
+        return {line for line in self._routes() if not line.startswith("unreachable")}
+
+    def unreachable(self) -> set[str]:
+        return {line.split()[1] for line in self._routes() if line.startswith("unreachable")}
+
+    def _routes(self) -> set[str]:
         lines = [*self.ip("route", "show", "proto", "206"), *self.ip("-6", "route", "show", "proto", "206")]
         return {" ".join(line.split()) for line in lines}
 
@@ -136,6 +144,7 @@ def rig(tmp_path: Path, bpffs: Path) -> Iterator[Rig]:
 OWN = manifest("own", ["192.0.2.1", "2001:db8::1"], ["10.244.0.0/24", "fd00:10:244::/64"])
 NEAR = manifest("near", ["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10:244:1::/64"])
 FAR = manifest("far", ["198.51.100.2"], ["10.244.2.0/24", "fd00:10:244:2::/64"])
+OWN_RANGES = {"10.244.0.0/24", "fd00:10:244::/64"}
 NETDEV = {"from_netdev", "to_netdev"}
 OVERLAY = {"from_overlay", "to_overlay"}
 NEAR_ROUTES = {
@@ -162,7 +171,7 @@ def test_sync_attaches_routes_and_tells_the_plugin(rig: Rig) -> None:
 
 
 def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
-    """Both families of its pods go through it; it has the project's MAC and no addresses of its own."""
+    """Both families of its pods go through it; it has the project's MAC, and an address for rp_filter's sake."""
     rig.nodes(OWN, FAR)
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
@@ -173,7 +182,7 @@ def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
     shown = "\n".join(rig.ip("-d", "addr", "show", "calico-vxlan"))
     assert "02:ce:00:00:00:01" in shown
     assert "mtu 1330" in shown
-    assert "inet" not in shown
+    assert re.findall(r"inet6? (\S+ scope \w+)", shown) == ["169.254.206.1/32 scope link"]
     assert "dstport 4789" in shown
 
 
@@ -243,6 +252,51 @@ def test_node_by_another_name_is_not_taken_for_remote(rig: Rig) -> None:
     assert not any(route.startswith(("10.244.0.", "fd00:10:244::")) for route in rig.routes())
     assert len(rig.entries()["remotes"]) == 4
     assert sorted(problem.subject for problem in rig.network.problems) == ["Node own.example", "this node"]
+
+
+def test_pods_that_are_not_there_are_unreachable(rig: Rig) -> None:
+    """In this node's own ranges, both families; put back when somebody removes it."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.unreachable() == OWN_RANGES
+    rig.ip("route", "del", "unreachable", "10.244.0.0/24")
+    rig.ip("-6", "route", "del", "unreachable", "fd00:10:244::/64", "dev", "lo")
+    assert not rig.unreachable()
+    rig.sync()
+    assert rig.unreachable() == OWN_RANGES
+    assert rig.routes() == NEAR_ROUTES
+
+
+def test_unreachable_range_that_is_no_longer_ours_is_let_go(rig: Rig) -> None:
+    """Also when it is another node's by now, and its pods are reached at once."""
+    rig.nodes(OWN)
+    rig.sync()
+    rig.begin()
+    rig.nodes(manifest("own", ["192.0.2.1"], ["10.244.8.0/24"]), manifest("near", ["192.0.2.2"], ["10.244.0.0/24"]))
+    rig.sync()
+    assert rig.unreachable() == {"10.244.8.0/24"}
+    assert rig.routes() == {"10.244.0.0/24 via 192.0.2.2 dev up0 src 192.0.2.1 onlink"}
+
+
+def test_unreachable_ranges_stay_while_our_node_is_not_known(rig: Rig) -> None:
+    """Deleted while the controller was away: the pods that are gone stay so."""
+    rig.nodes(OWN)
+    rig.sync()
+    rig.begin()
+    rig.nodes(NEAR)
+    rig.sync()
+    assert rig.unreachable() == OWN_RANGES
+
+
+def test_unreachable_range_comes_behind_a_route_of_somebody_else(rig: Rig) -> None:
+    """Another plugin's bridge has the same range: its pods are reached as before."""
+    rig.ip("link", "add", "cni0", "type", "bridge")
+    rig.ip("link", "set", "cni0", "up")
+    rig.ip("addr", "add", "10.244.0.1/24", "dev", "cni0")
+    rig.nodes(OWN)
+    rig.sync()
+    assert rig.unreachable() == OWN_RANGES
+    assert "dev cni0" in rig.ip("route", "get", "10.244.0.9")[0]
 
 
 def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
@@ -441,6 +495,21 @@ def test_overlay_stays_while_a_node_is_out_of_reach(rig: Rig) -> None:
     rig.sync()
     assert _overlay(rig) == before
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+
+
+def test_overlay_takes_sources_that_are_routed_elsewhere(rig: Rig) -> None:
+    """Clients' packets for the host's own processes; also of a device that an earlier controller has left."""
+    read = Path("/proc/sys/net/ipv4/conf/calico-vxlan/rp_filter").read_text
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert rig.run(read).strip() == "2"
+    rig.run(lambda: Path("/proc/sys/net/ipv4/conf/calico-vxlan/rp_filter").write_text("1"))
+    rig.ip("addr", "flush", "dev", "calico-vxlan")
+    rig.begin()
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert rig.run(read).strip() == "2"
+    assert any("169.254.206.1/32" in line for line in rig.ip("addr", "show", "calico-vxlan"))
 
 
 def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:

@@ -18,8 +18,8 @@ LO_MAC = bytes(6)
 
 
 @pytest.fixture(scope="module")
-def datapath(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Datapath]:
-    with loaded(tmp_path_factory.mktemp("datapath")) as programs:
+def datapath() -> Iterator[Datapath]:
+    with loaded() as programs:
         programs.reset()
         yield programs
 

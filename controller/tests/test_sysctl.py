@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reserved ports: added to what others have reserved, and taken back without them."""
+"""The reserved ports: added to what others have reserved, and taken back without them. The overlay's sources."""
 
 from pathlib import Path
 
@@ -61,3 +61,21 @@ def test_release_of_nothing_is_none(reserved: Path, tmp_path: Path) -> None:
     """Where no controller ever ran."""
     assert sysctl.release_ports(tmp_path) is None
     assert reserved.read_text() == "8080,45000-45001\n"
+
+
+def test_loosen_is_greater_than_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel takes the greater of the device's value and that of all: 2 is loose whatever the other is."""
+    monkeypatch.setattr(sysctl, "PROC", tmp_path)
+    path = tmp_path / "net/ipv4/conf/calico-vxlan/rp_filter"
+    path.parent.mkdir(parents=True)
+    for before in ("0", "1", "2"):
+        path.write_text(f"{before}\n")
+        sysctl.loosen("calico-vxlan")
+        assert path.read_text().strip() == "2"
+
+
+def test_loosen_of_a_device_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removed it meanwhile."""
+    monkeypatch.setattr(sysctl, "PROC", tmp_path)
+    sysctl.loosen("calico-vxlan")
+    assert not list(tmp_path.iterdir())

@@ -68,9 +68,7 @@ class Pod:
 
     def serve(self, port: int = PORT) -> None:
         """Starts the lab's server, which answers with the pod's name, and waits until it can be asked."""
-        process = self.space.start(*tool("server", "--name", self.name, "--port", str(port)))
-        if not process.stdout or process.stdout.readline() != "ready\n":
-            raise LabError(f"pod {self.name}: {process.communicate()[1].strip()}")
+        serve(self.space, self.name, port)
 
     def end_processes(self) -> None:
         """Kills what runs in the pod."""
@@ -80,6 +78,13 @@ class Pod:
 def tool(name: str, *arguments: str) -> list[str]:
     """The command line of one of the lab's tools: server, ask, load."""
     return [sys.executable, "-I", "-S", str(TOOLS / f"{name}.py"), *arguments]
+
+
+def serve(where: Space, name: str, port: int = PORT) -> None:
+    """Starts the lab's server in a pod's or a node's space, and waits until it can be asked. Raises LabError."""
+    process = where.start(*tool("server", "--name", name, "--port", str(port)))
+    if not process.stdout or process.stdout.readline() != "ready\n":
+        raise LabError(f"server {name}: {process.communicate()[1].strip()}")
 
 
 def create(node: Space, name: str) -> Pod:

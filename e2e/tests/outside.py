@@ -3,6 +3,7 @@
 
 near, far, both    backends web-1, web-2, or either; externalTrafficPolicy Cluster
 near-local, far-local    the same backends; Local
+host-near, host-far    a process in the host's network, of node1 or of node2; Cluster
 
 Each has a NodePort, an external and a load-balancer address by way of either node, TCP and UDP, both families.
 """
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from e2e.lab import addresses, network, runtime, source
-from e2e.lab.addresses import BALANCER, EXTERNAL
+from e2e.lab.addresses import BALANCER, EXTERNAL, Dual
 from e2e.lab.cluster import Lab
 from e2e.lab.node import Node
 from e2e.lab.space import Space
@@ -29,7 +30,11 @@ FIRST_NODE_PORT = 30000
 
 
 class Exposed(NamedTuple):
-    """A Service of the stage: its number gives its addresses and its NodePort."""
+    """A Service of the stage: its number gives its addresses and its NodePort.
+
+    Attributes:
+        pods: its backends, by name; a node's name is that node's own process.
+    """
 
     number: int
     pods: Sequence[str]
@@ -46,6 +51,8 @@ SERVICES = {
     "both": Exposed(23, ["web-1", "web-2"], "Cluster"),
     "near-local": Exposed(24, ["web-1"], "Local"),
     "far-local": Exposed(25, ["web-2"], "Local"),
+    "host-near": Exposed(26, ["node1"], "Cluster"),
+    "host-far": Exposed(27, ["node2"], "Cluster"),
 }
 
 
@@ -70,19 +77,18 @@ class Outside(Stage):
         for node in self.lab.nodes:
             node.add_pod(f"web-{node.index}")
             node.add_pod(f"ask-{node.index}", serve=False)
+            runtime.serve(node.space, node.name)
         for name, exposed in SERVICES.items():
             self.expose_outside(name, exposed)
         route_services(self.client, self.lab.nodes)
-        for name in ("near", "far"):
+        for name in ("near", "far", "host-near", "host-far"):
             for node in self.lab.nodes:
                 address, port = target(node, SERVICES[name], NODE_PORT, "IPv6")
                 wait(lambda a=address, p=port: "name" in ask(self.client, "tcp", a, p)[0], 20)  # type: ignore[misc]
 
     def expose_outside(self, name: str, exposed: Exposed, pods: Iterable[str] | None = None) -> None:
         """Makes the Service; with `pods`, for others than its own."""
-        backends = [
-            (self.pod(pod).address, self.pod(pod).node.name) for pod in (exposed.pods if pods is None else pods)
-        ]
+        backends = [self._backend(pod) for pod in (exposed.pods if pods is None else pods)]
         manifest = source.service(name, addresses.service(exposed.number), PORT, runtime.PORT)
         reached = source.reached_from_outside(
             manifest,
@@ -92,6 +98,14 @@ class Outside(Stage):
             exposed.policy,
         )
         self.source.apply(name, [reached, *source.endpoints(name, backends, runtime.PORT)])
+
+    def _backend(self, name: str) -> tuple[Dual, str]:
+        """A backend's addresses, and the name of its node."""
+        for node in self.lab.nodes:
+            if node.name == name:
+                return node.address, name
+        pod = self.pod(name)
+        return pod.address, pod.node.name
 
 
 def service_addresses(plan: tuple[Any, Any], number: int) -> list[str]:
@@ -114,6 +128,16 @@ def target(entry: Node, exposed: Exposed, kind: str, family: str) -> tuple[str, 
         return pick(entry.address, family), exposed.node_port
     plan = EXTERNAL if kind == EXTERNAL_IP else BALANCER
     return pick(addresses.outside(plan, entry.index, exposed.number), family), PORT
+
+
+def transfer(client: Space, server: tuple[str, int]) -> None:
+    """Sends a megabyte to a server of the lab, and has as much sent back. Raises LabError."""
+    script = (
+        f"import socket; c = socket.create_connection({server!r}, 5); c.settimeout(5)\n"
+        "c.sendall(b'x' * 1000000 + b'\\n' + b'?\\n' * 10000); seen = 0\n"
+        "while seen < 10001: seen += c.recv(1 << 16).count(b'\\n')\n"
+    )
+    client.run("python3", "-I", "-S", "-c", script)
 
 
 def drops(node: Node) -> dict[str, int]:

@@ -25,6 +25,7 @@ from e2e.tests.outside import (
     counter,
     drops,
     target,
+    transfer,
 )
 from e2e.tests.pairwise import Row, pairwise, whole
 from e2e.tests.stage import FAMILIES, ask, names, pick, wait
@@ -156,13 +157,7 @@ def _assert_carried(outside: Outside, packets: list[Packet], sender: Node, recei
 @pytest.mark.parametrize("family", FAMILIES)
 def test_large_transfer_from_outside_to_a_remote_backend_arrives_whole(outside: Outside, family: str) -> None:
     """A megabyte each way: what is handed over fits the path, and so do the answers."""
-    server = target(outside.node(1), SERVICES["far"], NODE_PORT, family)
-    script = (
-        f"import socket; c = socket.create_connection({server!r}, 5); c.settimeout(5)\n"
-        "c.sendall(b'x' * 1000000 + b'\\n' + b'?\\n' * 10000); seen = 0\n"
-        "while seen < 10001: seen += c.recv(1 << 16).count(b'\\n')\n"
-    )
-    outside.client.run("python3", "-I", "-S", "-c", script)
+    transfer(outside.client, target(outside.node(1), SERVICES["far"], NODE_PORT, family))
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -43,6 +43,8 @@ ip route add 10.244.1.0/24 via 192.0.2.2 proto 206
 ip route add 10.244.2.0/24 dev calico-vxlan proto 206
 ip route add default via 192.0.2.2 proto 206 table 77
 ip -6 route add fd00:10:244::/64 dev under0 proto 206
+ip route add unreachable 10.244.3.0/24 proto 206 metric 65536
+ip -6 route add unreachable fd00:10:244:3::/64 proto 206 metric 65536
 %(python)s -c '
 from pyroute2 import IPRoute
 from bpf import attach, node
@@ -67,6 +69,7 @@ printf '%%s\\n' /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks
 cat /opt/asked
 cat /proc/sys/net/ipv4/ip_forward
 ip route show table all proto 206
+ip -6 route show table all proto 206
 ip route show 198.51.100.0/24
 ip -o link show type vxlan
 for device in under0 peer0; do tc qdisc show dev $device clsact | cut -d' ' -f2; done
@@ -95,7 +98,7 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "removed /opt/cni/bin/calico-ebpf",
         *(f"detached {hook} from {device}" for device in ("peer0", "under0") for hook in ("from_netdev", "to_netdev")),
         "removed the overlay device",
-        "removed 3 routes",
+        "removed 5 routes",
         "removed /sys/fs/bpf/calico-ebpf",
         "restored net/ipv4/ip_forward to 0",
         "restored net/ipv4/ip_local_reserved_ports to 8080,9090,45000",

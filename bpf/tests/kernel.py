@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the packet tests ask of a kernel: functions of plain values, which `here` runs on this machine's kernel, and
+e2e.kernels on another. They need the standard library and `bpf`.
+"""
+
+import ctypes
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol, TypeVar
+
+from bpf import loader, syscall
+from bpf.abi import MAPS, Config
+from bpf.loader import Pins
+
+OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
+CLONE_NEWNET = 0x40000000
+
+# Commands of bpf(2), and room for what they read; no key has 64 bytes, and no value 256.
+_MAP_LOOKUP_AND_DELETE_BATCH, _MAP_UPDATE_BATCH = 25, 26
+_BATCH_ENTRIES = 4096
+_position = ctypes.create_string_buffer(64)
+_keys = ctypes.create_string_buffer(_BATCH_ENTRIES * 64)
+_values = ctypes.create_string_buffer(_BATCH_ENTRIES * 256)
+
+T = TypeVar("T")
+
+
+class Kernel(Protocol):
+    """Runs a function of this module, or of another one that is there, and returns what it returns."""
+
+    def __call__(self, function: Callable[..., T], *arguments: object) -> T: ...
+
+
+def here(function: Callable[..., T], *arguments: object) -> T:
+    """The kernel of this machine."""
+    return function(*arguments)
+
+
+class Programs(NamedTuple):
+    """Loaded programs on maps of their own: descriptors by name, and the directory that holds their pins."""
+
+    maps: dict[str, int]
+    shards: list[int]
+    programs: dict[str, int]
+    directory: str
+
+
+def load(config: Config, sizes: dict[str, int]) -> Programs:
+    """Loads every object that this kernel takes, pinned in a BPF file system of its own."""
+    directory = tempfile.mkdtemp(prefix="calico-ebpf-")
+    mount = Path(directory) / "bpffs"
+    mount.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
+    try:
+        pins = Pins(mount)
+        loader.load(pins, OBJECTS, config, sizes, Path(directory) / "lock")
+        maps = {name: pins.open_map(name) for name in MAPS}
+        programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
+        return Programs(maps, pins.open_shards("flows"), programs, directory)
+    except BaseException:
+        _remove(directory)
+        raise
+
+
+def unload(loaded: Programs) -> None:
+    for descriptor in (*loaded.maps.values(), *loaded.shards, *loaded.programs.values()):
+        os.close(descriptor)
+    _remove(loaded.directory)
+
+
+def empty(maps: list[int]) -> None:
+    """Deletes every entry of hash maps, given by their descriptors."""
+    for descriptor in maps:
+        _drain(descriptor)
+
+
+def lookup_per_cpu(descriptor: int, key: bytes, size: int) -> bytes | None:
+    """The values of a key of all CPUs, joined."""
+    return syscall.map_lookup(descriptor, key, size * (os.cpu_count() or 1))
+
+
+def write_all(descriptor: int, keys: bytes, values: bytes, count: int) -> None:
+    """Writes `count` entries of a hash map."""
+    key_buffer, value_buffer = ctypes.create_string_buffer(keys), ctypes.create_string_buffer(values)
+    places = (0, 0, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer))
+    syscall._call(_MAP_UPDATE_BATCH, _batch(places, count, descriptor), "map update")
+
+
+def enter_routed_namespace() -> int:
+    """Enters a new network namespace that forwards, and where everything is routed out of lo; returns the old one."""
+    home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+    assert not ctypes.CDLL(None).unshare(CLONE_NEWNET)
+    for command in ("link set lo up", "route add default dev lo", "-6 route add default dev lo"):
+        subprocess.run(["ip", *command.split()], check=True)
+    for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+        Path("/proc/sys/net", name).write_text("1")
+    return home
+
+
+def leave_namespace(home: int) -> None:
+    assert not ctypes.CDLL(None).setns(home, CLONE_NEWNET)
+    os.close(home)
+
+
+def bind_udp(port: int) -> int:
+    """A UDP socket of the host on every IPv4 address, whose port others may share."""
+    host = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    host.bind(("0.0.0.0", port))
+    return host.detach()
+
+
+def _remove(directory: str) -> None:
+    subprocess.run(["umount", f"{directory}/bpffs"], check=True)
+    shutil.rmtree(directory)
+
+
+def _drain(descriptor: int) -> None:
+    position = 0
+    while True:
+        places = (position, ctypes.addressof(_position), ctypes.addressof(_keys), ctypes.addressof(_values))
+        try:
+            syscall._call(_MAP_LOOKUP_AND_DELETE_BATCH, _batch(places, _BATCH_ENTRIES, descriptor), "map delete")
+        except FileNotFoundError:
+            return  # that was the last bucket
+        position = ctypes.addressof(_position)
+
+
+def _batch(places: tuple[int, int, int, int], count: int, descriptor: int) -> "ctypes.Array[ctypes.c_char]":
+    return ctypes.create_string_buffer(struct.pack("=QQQQIIQQ", *places, count, descriptor, 0, 0), 64)

@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Debian's cloud kernels, each booted once: what a kernel has is found, every object loads, every packet test passes;
+then real sockets and frames, and what this machine's kernel may not have.
+"""
+
+import platform
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from bpf import bpftool, features, loader, node
+from bpf.abi import Counter
+from bpf.settings import Settings
+from bpf.tests import datapath as dp
+from bpf.tests.kernel import Programs
+from e2e.kernels import images, machine, packets
+from e2e.kernels.guest import tools
+from e2e.kernels.machine import Machine
+from e2e.kernels.rootfs import TREE
+from e2e.kernels.tests import scene
+from e2e.kernels.tests.scene import FAR, HOST, NODE, POD, POD_BY_OTHER_VNI, ROUTED, SERVICE, TUNNELLED, Scene
+
+# Booting, and what the verifier does with the programs, take up to a minute each when others use the machine.
+pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
+
+FAMILIES = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
+TCP, UDP = 6, 17
+
+
+class Guest(NamedTuple):
+    """A kernel that runs, with the programs loaded."""
+
+    machine: Machine
+    version: tuple[int, int]
+    programs: Programs
+    end: ExitStack
+
+
+@pytest.fixture(scope="module")
+def _guests(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Guest]]:
+    """The guests that are asked for, two at a time booting while tests run on those that are up."""
+    if platform.machine() != "x86_64":
+        pytest.skip("the kernels are Debian's for amd64")
+    wanted = dict.fromkeys(item.callspec.params["guest"] for item in request.session.items if _is_here(item))
+    with ThreadPoolExecutor(2) as pool:
+        futures = {name: pool.submit(_boot, name) for name in wanted}
+        try:
+            yield lambda name: futures[name].result()
+        finally:
+            for future in futures.values():
+                if not future.cancel() and not future.exception():
+                    future.result().end.close()
+
+
+@pytest.fixture(scope="module", params=images.SUITES)
+def guest(request: pytest.FixtureRequest, _guests: Callable[[str], Guest]) -> Iterator[Guest]:
+    guest = _guests(request.param)
+    yield guest
+    guest.end.close()
+
+
+def _is_here(item: pytest.Item) -> bool:
+    return item.path == Path(__file__)
+
+
+def _boot(name: str) -> Guest:
+    with ExitStack() as end:
+        booted = end.enter_context(machine.booted(images.image(name)))
+        version, _ = booted(features.kernel)
+        programs = booted(tools.load_once, *dp.load_arguments(version))
+        return Guest(booted, version, programs, end.pop_all())
+
+
+@pytest.fixture(scope="module")
+def _built(guest: Guest) -> Scene:
+    return scene.build(guest.machine, guest.programs)
+
+
+@pytest.fixture
+def stage(_built: Scene) -> Scene:
+    """The scene of this kernel, its maps as at first."""
+    _built.populate()
+    return _built
+
+
+def test_every_program_loads(guest: Guest) -> None:
+    """All hooks have their program; the sweep has from 5.13 on."""
+    hooks = {"from_pod", "to_pod", "from_netdev", "to_netdev", "from_overlay", "to_overlay"}
+    sockets = {f"{call}{version}" for call in ("connect", "sendmsg", "recvmsg", "getpeername") for version in (4, 6)}
+    sweep = {"sweep"} if guest.version >= (5, 13) else set()
+    assert set(guest.programs.programs) == hooks | sockets | sweep
+
+
+def test_features_are_found(guest: Guest) -> None:
+    """Nothing that the programs need is missing; the coarse clock is used from 5.11 on."""
+    assert guest.machine(features.probe).missing == ()
+    assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
+
+
+def test_table_in_the_documents_is_right(guest: Guest, request: pytest.FixtureRequest) -> None:
+    """ARCHITECTURE.md says of each kernel what it has."""
+    found = guest.machine(bpftool.features)["helpers"]["sched_cls_available_helpers"]
+    has = {name: name in found for name in features.LATER_HELPERS}
+    has["SO_NETNS_COOKIE"] = guest.machine(loader.netns_cookie) != 0
+    text = (TREE / "ARCHITECTURE.md").read_text().partition("\n## Kernels\n")[2]
+    header, _, *rows = (line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|"))
+    column = [cell.strip() for cell in header.split("|")].index(request.node.callspec.params["guest"])
+    told = {row.split("`")[1]: row.split("|")[column].strip() == "yes" for row in rows}
+    assert told == has
+
+
+def test_packets(guest: Guest) -> None:
+    """Every packet test passes; those of the sweep are left out where the kernel cannot load it."""
+    process = packets.run(guest.machine)
+    assert process.returncode == 0, process.stdout
+    lacking = re.findall(r"^SKIPPED.*: (.*)$", process.stdout, re.MULTILINE)
+    assert set(lacking) == (set() if guest.version >= (5, 13) else {"kernel lacks bpf_for_each_map_elem"})
+
+
+@FAMILIES
+def test_sockets_believe_in_the_service(guest: Guest, stage: Scene, version: int) -> None:
+    """TCP and UDP reach the backend, and answers and getpeername() are the Service's."""
+    for protocol in (TCP, UDP):
+        stage.datapath.service(SERVICE[version], 80, protocol, [(HOST[version], 8080)], number=protocol)
+    guest.machine(tools.run, tools.CLIENT, "believe", SERVICE[version], "80", HOST[version], "8080")
+
+
+@FAMILIES
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_overlay_carries_both_ways(stage: Scene, version: int, protocol: str) -> None:
+    """A far pod's request comes out of the tunnel into the pod, and the answer goes back into it."""
+    with stage.serving("pod", protocol, POD[version]):
+        assert stage.ask("far", protocol, POD[version]) == TUNNELLED[version]
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 1
+
+
+@FAMILIES
+@pytest.mark.parametrize("sender", ["stranger", "far"])
+def test_frames_of_no_node_are_dropped(stage: Scene, version: int, sender: str) -> None:
+    """What a stranger sends in the cluster's tunnel, or a node in another one, is counted, and arrives nowhere."""
+    address = POD[version] if sender == "stranger" else POD_BY_OTHER_VNI[version]
+    before = stage.strangers_dropped()
+    with stage.serving("pod", "udp", address):
+        assert stage.ask_in_vain(sender, "udp", address) == ""
+    assert stage.strangers_dropped() > before
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 0
+
+
+@FAMILIES
+def test_sctp_passes_untouched(stage: Scene, version: int) -> None:
+    """What has no ports of ours to follow goes by its destination, without a flow."""
+    with stage.serving("far", "sctp", ROUTED[version]):
+        assert stage.ask("pod", "sctp", ROUTED[version], source=POD[version]) == POD[version]
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 0
+
+
+def test_ipip_to_the_node_is_the_stacks(guest: Guest, stage: Scene) -> None:
+    """A tunnel between hosts that is not ours works through our hooks."""
+    guest.machine(
+        tools.ip, "", f"tunnel add ipip1 mode ipip local {NODE[4]} remote {FAR[4]}\n"
+        "link set ipip1 up\naddress add 198.51.100.129/31 dev ipip1\n"
+    )  # fmt: skip
+    guest.machine(
+        tools.ip, "far", f"tunnel add ipip1 mode ipip local {FAR[4]} remote {NODE[4]}\n"
+        "link set ipip1 up\naddress add 198.51.100.128/31 dev ipip1\n"
+    )  # fmt: skip
+    with stage.serving("", "udp", "198.51.100.129"):
+        assert stage.ask("far", "udp", "198.51.100.129") == "198.51.100.128"
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 0
+
+
+@FAMILIES
+def test_fq_beside_our_hooks(guest: Guest, stage: Scene, version: int) -> None:
+    """With fq on the underlay, plain routes and the overlay work, and attaching again does."""
+    guest.machine(tools.run, "tc", "qdisc", "replace", "dev", scene.UNDERLAY, "root", "fq")
+    programs = {hook: guest.programs.programs[hook] for hook in ("from_netdev", "to_netdev")}
+    guest.machine(tools.attach_device, scene.UNDERLAY, programs)
+    queues = guest.machine(tools.run, "tc", "qdisc", "show", "dev", scene.UNDERLAY)
+    assert re.search(r"qdisc fq .* root", queues), queues
+    assert "qdisc clsact" in queues
+    for there in (ROUTED, TUNNELLED):
+        with stage.serving("far", "tcp", there[version]):
+            assert stage.ask("pod", "tcp", there[version], source=POD[version]) == POD[version]
+
+
+def test_ipvs_beside_our_services(guest: Guest, stage: Scene) -> None:
+    """A Service of ours goes to our backend, from a pod and from the host, though IPVS has the same one for another;
+    and one of IPVS's own works as before."""
+    others = "10.96.0.11"
+    guest.machine(tools.ip, "", f"address replace {SERVICE[4]}/32 dev lo\naddress replace {others}/32 dev lo\n")
+    guest.machine(tools.add_ipvs, SERVICE[4], 80, "10.244.2.99", 8080)  # nobody
+    guest.machine(tools.add_ipvs, others, 80, ROUTED[4], 8080)
+    stage.datapath.service(SERVICE[4], 80, TCP, [(ROUTED[4], 8080)])
+    with stage.serving("far", "tcp", ROUTED[4]):
+        assert stage.ask("pod", "tcp", SERVICE[4], 80, POD[4]) == POD[4]
+        assert stage.ask("", "tcp", SERVICE[4], 80) == NODE[4]
+        assert stage.ask("", "tcp", others, 80, NODE[4]) == NODE[4]
