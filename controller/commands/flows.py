@@ -131,7 +131,9 @@ def describe(entry: Entry, nodes: Nodes, now_ns: int) -> Flow:
 def _passage(entry: Entry, nodes: Nodes) -> tuple[str, str, str]:
     """(entry, handed_to, way_back) of struct Flow."""
     key, flow, back = entry
-    if flow.way.kind in (abi.WayKind.NODE, abi.WayKind.TUNNEL):
+    # the way of what was handed over to this node is that of answers
+    handed_over = flow.flags & abi.FlowFlag.HANDED_OVER
+    if flow.way.kind in (abi.WayKind.NODE, abi.WayKind.TUNNEL) and not handed_over:
         direct = (flow.twin.saddr, flow.twin.sport) == (key.daddr, key.dport)
         node_address = address.text(flow.way.end)
         if direct:

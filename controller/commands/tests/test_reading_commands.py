@@ -151,12 +151,12 @@ NODES = flows.Nodes({OWN: abi.NodeFlag.OWN, OTHER: 0}, {PEER_MAC: OTHER})
 
 
 def external(
-    destination: bytes, port: int, answers: tuple[bytes, int], way: abi.Way, back: abi.Way
+    destination: bytes, port: int, answers: tuple[bytes, int], way: abi.Way, back: abi.Way, flags: int = 0
 ) -> tuple[str, str, str]:
     """(entry, handed_to, way_back) of an outside client's flow."""
     key = abi.Tuple(OUTSIDE, destination, 1000, port, TCP)
     twin = abi.Tuple(answers[0], OUTSIDE, answers[1], 1000, TCP)
-    flow = abi.Flow(twin, NOW, NOW + 1, NOW, 3, abi.FlowState.ESTABLISHED, 0, way)
+    flow = abi.Flow(twin, NOW, NOW + 1, NOW, 3, abi.FlowState.ESTABLISHED, flags, way)
     found = flows.describe(flows.Entry(key, flow, back), NODES, NOW)
     return found.entry, found.handed_to, found.way_back
 
@@ -235,6 +235,13 @@ def test_describe_tells_entry_node_and_way_back(
 ) -> None:
     """As far as this node's entries tell."""
     assert external(destination, port, answers, there, back) == expected
+
+
+def test_describe_of_what_came_out_of_the_tunnel_is_not_handed_on() -> None:
+    """From its second packet on, the opener's entry knows the sender as well."""
+    tunnel = way(abi.WayKind.TUNNEL, OTHER)
+    told = external(SERVER, 8080, (SERVER, 8080), tunnel, tunnel, abi.FlowFlag.HANDED_OVER)
+    assert told == ("192.0.2.2", "", "192.0.2.2")
 
 
 def test_pods_name_container_and_device() -> None:
