@@ -71,9 +71,17 @@ kernels: setup ## fetch Debian's cloud kernels, and what boots them, once
 	$(PYTHON) -m e2e.kernels.images
 
 .PHONY: test
-test: check kubernetes kernels ## all tests: unit, packets, CNI, the lab of network namespaces, a real cluster, other kernels
+test: check kubernetes ## all tests but those below: unit, packets, CNI, the lab of network namespaces, an API server
 	$(VENV)/bin/pytest -m root bpf cni controller
-	$(VENV)/bin/pytest -m root e2e
+	$(VENV)/bin/pytest -m root e2e --ignore=e2e/tests/cluster --ignore=e2e/kernels
+
+.PHONY: test-cluster
+test-cluster: build kubernetes ## a real cluster of kubelets, in the lab's namespaces
+	$(VENV)/bin/pytest -m root e2e/tests/cluster
+
+.PHONY: test-kernels
+test-kernels: build kernels ## every object and every packet on Debian's cloud kernels
+	$(VENV)/bin/pytest -m root e2e/kernels
 
 .PHONY: soak
 soak: build ## the combinations of external traffic that `make test` leaves out: ten minutes
