@@ -10,6 +10,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "flow.h"
+#include "owner.h"
 #include "rewrite.h"
 
 #ifndef AF_INET
@@ -87,18 +88,6 @@ static __noinline int send_by_way(struct __sk_buff *skb, const struct way *way)
 	default:
 		return bpf_redirect_neigh(way->ifindex, NULL, 0, 0);
 	}
-}
-
-static __always_inline const struct pod *pod_at(const struct address *address)
-{
-	return bpf_map_lookup_elem(&pods, address);
-}
-
-static __always_inline const struct remote *remote_at(const struct address *address)
-{
-	struct remote_key key = {.prefix_bits = 128, .address = *address};
-
-	return bpf_map_lookup_elem(&remotes, &key);
 }
 
 static __always_inline int send_to_remote(struct __sk_buff *skb, const struct remote *remote)

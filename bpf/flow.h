@@ -26,6 +26,7 @@
 #include "config.h"
 #include "drop.h"
 #include "maps.h"
+#include "owner.h"
 #include "parse.h"
 #include "service.h"
 #include "table.h"
@@ -139,14 +140,13 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
  */
 static __always_inline void flow_restore(const struct tuple *key, const struct flow *flow, __u32 outside)
 {
-	struct remote_key source = {.prefix_bits = 128, .address = key->saddr};
 	struct flow twin = *flow;
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
 	if (!(flow->flags & FLOW_HANDED_OVER)) {
 		twin.way = (struct way){};
-		if (outside && !bpf_map_lookup_elem(&remotes, &source))
+		if (outside && !remote_at(&key->saddr))
 			twin.way = (struct way){.ifindex = outside, .kind = WAY_ROUTE};
 	}
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
@@ -295,6 +295,12 @@ static __always_inline struct flow *flow_find(const struct packet *packet, bool 
 	return flow;
 }
 
+/* Whether an opener's packets that leave by this way are handed over by this node. */
+static __always_inline bool leads_to_backends_node(const struct way *way)
+{
+	return way->kind == WAY_NODE || way->kind == WAY_TUNNEL;
+}
+
 /*
  * Starts the flow of work->packet as work->opening says; a collision changes the source port of opening.to.
  *
@@ -335,7 +341,7 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	count(COUNTER_FLOWS_CREATED);
 	if (opening->masquerade)
 		count(COUNTER_MASQUERADED);
-	if (opening->way.kind == WAY_NODE || opening->way.kind == WAY_TUNNEL)
+	if (leads_to_backends_node(&opening->way))
 		count(COUNTER_HANDED_OVER);
 	opening->to.sport_be = work->twin.dport_be;
 	return 0;

@@ -9,6 +9,7 @@
 
 #include "address.h"
 #include "maps.h"
+#include "owner.h"
 
 /* A slot that is gone when it is read means that the Service has just shrunk: its frontend says so by now. */
 #define SELECT_TRIES 3
@@ -38,12 +39,7 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 /* Whether a backend is here: one of our pods, or the node itself. */
 static __always_inline bool backend_is_local(const struct backend *backend)
 {
-	const struct node *node;
-
-	if (bpf_map_lookup_elem(&pods, &backend->address))
-		return true;
-	node = bpf_map_lookup_elem(&nodes, &backend->address);
-	return node && node->flags & NODE_OWN;
+	return pod_at(&backend->address) || own_address(&backend->address);
 }
 
 /*

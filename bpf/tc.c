@@ -26,22 +26,9 @@ static __always_inline bool refused(int result)
 	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW;
 }
 
-static __always_inline bool own_address(const struct address *address)
-{
-	const struct node *node = bpf_map_lookup_elem(&nodes, address);
-
-	return node && node->flags & NODE_OWN;
-}
-
 static __always_inline bool to_tunnel(const struct packet *packet)
 {
 	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port);
-}
-
-/* A pod, or a node by the address by which pods reach it. */
-static __always_inline bool of_the_cluster(const struct address *address)
-{
-	return pod_at(address) || remote_at(address) || own_address(address);
 }
 
 /* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
@@ -454,7 +441,7 @@ static __always_inline int follow_sender(struct __sk_buff *skb, struct work *wor
 /* Whether a flow's packets are handed over by this node. The way of what was handed over to it is that of answers. */
 static __always_inline bool hands_over(const struct flow *flow)
 {
-	return !(flow->flags & FLOW_HANDED_OVER) && (flow->way.kind == WAY_NODE || flow->way.kind == WAY_TUNNEL);
+	return !(flow->flags & FLOW_HANDED_OVER) && leads_to_backends_node(&flow->way);
 }
 
 /* Continues a flow whose packets come in: its pod may be gone, and then they must not leave the node again. */

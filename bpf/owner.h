@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
+/* Whose an address is: a pod's of this node, another node's or its pods', this node's own. */
+#ifndef CALICO_EBPF_OWNER_H
+#define CALICO_EBPF_OWNER_H
+
+#include <linux/bpf.h>
+#include <stdbool.h>
+#include <bpf/bpf_helpers.h>
+
+#include "maps.h"
+
+static __always_inline const struct pod *pod_at(const struct address *address)
+{
+	return bpf_map_lookup_elem(&pods, address);
+}
+
+static __always_inline const struct remote *remote_at(const struct address *address)
+{
+	struct remote_key key = {.prefix_bits = 128, .address = *address};
+
+	return bpf_map_lookup_elem(&remotes, &key);
+}
+
+static __always_inline bool own_address(const struct address *address)
+{
+	const struct node *node = bpf_map_lookup_elem(&nodes, address);
+
+	return node && node->flags & NODE_OWN;
+}
+
+/* A pod, or a node by the address by which pods reach it. */
+static __always_inline bool of_the_cluster(const struct address *address)
+{
+	return pod_at(address) || remote_at(address) || own_address(address);
+}
+
+#endif
