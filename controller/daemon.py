@@ -10,6 +10,7 @@ from pathlib import Path
 import structlog
 
 from bpf import attach, node
+from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.loader import Pins
 from bpf.settings import Settings
@@ -40,7 +41,11 @@ def run(settings: Settings) -> None:
     netlink = Netlink()
     metrics = Metrics(pins)
     maps = PinnedMaps(pins, (held,))
-    peers = Peers(settings.handover == "auto", lambda: controller.network_changed())
+    peers = Peers(
+        settings.handover != "vxlan",
+        lambda mac: maps.holds("peers", PeerKey(mac).pack()),
+        lambda: controller.network_changed(),
+    )
     network = NodeNetwork(settings, pins, netlink, peers)
     controller = Controller(settings, source_of(settings), Dataplane(maps), network, metrics)
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -48,6 +48,14 @@ class PinnedMaps:
     def read(self, name: str) -> dict[bytes, bytes]:
         return mapread.read(self._pins, name)
 
+    def holds(self, name: str, key: bytes) -> bool:
+        """Whether the kernel has an entry under a key. Raises BpfError."""
+        fd = self._pins.open_map(name)
+        try:
+            return syscall.map_lookup(fd, key, syscall.map_info(fd).value_size) is not None
+        finally:
+            os.close(fd)
+
     def capacity(self, name: str) -> int:
         return self._info(name).max_entries
 

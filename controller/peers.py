@@ -1,13 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other nodes of this node's subnets: their MACs, and whether they answer the probe of layer 2.
+"""The other nodes of this node's subnets: the MACs from which they send, and whether they answer the probe of layer 2.
 
-A thread of its own keeps both up to date, answers other nodes' probes, and says when something has changed; the loop
-that syncs never waits for it. A MAC that was once known holds until another one is: a node that is silent for a while
-is still that node.
+The kernel's neighbour table says where a probe is to go, and no more: where a router answers ARP for a node, what comes
+from that MAC is the router's, and may be a client's. A peer's MAC is the one from which its own probe or answer came,
+and a probe is answered only once the programs know its sender by it: from the answer on, the sender hands over.
+
+A thread of its own does all of it, and says when something has changed; the loop that syncs never waits for it. A MAC
+that was once heard holds until another one is: a node that is silent for a while is still that node.
 """
 
 import ctypes
 import errno
+import heapq
+import math
 import os
 import select
 import socket
@@ -34,6 +39,9 @@ SILENCE_S = 30.0
 # How often the kernel is asked for a MAC that it does not know, and to confirm one.
 RESOLVE_S = 2.0
 CONFIRM_S = 60.0
+# How often it is looked whether the programs know by now who has asked, and for how long.
+RECOGNISE_S = 0.05
+PATIENCE_S = 5.0
 # The least time between two calls of `changed`: the loop then looks at the whole network.
 TELL_S = 1.0
 
@@ -59,7 +67,7 @@ class Target(NamedTuple):
 
 
 class State(NamedTuple):
-    """What is known: MACs by address, and the addresses that have answered."""
+    """What is known: MACs from which a node has sent, by its address, and the addresses that have answered."""
 
     macs: Mapping[bytes, bytes]
     answered: frozenset[bytes]
@@ -90,16 +98,32 @@ class Watch(Protocol):
 
 
 class _Peer:
-    """One address that is watched; times are monotonic."""
+    """One address that is watched; times are monotonic, and math.inf is never.
+
+    Attributes:
+        next_hop: the MAC to which the kernel would send; b"": it is not known.
+        mac: the one from which it has sent a probe or an answer; b"": none has come.
+        asked: its request, until the programs know its sender.
+        attended: when the thread comes to it next.
+    """
 
     def __init__(self, target: Target) -> None:
         self.target = target
+        self.next_hop = b""
         self.mac = b""
         self.answered = False
         self.answered_at = 0.0
         self.unanswered = 0
-        self.probe_due = 0.0
+        self.probe_due = math.inf
         self.resolve_due = 0.0
+        self.asked: probe.Probe | None = None
+        self.asked_at = 0.0
+        self.recognise_due = math.inf
+        self.attended = math.inf
+
+    @property
+    def due(self) -> float:
+        return min(self.probe_due, self.resolve_due, self.recognise_due)
 
 
 class Peers:
@@ -107,20 +131,23 @@ class Peers:
 
     Args:
         probing: whether to send probes; those of others are answered in any case.
+        recognised: whether the programs know what comes from a MAC as a node's.
         changed: called, from the thread, when `state` has changed.
 
     Raises:
         OSError: a socket could not be opened.
     """
 
-    def __init__(self, probing: bool, changed: Callable[[], None]) -> None:
+    def __init__(self, probing: bool, recognised: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
         self._probing = probing
+        self._recognised = recognised
         self._before: State | None = NOTHING
         self._changed = changed
         self._nonce = os.urandom(8)
         self._lock = threading.Lock()
         self._peers: dict[bytes, _Peer] = {}
-        self._devices: dict[str, bytes] = {}
+        self._due: list[tuple[float, bytes]] = []
+        self._list_wanted = False
         self._tell, self._tell_due = False, 0.0
         self._stopped = False
         self._netlink = neighbours.opened()
@@ -159,10 +186,9 @@ class Peers:
                 peer = self._peers[address] = _Peer(target)
                 peer.mac = before.macs.get(address, b"")
                 peer.answered, peer.answered_at = address in before.answered, time.monotonic()
-            self._devices = {target.device: target.mac for target in targets.values()}
+                self._schedule(address, peer)
         if new:
-            with suppress(OSError):  # it is asked for one by one, in any case
-                self._netlink.send(neighbours.list_request())
+            self._list_wanted = True
             self._wake_up()
 
     def state(self) -> State:
@@ -183,21 +209,23 @@ class Peers:
             for one in ready:
                 if one is self._wake:
                     self._wake.recv(4096)
+                    self._list_neighbours()
                 elif one is self._netlink:
                     self._hear_neighbours()
                 else:
                     self._hear_probe(one)
 
     def _step(self, now: float) -> float | None:
-        """Sends what is due, and returns the seconds until more is; None: nothing is awaited."""
+        """Does what is due, and returns the seconds until more is; None: nothing is awaited."""
         with self._lock:
-            for address, peer in self._peers.items():
-                if now >= peer.resolve_due:
-                    self._resolve(address, peer, now)
-                if self._probing and peer.mac and peer.target.source and now >= peer.probe_due:
-                    self._probe(address, peer, now)
-            due = [peer.resolve_due for peer in self._peers.values()]
-            due += [peer.probe_due for peer in self._peers.values() if self._probing and peer.mac]
+            while self._due and self._due[0][0] <= now:
+                at, address = heapq.heappop(self._due)
+                peer = self._peers.get(address)
+                if peer and peer.attended == at:  # else it is gone, or was due earlier
+                    peer.attended = math.inf
+                    self._attend(address, peer, now)
+                    self._schedule(address, peer)
+            due = [self._due[0][0]] if self._due else []
         if self._tell and now >= self._tell_due:
             self._tell, self._tell_due = False, now + TELL_S
             self._changed()
@@ -205,8 +233,22 @@ class Peers:
             due.append(self._tell_due)
         return max(0.01, min(due) - now) if due else None
 
+    def _schedule(self, address: bytes, peer: _Peer) -> None:
+        """Has the thread come to a peer when something of its is due; one that is due later is come to in vain."""
+        if peer.due < peer.attended:
+            peer.attended = peer.due
+            heapq.heappush(self._due, (peer.due, address))
+
+    def _attend(self, address: bytes, peer: _Peer, now: float) -> None:
+        if now >= peer.resolve_due:
+            self._resolve(address, peer, now)
+        if now >= peer.probe_due:
+            self._probe(address, peer, now)
+        if now >= peer.recognise_due:
+            self._answer(peer, now)
+
     def _resolve(self, address: bytes, peer: _Peer, now: float) -> None:
-        peer.resolve_due = now + (CONFIRM_S if peer.mac else RESOLVE_S)
+        peer.resolve_due = now + (CONFIRM_S if peer.next_hop else RESOLVE_S)
         with suppress(OSError):  # the device may be gone: the next sync takes the target away
             self._netlink.send(neighbours.resolve_request(address, peer.target.ifindex))
 
@@ -218,8 +260,27 @@ class Peers:
         peer.unanswered += 1
         peer.probe_due = now + (RETRY_S if peer.unanswered <= TRIES else PROBE_S)
         target = peer.target
-        frame = probe.request(peer.mac, target.mac, target.source, self._nonce, address)
+        frame = probe.request(peer.next_hop, target.mac, target.source, self._nonce, address)
         self._send(probe.family_of(target.source), frame, target.device)
+
+    def _answer(self, peer: _Peer, now: float) -> None:
+        """Answers what a peer has asked, once the programs know it."""
+        if not peer.asked:
+            return
+        if self._recognised(peer.asked.source_mac):
+            answer = probe.answer(peer.asked, peer.target.mac)
+            self._send(probe.family_of(peer.asked.source), answer, peer.target.device)
+        elif now - peer.asked_at < PATIENCE_S:
+            peer.recognise_due = now + RECOGNISE_S
+            return
+        peer.asked, peer.recognise_due = None, math.inf
+
+    def _list_neighbours(self) -> None:
+        """Asks the kernel for all. This thread alone may: who reads while another one asks is told EINVAL."""
+        if self._list_wanted:
+            self._list_wanted = False
+            with suppress(OSError):  # it is asked for one by one, in any case
+                self._netlink.send(neighbours.list_request())
 
     def _hear_neighbours(self) -> None:
         try:
@@ -232,8 +293,11 @@ class Peers:
         for found in neighbours.known(data):
             with self._lock:
                 peer = self._peers.get(found.address)
-                if peer and peer.target.ifindex == found.ifindex and peer.mac != found.mac:
-                    peer.mac, peer.unanswered, peer.probe_due, self._tell = found.mac, 0, 0.0, True
+                if peer and peer.target.ifindex == found.ifindex and peer.next_hop != found.mac:
+                    peer.next_hop, peer.unanswered = found.mac, 0
+                    if self._probing and peer.target.source:
+                        peer.probe_due = 0.0
+                    self._schedule(found.address, peer)
 
     def _hear_probe(self, packets: socket.socket) -> None:
         try:
@@ -245,21 +309,26 @@ class Peers:
         found = probe.parse(frame)
         if not found or packet_type != _PACKET_HOST:
             return
-        if found.kind == probe.REQUEST:
-            with self._lock:
-                mac = self._devices.get(device)
-            if mac:
-                self._send(probe.family_of(found.source), probe.answer(found, mac), device)
-        elif found.nonce == self._nonce:
-            self._take_answer(found.asked, time.monotonic())
-
-    def _take_answer(self, address: bytes, now: float) -> None:
+        address = found.source if found.kind == probe.REQUEST else found.asked
         with self._lock:
             peer = self._peers.get(address)
-            if peer:
-                peer.unanswered, peer.answered_at, peer.probe_due = 0, now, now + PROBE_S
-                if not peer.answered:
-                    peer.answered, self._tell = True, True
+            if not peer or peer.target.device != device:
+                return
+            if found.kind == probe.REQUEST:
+                peer.asked = found
+                peer.asked_at = peer.recognise_due = time.monotonic()
+            elif found.nonce == self._nonce:
+                self._take_answer(peer, time.monotonic())
+            else:
+                return
+            if peer.mac != found.source_mac:
+                peer.mac, self._tell = found.source_mac, True
+            self._schedule(address, peer)
+
+    def _take_answer(self, peer: _Peer, now: float) -> None:
+        peer.unanswered, peer.answered_at, peer.probe_due = 0, now, now + PROBE_S
+        if not peer.answered:
+            peer.answered, self._tell = True, True
 
     def _send(self, family: int, frame: bytes, device: str) -> None:
         with suppress(OSError):  # the device is down or gone; the probe counts as lost

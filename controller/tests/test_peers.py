@@ -22,6 +22,7 @@ from controller.peers import Peers, Target
 
 CLONE_NEWNET = 0x40000000
 MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
+NEW_MAC = bytes.fromhex("020000000077")
 NONCE = b"12345678"
 
 
@@ -71,14 +72,19 @@ class Side:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, initializer=_unshare)
         self.changes = 0
+        self.recognised = {MAC, PEER_MAC, NEW_MAC}
         self.peers: Peers | None = None
 
     def run(self, work: Callable[[], Any]) -> Any:
         return self._thread.submit(work).result(timeout=30)
 
     def start(self, probing: bool = True) -> None:
-        self.peers = self.run(lambda: Peers(probing, self._changed))
-        self.peers.start()
+        self.make(probing).start()
+
+    def make(self, probing: bool = True) -> Peers:
+        made: Peers = self.run(lambda: Peers(probing, lambda mac: mac in self.recognised, self._changed))
+        self.peers = made
+        return made
 
     def ip(self, text: str) -> str:
         return str(self.run(lambda: _sh(f"ip {text}")))
@@ -129,10 +135,24 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Side, Side]]:
         other.close()
 
 
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """The probes that are sent."""
+    made: list[bytes] = []
+    request = probe.request
+
+    def noted(*arguments: bytes) -> bytes:
+        made.append(request(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(probe, "request", noted)
+    return made
+
+
 def _targets(side: Side, number: int) -> dict[bytes, Target]:
     """The other node's addresses, as the node of this number reaches them."""
-    ifindex = int(side.ip("-o link show up0").split(":")[0])
-    mac = bytes.fromhex(f"02000000000{number}")
+    link = side.ip("-o link show up0").split()
+    ifindex, mac = int(link[0].rstrip(":")), bytes.fromhex(link[link.index("link/ether") + 1].replace(":", ""))
     return {
         packed(f"{prefix}{3 - number}"): Target(ifindex, "up0", mac, packed(f"{prefix}{number}"))
         for prefix in ("192.0.2.", "2001:db8::")
@@ -184,15 +204,56 @@ def test_peer_that_falls_silent_is_noticed_and_found_again(sides: tuple[Side, Si
 def test_mac_that_changes_is_followed(sides: tuple[Side, Side]) -> None:
     """Another machine under the same address."""
     one, other = sides
-    one.start(probing=False)
+    for number, side in ((1, one), (2, other)):
+        side.start()
+        assert side.peers
+        side.peers.watch(_targets(side, number))
+    assert one.peers
+    assert other.peers
+    state = one.peers.state
+    _eventually(lambda: state().answered == BOTH)
+    other.ip("link set up0 address 02:00:00:00:00:77")
+    other.peers.watch(_targets(other, 2))
+    _eventually(lambda: set(state().macs.values()) == {NEW_MAC})
+
+
+@pytest.mark.root
+def test_mac_from_which_nothing_has_come_is_no_peers(sides: tuple[Side, Side], requests: list[bytes]) -> None:
+    """Who answers ARP for a node may be a router: what comes from there may be any client's."""
+    one, _ = sides
+    one.start()
     assert one.peers
     one.peers.watch(_targets(one, 1))
+    _eventually(lambda: len(requests) > 4)
+    assert {frame[:6] for frame in requests} == {PEER_MAC}
+    assert one.peers.state() == peers.NOTHING
+    assert not one.changes
+
+
+@pytest.mark.root
+def test_probe_is_answered_once_its_sender_is_recognised(
+    sides: tuple[Side, Side], requests: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the answer on the sender hands over, so the programs must know it by then. It need not ask again."""
+    one, other = sides
+    other.recognised = set()
+    for number, side in ((1, one), (2, other)):
+        side.start(probing=number == 1)
+        assert side.peers
+        side.peers.watch(_targets(side, number))
+    assert one.peers
+    assert other.peers
+    theirs = other.peers.state
+    _eventually(lambda: theirs().macs == dict.fromkeys(map(packed, ("192.0.2.1", "2001:db8::1")), MAC))
+    assert not one.peers.state().answered
+    monkeypatch.setattr(peers, "RETRY_S", 60)
+    monkeypatch.setattr(peers, "PROBE_S", 60)
+    time.sleep(0.3)  # the next probe is far away by now
+    sent = len(requests)
+    other.recognised = {MAC}
     state = one.peers.state
-    _eventually(lambda: set(state().macs) == BOTH)
-    other.ip("link set up0 address 02:00:00:00:00:77")
-    one.ip("neigh flush dev up0")
-    other.run(lambda: _sh("ping -c 1 -W 1 192.0.2.1"))
-    _eventually(lambda: state().macs[packed("192.0.2.2")] == bytes.fromhex("020000000077"))
+    _eventually(lambda: state().answered == BOTH)
+    assert len(requests) == sent
 
 
 def test_remembered_is_what_the_maps_say() -> None:
@@ -214,7 +275,8 @@ def test_remembered_is_what_the_maps_say() -> None:
 def test_what_was_known_before_a_restart_holds_until_silence(sides: tuple[Side, Side]) -> None:
     """A peer that answers no more is let go after the silence, like any."""
     one, _ = sides
-    one.peers = one.run(lambda: Peers(True, one._changed))
+    one.make()
+    assert one.peers
     before = peers.State({packed("192.0.2.2"): PEER_MAC}, frozenset({packed("192.0.2.2")}))
     one.peers.remember(before)
     assert one.peers.state() == before
@@ -227,10 +289,12 @@ def test_what_was_known_before_a_restart_holds_until_silence(sides: tuple[Side, 
 @pytest.mark.root
 def test_what_is_no_longer_watched_is_forgotten(sides: tuple[Side, Side]) -> None:
     """And a node that was never there has no MAC."""
-    one, _ = sides
-    one.start()
+    one, other = sides
+    for number, side in ((1, one), (2, other)):
+        side.start()
+        assert side.peers
+        side.peers.watch(_targets(side, number))
     assert one.peers
-    one.peers.watch(_targets(one, 1))
     _eventually(lambda: bool(one.peers and one.peers.state().macs))
     one.peers.watch({})
     assert one.peers.state() == peers.State({}, frozenset())
