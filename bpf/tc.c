@@ -52,33 +52,40 @@ static __always_inline int open_service(const struct packet *packet, const struc
 	return 0;
 }
 
+/* The device by which the kernel routes what it forwards between two addresses; 0: it does not. */
+static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *from, const struct address *to)
+{
+	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
+	long result;
+
+	if (is_v4(to)) {
+		route.ipv4_src = from->word_be[3];
+		route.ipv4_dst = to->word_be[3];
+	} else {
+		route.family = AF_INET6;
+		__builtin_memcpy(route.ipv6_src, from, sizeof(route.ipv6_src));
+		__builtin_memcpy(route.ipv6_dst, to, sizeof(route.ipv6_dst));
+	}
+	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return 0;
+	return route.ifindex;
+}
+
 /*
  * A pod's flow that leaves the cluster by the underlay goes under the node's own address there. One that leaves it
  * otherwise, or cannot, is the host's stack's. Returns 0 or -DROP_NO_FLOW.
  */
 static __always_inline int open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
-	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
 	const struct address *address;
 	const struct underlay *underlay;
 	struct underlay_key key;
-	long result;
 
 	/* Under a node's address a pod could speak for that node in a tunnel. */
 	if (!config.masquerade_port_count || to_tunnel(packet))
 		return 0;
-	if (packet->is_v6) {
-		route.family = AF_INET6;
-		__builtin_memcpy(route.ipv6_src, &packet->tuple.saddr, sizeof(route.ipv6_src));
-		__builtin_memcpy(route.ipv6_dst, &opening->to.daddr, sizeof(route.ipv6_dst));
-	} else {
-		route.ipv4_src = packet->tuple.saddr.word_be[3];
-		route.ipv4_dst = opening->to.daddr.word_be[3];
-	}
-	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return 0;
-	key.ifindex = route.ifindex;
+	key.ifindex = route_out(skb, &packet->tuple.saddr, &opening->to.daddr);
 	underlay = bpf_map_lookup_elem(&underlays, &key);
 	if (!underlay)
 		return 0;
@@ -86,7 +93,7 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	if (!(address->word_be[0] | address->word_be[1] | address->word_be[3]))
 		return 0;
 	opening->to.saddr = *address;
-	opening->way = (struct way){.ifindex = route.ifindex, .kind = WAY_ROUTE};
+	opening->way = (struct way){.ifindex = key.ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
 	return closes_connection(packet) ? -DROP_NO_FLOW : 0; /* of no flow that has a port */
 }
@@ -241,20 +248,15 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 	return 0;
 }
 
-/* A Service's packet that was handed over to this node with the client's destination: answered from here directly. */
-static __always_inline void open_direct_return(const struct arrival *arrival, struct opening *opening)
+/*
+ * The answers to a Service's packet go straight to the client, by the route from the address that it talks to: with
+ * several devices that need not be the one by which the packet came.
+ */
+static __always_inline void open_return(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
-	struct address entry;
-	const struct remote *remote;
+	__u32 ifindex = route_out(skb, &packet->tuple.daddr, &packet->tuple.saddr);
 
-	opening->flags = 0;
-	opening->back = (struct way){.ifindex = arrival->sender.ifindex, .kind = WAY_ROUTE};
-	if (arrival->sender.kind != WAY_TUNNEL)
-		return;
-	__builtin_memcpy(&entry, arrival->sender.end, sizeof(entry));
-	remote = remote_at(&entry);
-	if (remote)
-		opening->back.ifindex = remote->ifindex; /* the device under the tunnel */
+	opening->back = (struct way){.ifindex = ifindex ? ifindex : skb->ifindex, .kind = WAY_ROUTE};
 }
 
 /* The far end and the network of the tunnel out of which a packet came. Returns 0, or -1: it came out of none. */
@@ -372,10 +374,9 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
 	}
-	if (arrival->handed_over)
-		open_direct_return(arrival, opening);
-	else
-		opening->back = (struct way){.ifindex = skb->ifindex, .kind = WAY_ROUTE};
+	/* What was handed over as the client sent it is answered directly. */
+	opening->flags = 0;
+	open_return(skb, packet, opening);
 	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
 	if (result || arrival->handed_over)
 		return result;

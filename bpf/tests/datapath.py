@@ -280,6 +280,16 @@ def routed_namespace() -> Iterator[None]:
 
 
 @contextmanager
+def another_device(*addresses: str) -> Iterator[int]:
+    """A second device, and the routes to addresses by it; its index."""
+    index = run_on(kernel.route_out, "out0", list(addresses))
+    try:
+        yield index
+    finally:
+        run_on(kernel.remove_device, "out0")
+
+
+@contextmanager
 def host_socket(port: int) -> Iterator[None]:
     """A UDP socket of the host's own at a port."""
     descriptor = run_on(kernel.bind_udp, port)

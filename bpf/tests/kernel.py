@@ -115,6 +115,19 @@ def leave_namespace(home: int) -> None:
     os.close(home)
 
 
+def route_out(name: str, addresses: list[str]) -> int:
+    """Makes a device by which addresses are reached, and returns its index."""
+    for command in (f"link add {name} type veth peer name {name}-far", f"link set {name} up"):
+        subprocess.run(["ip", *command.split()], check=True)
+    for address in addresses:
+        subprocess.run(["ip", "route", "add", address, "dev", name], check=True)
+    return socket.if_nametoindex(name)
+
+
+def remove_device(name: str) -> None:
+    subprocess.run(["ip", "link", "del", name], check=True)
+
+
 def bind_udp(port: int) -> int:
     """A UDP socket of the host on every IPv4 address, whose port others may share."""
     host = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

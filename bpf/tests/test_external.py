@@ -401,6 +401,26 @@ class TestBackendNode:
         assert datapath.dropped(DropReason.NO_HANDOVER) == 1
 
 
+class TestWayOfAnswers:
+    """On a node with several devices."""
+
+    @BOTH
+    @pytest.mark.parametrize("handed_over", [False, True], ids=["entry", "direct"])
+    def test_answers_leave_by_the_route_to_the_client(
+        self, datapath: Datapath, family: Family, handed_over: bool
+    ) -> None:
+        """Whichever device the client's packet came by: handed over, it came by one between nodes."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server, DIRECT, local=1)
+        client = (family.outside, 5000)
+        node, sender = (family.other_node, dp.PEER_MAC) if handed_over else (family.node, dp.ROUTER_MAC)
+        request = arriving(tcp(family, client, (node, NODE_PORT)), sender)
+        with dp.another_device(family.outside) as ifindex:
+            assert datapath.run("from_netdev", request).verdict == REDIRECT
+        flow = datapath.flow(key((family.server, 8080), client, dp.TCP_PROTOCOL))
+        assert flow is not None
+        assert (flow.way.kind, flow.way.ifindex) == (WayKind.ROUTE, ifindex)
+
+
 class TestEvictedEntry:
     """Half of a flow was evicted: what is left of it restores it as it was."""
 
