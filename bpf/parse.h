@@ -55,8 +55,9 @@ struct packet {
 	__u8 is_v6;
 	__u8 ttl; /* or hop limit */
 	__u8 tcp_flags;
-	__u8 fragment; /* enum fragment */
-	__u8 is_echo;  /* ICMP echo, request or reply */
+	__u8 fragment;    /* enum fragment */
+	__u8 is_echo;     /* ICMP echo, request or reply */
+	__u8 no_checksum; /* UDP that says so */
 };
 
 /* An ICMP echo of either family: <linux/icmp.h> needs the C library's headers. */
@@ -98,6 +99,23 @@ static __always_inline void *header(struct __sk_buff *skb, __u32 offset, __u32 s
 	if (bpf_skb_pull_data(skb, offset + size))
 		return NULL;
 	start = packet_start(skb) + offset;
+	return start + size <= packet_end(skb) ? start : NULL;
+}
+
+/*
+ * `size` bytes of the transport header, where neither options nor extensions stand before it: an offset that is known
+ * here makes do without a helper. NULL: they do, or it is not linear.
+ */
+static __always_inline void *l4_header(const struct __sk_buff *skb, const struct packet *packet, __u32 size)
+{
+	void *start = packet_start(skb);
+
+	if (packet->l4_offset == ETH_HLEN + sizeof(struct iphdr))
+		start += ETH_HLEN + sizeof(struct iphdr);
+	else if (packet->l4_offset == ETH_HLEN + sizeof(struct ipv6hdr))
+		start += ETH_HLEN + sizeof(struct ipv6hdr);
+	else
+		return NULL;
 	return start + size <= packet_end(skb) ? start : NULL;
 }
 
@@ -194,7 +212,12 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pack
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet)
 {
 	__u8 protocol = packet->tuple.protocol;
-	struct tcphdr tcp;
+	union {
+		struct tcphdr tcp;
+		struct udphdr udp;
+		__u8 bytes[sizeof(struct tcphdr)];
+	} copied, *l4;
+	__u32 size = protocol == IPPROTO_TCP ? sizeof(copied.tcp) : sizeof(copied.udp);
 
 	if (packet->fragment == FRAGMENT_LATER)
 		return 0;
@@ -202,15 +225,18 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 		return parse_icmp(skb, packet);
 	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
 		return 0;
-	if (protocol == IPPROTO_TCP) {
-		if (bpf_skb_load_bytes(skb, packet->l4_offset, &tcp, sizeof(tcp)))
+	l4 = l4_header(skb, packet, sizeof(copied));
+	if (!l4) {
+		if (bpf_skb_load_bytes(skb, packet->l4_offset, &copied, size))
 			return -DROP_TRUNCATED;
-		packet->tcp_flags = ((__u8 *)&tcp)[TCP_FLAGS_OFFSET];
-	} else if (bpf_skb_load_bytes(skb, packet->l4_offset, &tcp, sizeof(struct udphdr))) {
-		return -DROP_TRUNCATED;
+		l4 = &copied;
 	}
-	packet->tuple.sport_be = tcp.source; /* UDP's ports stand where TCP's do */
-	packet->tuple.dport_be = tcp.dest;
+	if (protocol == IPPROTO_TCP)
+		packet->tcp_flags = l4->bytes[TCP_FLAGS_OFFSET];
+	else
+		packet->no_checksum = !l4->udp.check;
+	packet->tuple.sport_be = l4->tcp.source; /* UDP's ports stand where TCP's do */
+	packet->tuple.dport_be = l4->tcp.dest;
 	return 0;
 }
 

@@ -153,7 +153,7 @@ static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u
 	asm volatile("" : "+r"(size));
 	if (size >= max)
 		return -DROP_REWRITE_FAILED;
-	if (bpf_skb_store_bytes(skb, ETH_HLEN, reply, size + 1, BPF_F_INVALIDATE_HASH))
+	if (bpf_skb_store_bytes(skb, ETH_HLEN, reply, size + 1, BPF_F_INVALIDATE_HASH | BPF_F_RECOMPUTE_CSUM))
 		return -DROP_REWRITE_FAILED;
 	return rewrite_macs(skb, ethernet.h_source, ethernet.h_dest);
 }

@@ -27,32 +27,34 @@ static __always_inline __u16 checksum_add(__u16 checksum, __u32 difference)
 	return ~sum;
 }
 
+/* What a change of addresses adds to a checksum, as bpf_csum_diff() gives it: in C it takes a third of the time. */
 static __always_inline __u32 address_difference(const struct tuple *from, const struct tuple *to)
 {
-	/* saddr and daddr stand side by side; the mark of a v4-mapped address is in both, and adds nothing */
-	return bpf_csum_diff((__be32 *)&from->saddr, 2 * sizeof(struct address), (__be32 *)&to->saddr,
-			     2 * sizeof(struct address), 0);
+	__u64 sum = 0;
+
+	for (int i = 0; i < 4; i++) {
+		sum += (__u64)to->saddr.word_be[i] + (__u32)~from->saddr.word_be[i];
+		sum += (__u64)to->daddr.word_be[i] + (__u32)~from->daddr.word_be[i];
+	}
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	return sum + (sum >> 32);
 }
 
 static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 					     __u32 difference)
 {
-	if (packet->is_v6) {
-		struct ipv6hdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
+	struct iphdr *ip;
 
-		if (!ip)
-			return -DROP_REWRITE_FAILED;
-		__builtin_memcpy(&ip->saddr, &to->saddr, sizeof(ip->saddr));
-		__builtin_memcpy(&ip->daddr, &to->daddr, sizeof(ip->daddr));
-	} else {
-		struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
-
-		if (!ip)
-			return -DROP_REWRITE_FAILED;
-		ip->saddr = to->saddr.word_be[3];
-		ip->daddr = to->daddr.word_be[3];
-		ip->check = checksum_add(ip->check, difference);
-	}
+	/* No header's checksum makes up for IPv6 addresses in the device's sum over the whole packet. */
+	if (packet->is_v6)
+		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), &to->saddr,
+					   2 * sizeof(struct address), BPF_F_RECOMPUTE_CSUM);
+	ip = header(skb, ETH_HLEN, sizeof(*ip));
+	if (!ip)
+		return -DROP_REWRITE_FAILED;
+	ip->saddr = to->saddr.word_be[3];
+	ip->daddr = to->daddr.word_be[3];
+	ip->check = checksum_add(ip->check, difference);
 	return 0;
 }
 
@@ -75,6 +77,19 @@ static __always_inline int rewrite_echo(struct __sk_buff *skb, const struct pack
 	return 0;
 }
 
+/* Ports that no checksum makes up for change the device's sum over the whole packet. */
+static __always_inline int store_ports(struct __sk_buff *skb, const struct packet *packet, const __be16 ports[2])
+{
+	__u32 *there = packet->no_checksum ? NULL : l4_header(skb, packet, sizeof(*there));
+
+	if (there) {
+		*there = *(__u32 *)ports;
+		return 0;
+	}
+	return bpf_skb_store_bytes(skb, packet->l4_offset, ports, 2 * sizeof(ports[0]),
+				   packet->no_checksum ? BPF_F_RECOMPUTE_CSUM : 0);
+}
+
 static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 					 __u32 difference)
 {
@@ -84,15 +99,14 @@ static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct pac
 	__be16 old_ports[2] = {packet->tuple.sport_be, packet->tuple.dport_be};
 	__be16 new_ports[2] = {to->sport_be, to->dport_be};
 
-	if (bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags))
-		return -DROP_REWRITE_FAILED;
-	if (*(__u32 *)old_ports == *(__u32 *)new_ports)
-		return 0;
-	if (bpf_l4_csum_replace(skb, checksum, *(__u32 *)old_ports, *(__u32 *)new_ports, flags | sizeof(new_ports)))
-		return -DROP_REWRITE_FAILED;
-	if (bpf_skb_store_bytes(skb, packet->l4_offset, new_ports, sizeof(new_ports), 0))
-		return -DROP_REWRITE_FAILED;
-	return 0;
+	if (*(__u32 *)old_ports != *(__u32 *)new_ports) {
+		if (store_ports(skb, packet, new_ports))
+			return -DROP_REWRITE_FAILED;
+		if (bpf_l4_csum_replace(skb, checksum, *(__u32 *)old_ports, *(__u32 *)new_ports,
+					flags | sizeof(new_ports)))
+			return -DROP_REWRITE_FAILED;
+	}
+	return bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
 /* Makes the packet that came as packet->tuple go on as `to`. Returns 0, -DROP_FRAGMENT or -DROP_REWRITE_FAILED. */

@@ -28,6 +28,7 @@ _LINK_CREATE, _LINK_UPDATE = 28, 29
 BATCH_ENTRIES = 4096
 
 ANY, NOEXIST, EXIST = 0, 1, 2
+CHECKSUM_COMPLETE = 4  # BPF_F_TEST_SKB_CHECKSUM_COMPLETE: the packet comes as from a NIC that has summed it up
 
 
 class MapInfo(NamedTuple):
@@ -164,12 +165,15 @@ def link_update(link_fd: int, program_fd: int) -> None:
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replacing an attached program")
 
 
-def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int = 1) -> TestRun:
+def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int = 1, flags: int = 0) -> TestRun:
     """Runs a TC or XDP program on a packet (BPF_PROG_TEST_RUN) in the caller's network namespace.
 
     Args:
         context: a struct __sk_buff of 192 bytes, or nothing; of its fields the kernel takes `mark`, `ifindex`, `cb`,
             and few others.
+
+    Raises:
+        OSError: with CHECKSUM_COMPLETE EBADMSG where the packet left has another sum than the kernel believes.
     """
     data_in = ctypes.create_string_buffer(packet, len(packet))
     data_out = ctypes.create_string_buffer(65536)
@@ -177,7 +181,7 @@ def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int =
     ctx_out = ctypes.create_string_buffer(max(len(context), 1))
     attr = bytearray(
         struct.pack(
-            "=IIIIQQIIIIQQ",
+            "=IIIIQQIIIIQQI",
             fd,
             0,
             len(packet),
@@ -190,6 +194,7 @@ def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int =
             len(context),
             ctypes.addressof(ctx_in) if context else 0,
             ctypes.addressof(ctx_out) if context else 0,
+            flags,
         )
     )
     buffer = (ctypes.c_char * len(attr)).from_buffer(attr)

@@ -358,7 +358,7 @@ class TestBackendNode:
     ) -> None:
         """The entry node has not heard yet that its NodePort is gone: what it hands over does not come back to it."""
         request = arriving(build(family, (family.outside, 5000), (family.other_node, NODE_PORT)), dp.PEER_MAC)
-        result = datapath.run("from_netdev", request)
+        result = datapath.run("from_netdev", request, summed=False)
         assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
         assert (result.packet[Ether].dst, result.packet[family.ip].dst) == (dp.PEER_MAC, family.outside)
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1

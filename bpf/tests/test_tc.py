@@ -185,7 +185,7 @@ class TestFromPod:
         """UDP gets ICMP port unreachable that quotes the IP header and the ports."""
         datapath.service(V4.service, 53, dp.UDP_PROTOCOL, [])
         packet = udp(V4, (V4.client, 40000), (V4.service, 53))
-        result = datapath.run("from_pod", packet)
+        result = datapath.run("from_pod", packet, summed=False)
         assert result.verdict == REDIRECT
         error = IP(src=V4.service, dst=V4.client, flags="DF", id=0) / ICMP(type=3, code=3) / Raw(bytes(packet[IP])[:28])
         same(result.packet, Ether(bytes(dp.ethernet(dp.HOST_MAC, dp.POD_MAC) / error)))
@@ -194,7 +194,7 @@ class TestFromPod:
         """The same by ICMPv6, whose checksum covers the addresses."""
         datapath.service(V6.service, 53, dp.UDP_PROTOCOL, [])
         packet = udp(V6, (V6.client, 40000), (V6.service, 53))
-        result = datapath.run("from_pod", packet)
+        result = datapath.run("from_pod", packet, summed=False)
         assert result.verdict == REDIRECT
         error = IPv6(src=V6.service, dst=V6.client) / ICMPv6DestUnreach(code=4) / Raw(bytes(packet[IPv6])[:48])
         same(result.packet, Ether(bytes(dp.ethernet(dp.HOST_MAC, dp.POD_MAC) / error)))
@@ -248,7 +248,7 @@ class TestFromPod:
         datapath.service(V4.service, 53, dp.UDP_PROTOCOL, [])
         ip = IP(src=V4.client, dst=V4.service, options=[IPOption_Router_Alert()])
         packet = Ether(bytes(dp.ethernet() / ip / UDP(sport=40000, dport=53) / b"question"))
-        result = datapath.run("from_pod", packet)
+        result = datapath.run("from_pod", packet, summed=False)
         error = IP(src=V4.service, dst=V4.client, flags="DF", id=0) / ICMP(type=3, code=3) / Raw(bytes(packet[IP])[:32])
         same(result.packet, Ether(bytes(dp.ethernet(dp.HOST_MAC, dp.POD_MAC) / error)))
 
