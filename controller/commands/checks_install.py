@@ -61,6 +61,9 @@ def _cni() -> Iterator[Check]:
     executable = os.access(cnifiles.EXECUTABLE, os.X_OK)
     seen = str(cnifiles.EXECUTABLE) if executable else f"{cnifiles.EXECUTABLE} is missing or not executable"
     yield check("cni executable", executable, seen, "install it from build/bin/calico-ebpf", Verdict.WARN)
+    loopback = os.access(cnifiles.LOOPBACK, os.X_OK)
+    seen = str(cnifiles.LOOPBACK) if loopback else f"{cnifiles.LOOPBACK} is missing: containerd runs it for every pod"
+    yield check("cni loopback", loopback, seen, "Debian has it in containernetworking-plugins", Verdict.WARN)
     files = cnifiles.networks()
     if not any(network.ours for network in files):
         seen = f"no network of ours in {cnifiles.NETWORKS_DIR}"

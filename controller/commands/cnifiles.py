@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 NETWORKS_DIR = Path("/etc/cni/net.d")
 EXECUTABLE = Path("/opt/cni/bin/calico-ebpf")
+LOOPBACK = EXECUTABLE.with_name("loopback")
 PLUGIN = "calico-ebpf"
 SUFFIXES = {".conf", ".conflist", ".json"}
 

@@ -4,6 +4,7 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from click.testing import Result
 from bpf import abi
 from bpf.address import packed
 from bpf.errors import BpfError
-from controller.commands import checks, checks_install, daemons, doctor, status, uninstall
+from controller.commands import checks, checks_install, cnifiles, daemons, doctor, status, uninstall
 from controller.commands.checks import Check, Verdict
 from controller.commands.tests.conftest import Node
 
@@ -197,6 +198,20 @@ def test_pins_of_another_layout_fail_the_check(node: Node) -> None:
     assert "pods" in found["pins"].seen
     assert found["other layouts"].verdict == Verdict.WARN
     assert found["objects"].verdict == Verdict.FAIL
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["missing", "there"])
+def test_missing_loopback_plugin_is_a_warning(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    """containerd runs it beside ours for every pod, and no pod starts without it."""
+    plugin = tmp_path / "loopback"
+    if there:
+        plugin.touch(0o755)
+    monkeypatch.setattr(cnifiles, "LOOPBACK", plugin)
+    found = {item.name: item for item in checks_install.install_checks(node.settings)}["cni loopback"]
+    assert found.verdict == (Verdict.OK if there else Verdict.WARN)
+    assert ("containernetworking-plugins" in found.advice) != there
 
 
 def test_kernel_checks_pass_where_these_tests_run(node: Node) -> None:
