@@ -98,7 +98,8 @@ class Client:
         first = FIRST_SERVICE + 2 * number
         connect_port = _expose(source, server, first, TARGET_PORT)
         self._stream_port = _expose(source, server, first + 1, STREAM_PORT)
-        self._stream_server = server.space.start("iperf3", "-s", "-p", str(STREAM_PORT))
+        # Its report of every stream would fill the pipe, and then it would wait for a reader.
+        self._stream_server = server.space.start("iperf3", "-s", "-p", str(STREAM_PORT), "--logfile", "/dev/null")
         source_port = FIRST_SOURCE_PORT + number * SOURCE_PORTS
         self._tool = start_client(client, self._entry, connect_port, source_port)
         _wait_stream(self)
