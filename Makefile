@@ -71,16 +71,16 @@ kernels: setup ## fetch Debian's cloud kernels, and what boots them, once
 	$(PYTHON) -m e2e.kernels.images
 
 .PHONY: test
-test: check kubernetes ## all tests but those below: unit, packets, CNI, the lab of network namespaces, an API server
+test: check kubernetes kernels ## all tests: unit, packets, CNI, the lab, an API server, a real cluster, other kernels
 	$(VENV)/bin/pytest -m root bpf cni controller
-	$(VENV)/bin/pytest -m root e2e --ignore=e2e/tests/cluster --ignore=e2e/kernels
+	$(VENV)/bin/pytest -m root e2e
 
 .PHONY: test-cluster
-test-cluster: build kubernetes ## a real cluster of kubelets, in the lab's namespaces
+test-cluster: build kubernetes ## of the tests, those on a real cluster of kubelets
 	$(VENV)/bin/pytest -m root e2e/tests/cluster
 
 .PHONY: test-kernels
-test-kernels: build kernels ## every object and every packet on Debian's cloud kernels
+test-kernels: build kernels ## of the tests, those on Debian's cloud kernels
 	$(VENV)/bin/pytest -m root e2e/kernels
 
 .PHONY: soak
