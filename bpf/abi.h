@@ -15,7 +15,7 @@
 
 /* The directory of the pins carries it: raise it with every change of a key or a value. */
 enum abi_version {
-	ABI_VERSION = 3,
+	ABI_VERSION = 4,
 };
 
 struct address {
@@ -170,12 +170,6 @@ struct underlay {
 ABI_LAYOUT(underlay, 32);
 
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
-
-enum flow_table {
-	FLOW_SHARD_BITS = 8, /* places in the array of shards; bpf/loader.py says how many maps stand in them */
-	FLOW_SHARDS = 1 << FLOW_SHARD_BITS,
-	FLOW_SWEEP_LIMIT = 2048, /* what a run removes at most; bpf/sweep.c says why */
-};
 
 enum flow_state {
 	FLOW_NEW = 0,     /* packets in one direction only */

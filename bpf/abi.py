@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 3
+    VERSION = 4
 
 
 class ConnectTime(IntEnum):
@@ -76,14 +76,6 @@ class FlowState(IntEnum):
     CLOSING = 2
     CLOSED = 3
     RESET = 4
-
-
-class FlowTable(IntEnum):
-    """enum flow_table."""
-
-    SHARD_BITS = 8
-    SHARDS = 256
-    SWEEP_LIMIT = 2048
 
 
 class FrontendFlag(IntFlag):
@@ -651,7 +643,7 @@ class Flow(NamedTuple):
 
 class MapSpec(NamedTuple):
     """A pinned map: `map_type` is BPF_MAP_TYPE_*, sizes are in bytes; `key` and `value` name its structs, or "" for an
-    integer. `shards`: 0, or how many such maps, `max_entries` in all, stand in an array of maps in its place."""
+    integer."""
 
     map_type: int
     key_size: int
@@ -660,14 +652,13 @@ class MapSpec(NamedTuple):
     map_flags: int
     key: str
     value: str
-    shards: int = 0
 
 
 MAPS = {
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
-    "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow", 256),
+    "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
     "frontends": MapSpec(1, 20, 16, 65536, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),

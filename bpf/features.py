@@ -13,7 +13,7 @@ from bpf import bpftool
 
 KERNEL = (5, 10)
 
-MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie", "array_of_maps")
+MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie")
 
 # Program type to the helpers that bpf/*.c and the headers call with it.
 HELPERS = {
@@ -23,7 +23,6 @@ HELPERS = {
         "bpf_get_prandom_u32",
         "bpf_ktime_get_ns",
         "bpf_l4_csum_replace",
-        "bpf_map_delete_elem",
         "bpf_map_lookup_elem",
         "bpf_map_update_elem",
         "bpf_redirect",
@@ -48,8 +47,11 @@ HELPERS = {
     ),
 }
 
+# The sweep's, which is done without where the kernel has no BTF.
+SWEEP_HELPERS = {"bpf_map_delete_elem", "bpf_seq_write"}
+
 # What is used where it is there, and done without before: the first kernel that has it.
-LATER_HELPERS = {"bpf_ktime_get_coarse_ns": (5, 11), "bpf_for_each_map_elem": (5, 13)}
+LATER_HELPERS = {"bpf_ktime_get_coarse_ns": (5, 11)}
 
 
 class Features(NamedTuple):

@@ -10,7 +10,6 @@ struct {
 	enum remote_flag remote_flag;
 	enum node_flag node_flag;
 	enum way_kind way_kind;
-	enum flow_table flow_table;
 	enum flow_state flow_state;
 	enum flow_flag flow_flag;
 	enum socket_side socket_side;
@@ -19,5 +18,4 @@ struct {
 	enum connect_time connect_time;
 	enum state_index state_index;
 	enum probe probe;
-	struct flow flow; /* of inner maps clang only says that there is such a struct */
 } abi_types;

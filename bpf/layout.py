@@ -33,7 +33,7 @@ MAPS = '''
 
 class MapSpec(NamedTuple):
     """A pinned map: `map_type` is BPF_MAP_TYPE_*, sizes are in bytes; `key` and `value` name its structs, or "" for an
-    integer. `shards`: 0, or how many such maps, `max_entries` in all, stand in an array of maps in its place."""
+    integer."""
 
     map_type: int
     key_size: int
@@ -42,7 +42,6 @@ class MapSpec(NamedTuple):
     map_flags: int
     key: str
     value: str
-    shards: int = 0
 
 '''
 
@@ -53,7 +52,6 @@ class Btf:
     def __init__(self, types: list[Type]) -> None:
         self.types = types
         self._by_id = {item["id"]: item for item in types}
-        self._structs = {item["name"]: item for item in types if item["kind"] == "STRUCT"}
 
     def resolve(self, type_id: int) -> tuple[Type, str]:
         """Returns the type behind typedefs and qualifiers, and the name of the innermost typedef that says `__be`."""
@@ -63,8 +61,6 @@ class Btf:
             if item["name"].startswith("__be"):
                 name = item["name"]
             item = self._by_id[item["type_id"]]
-        if item["kind"] == "FWD":
-            item = self._structs[item["name"]]
         return item, name
 
     def named(self, kind: str) -> Iterator[Type]:
@@ -162,27 +158,12 @@ def enumeration(item: Type) -> str:
     return "\n".join(lines)
 
 
-def map_shape(btf: Btf, definition: Type) -> dict[str, Any]:
-    """The attributes of a map's definition; those of its inner maps as `inner`, where it has them."""
-    shape: dict[str, Any] = {"map_flags": 0}
-    for member in definition["members"]:
-        target, _ = btf.resolve(member["type_id"])
-        if member["name"] == "values":  # an array, not of any length, of pointers to the definition
-            pointer, _ = btf.resolve(target["type_id"])
-            shape["inner"] = map_shape(btf, btf.resolve(pointer["type_id"])[0])
-            continue
-        target, _ = btf.resolve(target["type_id"])
-        shape[member["name"]] = target["nr_elems"] if target["kind"] == "ARRAY" else target
-    return shape
-
-
 def map_spec(btf: Btf, variable: Type) -> str:
     """The MapSpec of one map: libbpf writes each attribute as a pointer, integers as the length of an array."""
-    shape = map_shape(btf, btf.resolve(variable["type_id"])[0])
-    shards = 0
-    if "inner" in shape:
-        shards, shape = shape["max_entries"], shape["inner"]
-        shape["max_entries"] *= shards
+    shape: dict[str, Any] = {"map_flags": 0}
+    for member in btf.resolve(variable["type_id"])[0]["members"]:
+        target, _ = btf.resolve(btf.resolve(member["type_id"])[0]["type_id"])
+        shape[member["name"]] = target["nr_elems"] if target["kind"] == "ARRAY" else target
     struct = {side: camel(shape[side]["name"]) if shape[side]["kind"] == "STRUCT" else "" for side in ("key", "value")}
     arguments = [
         shape["type"],
@@ -192,7 +173,6 @@ def map_spec(btf: Btf, variable: Type) -> str:
         shape["map_flags"],
         f'"{struct["key"]}"',
         f'"{struct["value"]}"',
-        *([shards] if shards else []),
     ]
     return f'    "{variable["name"]}": MapSpec({", ".join(map(str, arguments))}),'
 

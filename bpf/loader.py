@@ -26,15 +26,9 @@ from bpf.syscall import MapInfo
 
 OBJECTS = ("tc.o", "cgroup.o")
 
-# Objects that need a newer kernel than the rest, and are done without before it.
-OPTIONAL = {"sweep.o": (5, 13)}
-# Of a map in shards. A sweep walks one in a run, which holds a CPU: for 1 to 2 ms when it is full. Not less, since an
-# LRU map keeps up to 128 free entries for each CPU that has ever written to it, and a CPU that finds none left evicts
-# what it has just entered: kernels without commit d4adf1c9ee77 ("bpf: Adjust free target to avoid global starvation of
-# LRU map") do not adapt that number to the map. This is enough for some 100 CPUs.
-SHARD_ENTRIES = 16384
-
-ARRAY_OF_MAPS = 12  # BPF_MAP_TYPE_ARRAY_OF_MAPS
+# The sweep's, which is done without where the kernel has no BTF: it takes no iterators then.
+SWEEP = "sweep.o"
+KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
 class Pins:
@@ -59,30 +53,6 @@ class Pins:
     def open_map(self, name: str) -> int:
         """A descriptor of a pinned map. Raises NotLoadedError."""
         return _open(self.map(name))
-
-    def open_shard(self, name: str, index: int) -> int:
-        """A descriptor of one map of those that `open_shards` opens. Raises NotLoadedError."""
-        array = self.open_map(name)
-        try:
-            return _shard(array, index)
-        finally:
-            os.close(array)
-
-    def open_shards(self, name: str) -> list[int]:
-        """Descriptors of all maps of one that stands in shards, in their order. Raises NotLoadedError."""
-        array = self.open_map(name)
-        try:
-            return [syscall.map_by_id(one) for one in _shard_ids(array, MAPS[name])]
-        finally:
-            os.close(array)
-
-    def count_shards(self, name: str) -> int:
-        """How many maps `open_shards` opens; they stand in the first places of the array. Raises NotLoadedError."""
-        array = self.open_map(name)
-        try:
-            return len(_shard_ids(array, MAPS[name]))
-        finally:
-            os.close(array)
 
     def open_program(self, name: str) -> int:
         """A descriptor of a pinned program. Raises NotLoadedError."""
@@ -146,7 +116,9 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
         try:
             fd = syscall.obj_get(pin)
         except FileNotFoundError:
-            fd = _create(name, spec, sizes.get(name, spec.max_entries))
+            entries = sizes.get(name, spec.max_entries)
+            shape = MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags)
+            fd = syscall.map_create(shape, name)
             try:
                 syscall.obj_pin(fd, pin)
             except PermissionError as error:
@@ -158,36 +130,8 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
             os.close(fd)
 
 
-def _create(name: str, spec: MapSpec, entries: int) -> int:
-    """A new map; one of shards is an array of maps, each with its share of the entries, in turn at every place."""
-    count = shard_count(spec, entries)
-    entries //= count
-    shape = MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags)
-    if not spec.shards:
-        return syscall.map_create(shape, name)
-    shards = [syscall.map_create(shape, name) for _ in range(count)]
-    array = syscall.map_create(MapInfo(ARRAY_OF_MAPS, 0, 4, 4, spec.shards, 0), name, inner_fd=shards[0])
-    for index in range(spec.shards):
-        syscall.map_update(array, index.to_bytes(4, "little"), shards[index % count].to_bytes(4, "little"))
-    for shard in shards:
-        os.close(shard)
-    return array
-
-
-def shard_count(spec: MapSpec, entries: int) -> int:
-    """How many maps a map of so many entries is made of: 1 where it does not stand in shards."""
-    count = 1
-    while count < spec.shards and entries > count * SHARD_ENTRIES:
-        count *= 2
-    return count
-
-
 def _check_layout(pin: Path, fd: int, spec: MapSpec) -> None:
     info = syscall.map_info(fd)
-    if spec.shards and info.map_type == ARRAY_OF_MAPS:
-        shard = _shard(fd, 0)
-        info = syscall.map_info(shard)
-        os.close(shard)
     if (info.map_type, info.key_size, info.value_size) != (spec.map_type, spec.key_size, spec.value_size):
         raise LayoutError(
             f"{pin} has another layout (type {info.map_type}, key {info.key_size}, value {info.value_size} bytes; "
@@ -196,26 +140,8 @@ def _check_layout(pin: Path, fd: int, spec: MapSpec) -> None:
         )
 
 
-def _shard_ids(array_fd: int, spec: MapSpec) -> list[int]:
-    """The ids of the maps in an array, each once, in their order."""
-    return list(dict.fromkeys(_shard_id(array_fd, index) for index in range(spec.shards)))
-
-
-def _shard(array_fd: int, index: int) -> int:
-    return syscall.map_by_id(_shard_id(array_fd, index))
-
-
-def _shard_id(array_fd: int, index: int) -> int:
-    found = syscall.map_lookup(array_fd, index.to_bytes(4, "little"), 4)
-    if found is None:
-        raise LayoutError(f"shard {index} is missing")
-    return int.from_bytes(found, "little")
-
-
 def _objects() -> list[str]:
-    version, _, _ = os.uname().release.partition("-")
-    kernel = tuple(int(part) for part in version.split(".")[:2])
-    return [*OBJECTS, *(name for name, least in OPTIONAL.items() if kernel >= least)]
+    return [*OBJECTS, *([SWEEP] if KERNEL_BTF.exists() else [])]
 
 
 def _image(path: Path, config: Config) -> bytes:

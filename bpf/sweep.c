@@ -1,13 +1,10 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
- * Returns the memory of expired flows, a shard at a call: the controller runs it by BPF_PROG_TEST_RUN, cb[0] being the
- * shard. Correctness does not wait for it, since expiry is decided at look-up. An object of its own: it needs
- * bpf_for_each_map_elem(), of kernel 5.13.
- *
- * A run holds its CPU. To meet an entry takes 0.1 us, to remove it another 0.3: a shard that is full, and has expired
- * as a whole, would take 6 ms. So a run stops at a number of removals that adds 0.7 ms, and the controller runs it
- * again; a lower number means more runs, each of which begins at the first bucket. Smaller shards instead would be too
- * small: bpf/loader.py says why.
+ * Returns the memory of expired flows: an iterator over the flow table, which the controller reads from. It writes a
+ * byte for every entry that it meets, so a read of so many bytes is a slice of so many entries. The next one goes on
+ * where it ended: in a bucket by the number of entries that were met there, so one behind a removed one may be passed
+ * over until the next sweep. Correctness does not wait for it, since expiry is decided at look-up. An object of its
+ * own: the kernel takes iterators only where it has BTF.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -16,32 +13,33 @@
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
-struct sweep {
-	__u64 now;
-	__u32 seen;
-	__u32 removed;
+/* The kernel's own structs, as far as they are read here; they are checked against its BTF by their offsets. */
+struct bpf_iter_meta {
+	struct seq_file *seq;
 };
 
-static long expire(void *shard, const struct tuple *key, const struct flow *flow, struct sweep *sweep)
+struct bpf_iter__bpf_map_elem {
+	__bpf_md_ptr(struct bpf_iter_meta *, meta);
+	__bpf_md_ptr(struct bpf_map *, map);
+	__bpf_md_ptr(const struct tuple *, key);
+	__bpf_md_ptr(const struct flow *, value);
+};
+
+/* Writes 1 for an entry that it removed, 0 for one that stays. */
+SEC("iter/bpf_map_elem")
+int sweep(struct bpf_iter__bpf_map_elem *met)
 {
-	sweep->seen += 1;
-	if (flow_expired(flow, sweep->now)) {
-		bpf_map_delete_elem(shard, key);
-		sweep->removed += 1;
+	const struct flow *flow = met->value;
+	const struct tuple *key = met->key;
+	struct tuple expired;
+	__u8 removed = 0;
+
+	if (!key || !flow)
+		return 0; /* after the last one */
+	if (flow_expired(flow, bpf_ktime_get_ns())) {
+		expired = *key; /* no helper takes the iterator's own */
+		removed = !bpf_map_delete_elem(&flows, &expired);
 	}
-	return sweep->removed >= FLOW_SWEEP_LIMIT;
-}
-
-/* Returns how many entries it removed, FLOW_SWEEP_LIMIT at most; leaves in cb[1] how many it met. */
-SEC("classifier")
-int sweep(struct __sk_buff *skb)
-{
-	__u32 key = skb->cb[0];
-	struct sweep sweep = {.now = flow_clock()};
-	void *shard = bpf_map_lookup_elem(&flows, &key);
-
-	if (shard)
-		bpf_for_each_map_elem(shard, expire, &sweep, 0);
-	skb->cb[1] = sweep.seen;
-	return sweep.removed;
+	bpf_seq_write(met->meta->seq, &removed, sizeof(removed));
+	return 0;
 }

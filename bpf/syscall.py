@@ -12,7 +12,7 @@ import platform
 import resource
 import struct
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +20,10 @@ _NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 6, 7
-_PROG_TEST_RUN, _MAP_GET_FD_BY_ID, _OBJ_GET_INFO = 10, 14, 15
+_PROG_TEST_RUN, _OBJ_GET_INFO = 10, 15
 _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE = 28, 29
+_ITER_CREATE, _TRACE_ITER = 33, 28
 
 # Entries asked for at once of a hash map. A bucket is answered whole: too few for one, and the kernel says ENOSPC.
 BATCH_ENTRIES = 4096
@@ -48,12 +49,11 @@ class TestRun(NamedTuple):
     context: bytes
 
 
-def map_create(shape: MapInfo, name: str, inner_fd: int = 0) -> int:
+def map_create(shape: MapInfo, name: str) -> int:
     """Creates a map and returns its descriptor.
 
     Args:
         shape: its `map_id` does not matter.
-        inner_fd: of an array of maps, a map like those that it will hold.
     """
     _raise_memlock()
     attr = struct.pack(
@@ -63,7 +63,7 @@ def map_create(shape: MapInfo, name: str, inner_fd: int = 0) -> int:
         shape.value_size,
         shape.max_entries,
         shape.map_flags,
-        inner_fd,
+        0,
         0,
         name.encode()[:15],
     )
@@ -72,11 +72,6 @@ def map_create(shape: MapInfo, name: str, inner_fd: int = 0) -> int:
 
 def map_info(fd: int) -> MapInfo:
     return MapInfo(*struct.unpack_from("=IIIIII", _info(fd, 24)))
-
-
-def map_by_id(map_id: int) -> int:
-    """A descriptor of a map, by its id."""
-    return _bpf(_MAP_GET_FD_BY_ID, struct.pack("=III", map_id, 0, 0), f"opening map {map_id}")
 
 
 def program_id(fd: int) -> int:
@@ -163,6 +158,22 @@ def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
 def link_update(link_fd: int, program_fd: int) -> None:
     """Replaces a link's program with another, atomically."""
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replacing an attached program")
+
+
+@contextmanager
+def map_iterator(program_fd: int, map_fd: int) -> Iterator[int]:
+    """A descriptor from which is read what an iterator program writes of a map's entries, one after the other."""
+    info = ctypes.create_string_buffer(struct.pack("=I", map_fd), 4)
+    attr = struct.pack("=IIIIQI", program_fd, 0, _TRACE_ITER, 0, ctypes.addressof(info), len(info))
+    link = _bpf(_LINK_CREATE, attr, "attaching an iterator")
+    try:
+        iterator = _bpf(_ITER_CREATE, struct.pack("=II", link, 0), "starting an iterator")
+        try:
+            yield iterator
+        finally:
+            os.close(iterator)
+    finally:
+        os.close(link)
 
 
 def program_test_run(fd: int, packet: bytes, context: bytes = b"", repeat: int = 1, flags: int = 0) -> TestRun:

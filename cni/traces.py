@@ -48,21 +48,13 @@ def delete_flows(pins: Pins, gone: Mapping[bytes, int]) -> int:
     Raises:
         NotLoadedError, OSError.
     """
-    shards = pins.open_shards("flows")
-    try:
-        return sum(_delete_flows(fd, gone) for fd in shards)
-    finally:
-        for fd in shards:
-            os.close(fd)
-
-
-def _delete_flows(fd: int, gone: Mapping[bytes, int]) -> int:
     deleted = 0
-    for key, value in syscall.map_entries(fd, MAPS["flows"].key_size, MAPS["flows"].value_size):
-        # The twin's key stands first in the value: behind a Service only one of the two has the backend's address.
-        ends = {key[:16], key[16:32], value[:16], value[16:32]} & gone.keys()
-        if ends and Flow.unpack(value).created_ns < max(gone[end] for end in ends):
-            deleted += syscall.map_delete(fd, key)
+    with _opened(pins, "flows") as fd:
+        for key, value in syscall.map_entries(fd, MAPS["flows"].key_size, MAPS["flows"].value_size):
+            # The twin's key stands first in the value: behind a Service only one of the two has the backend's address.
+            ends = {key[:16], key[16:32], value[:16], value[16:32]} & gone.keys()
+            if ends and Flow.unpack(value).created_ns < max(gone[end] for end in ends):
+                deleted += syscall.map_delete(fd, key)
     return deleted
 
 

@@ -95,7 +95,7 @@ def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:
     if sweep.available():
         sweep.start(pins, settings.sweep_interval_s, metrics)
     else:
-        log.info("no-sweep", reason="the kernel is older than 5.13: expired flows go when others need their place")
+        log.info("no-sweep", reason="the kernel has no BTF: expired flows go when others need their place")
 
 
 def source_of(settings: Settings) -> Source:

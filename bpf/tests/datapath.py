@@ -7,7 +7,6 @@ The address plan: a client pod and a server pod on this node, a pod on another n
 
 import errno
 import os
-import socket
 import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -29,7 +28,6 @@ from bpf.abi import (
     DropKey,
     DropReason,
     Flow,
-    FlowTable,
     Frontend,
     FrontendFlag,
     FrontendKey,
@@ -138,8 +136,6 @@ class Datapath:
     def __init__(self, kernel: Kernel, loaded: Programs) -> None:
         self._kernel = kernel
         self._maps = loaded.maps
-        self._shards = loaded.shards
-        self.shards = len(self._shards)
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
         self._run_flags = syscall.CHECKSUM_COMPLETE if self._takes(syscall.CHECKSUM_COMPLETE) else 0
@@ -156,8 +152,8 @@ class Datapath:
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays")
-        self._kernel(kernel.empty, [*(self._maps[name] for name in emptied), *self._shards])
+        emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays", "flows")
+        self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
         self._counters = dict(zip(Counter, self._count(list(Counter)), strict=True))
         populate(self)
@@ -234,35 +230,26 @@ class Datapath:
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
     def flow(self, key: Tuple) -> Flow | None:
-        value = self._kernel(syscall.map_lookup, self._shard(key), key.pack(), MAPS["flows"].value_size)
+        value = self.read("flows", key.pack())
         return Flow.unpack(value) if value else None
 
     def write_flow(self, key: Tuple, flow: Flow) -> None:
         self.write_flows([(key, flow)])
 
     def write_flows(self, flows: Iterable[tuple[Tuple, Flow]]) -> None:
-        by_shard: dict[int, list[tuple[bytes, bytes]]] = {}
-        for key, flow in flows:
-            by_shard.setdefault(self._shard(key), []).append((key.pack(), flow.pack()))
-        for shard, entries in by_shard.items():
-            keys, values = (b"".join(column) for column in zip(*entries, strict=True))
-            self._kernel(kernel.write_all, shard, keys, values, len(entries))
+        entries = [(key.pack(), flow.pack()) for key, flow in flows]
+        keys, values = (b"".join(column) for column in zip(*entries, strict=True))
+        self._kernel(kernel.write_all, self._maps["flows"], keys, values, len(entries))
 
     def delete_flow(self, key: Tuple) -> None:
-        assert self._kernel(syscall.map_delete, self._shard(key), key.pack())
-
-    def _shard(self, key: Tuple) -> int:
-        return self._shards[shard_of(key) % self.shards]
+        assert self.delete("flows", key.pack())
 
     def can_sweep(self) -> bool:
         return "sweep" in self._programs
 
-    def sweep(self, shard: int) -> tuple[int, int]:
-        """Runs the sweep over the shard at a place: (entries removed, entries seen)."""
-        context = bytearray(192)
-        struct.pack_into("=I", context, 48, shard)  # cb[0]
-        run = self._kernel(syscall.program_test_run, self._programs["sweep"], bytes(64), bytes(context))
-        return run.verdict, struct.unpack_from("=I", run.context, 52)[0]
+    def sweep(self, size: int) -> list[bytes]:
+        """Runs the sweep over the table, in slices of so many entries: a byte for each, 1 where it was removed."""
+        return self._kernel(kernel.read_iterator, self._programs["sweep"], self._maps["flows"], size)
 
     def dropped(self, reason: DropReason, ifindex: int = LO) -> int:
         """Packets counted as dropped for a reason on a device."""
@@ -337,16 +324,6 @@ def populate(datapath: Datapath) -> None:
     datapath.peer(PEER_MAC)
     underlay = Underlay(packed(V4.node), packed(V6.node))
     datapath.write("underlays", UnderlayKey(LO).pack(), underlay.pack())
-
-
-def shard_of(key: Tuple) -> int:
-    """The place of a key's shard: the hash of bpf/table.h, in Python."""
-    saddr, daddr = (struct.unpack("=4I", address) for address in (key.saddr, key.daddr))
-    mask, golden = 2**64 - 1, 0x9E3779B97F4A7C15
-    mixed = (saddr[3] ^ daddr[1]) << 32 | (daddr[3] ^ saddr[1])
-    ports = socket.htons(key.sport) << 16 | socket.htons(key.dport)
-    mixed = (mixed ^ (ports * golden & mask)) * golden & mask
-    return int(mixed >> (64 - FlowTable.SHARD_BITS))
 
 
 def mac(text: str) -> bytes:

@@ -46,7 +46,6 @@ class Programs(NamedTuple):
     """Loaded programs on maps of their own: descriptors by name, and the directory that holds their pins."""
 
     maps: dict[str, int]
-    shards: list[int]
     programs: dict[str, int]
     directory: str
 
@@ -62,14 +61,14 @@ def load(config: Config, sizes: dict[str, int]) -> Programs:
         loader.load(pins, OBJECTS, config, sizes, Path(directory) / "lock")
         maps = {name: pins.open_map(name) for name in MAPS}
         programs = {path.name: syscall.obj_get(path) for path in pins.programs.iterdir()}
-        return Programs(maps, pins.open_shards("flows"), programs, directory)
+        return Programs(maps, programs, directory)
     except BaseException:
         _remove(directory)
         raise
 
 
 def unload(loaded: Programs) -> None:
-    for descriptor in (*loaded.maps.values(), *loaded.shards, *loaded.programs.values()):
+    for descriptor in (*loaded.maps.values(), *loaded.programs.values()):
         os.close(descriptor)
     _remove(loaded.directory)
 
@@ -90,6 +89,12 @@ def lookup_per_cpu(descriptor: int, keys: list[bytes], size: int) -> list[bytes 
     """The values of keys, each of all CPUs, joined."""
     cpus = os.cpu_count() or 1
     return [syscall.map_lookup(descriptor, key, size * cpus) for key in keys]
+
+
+def read_iterator(program: int, table: int, size: int) -> list[bytes]:
+    """What an iterator over a map's entries writes, read in pieces of so many bytes."""
+    with syscall.map_iterator(program, table) as iterator:
+        return list(iter(lambda: os.read(iterator, size), b""))
 
 
 def write_all(descriptor: int, keys: bytes, values: bytes, count: int) -> None:

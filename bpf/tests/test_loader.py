@@ -38,7 +38,7 @@ def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("objects")
     headers = Path(loader.__file__).parent
     system = f"/usr/include/{os.uname().machine}-linux-gnu"
-    for name in (*loader.OBJECTS, *loader.OPTIONAL):
+    for name in (*loader.OBJECTS, loader.SWEEP):
         source, raw = directory / f"{name}.c", directory / f"{name}.raw"
         source.write_text(SOURCE % name.removesuffix(".o"))
         flags = ["-target", "bpf", "-O2", "-g", f"-I{headers}", f"-I{system}"]
@@ -70,38 +70,12 @@ def test_load_pins_every_map_and_program(pins: Pins, objects: Path, lock: Path) 
     """Maps of the specified layout and the programs of both objects are pinned, with the constants given."""
     assert loader.load(pins, objects, CONFIG, {"pods": 17}, lock)
     for name, spec in abi.MAPS.items():
-        opened = pins.open_shards(name) if spec.shards else [pins.open_map(name)]
-        for fd in opened:
-            info = syscall.map_info(fd)
-            os.close(fd)
-            assert (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
-            assert info.max_entries == (17 if name == "pods" else spec.max_entries // len(opened))
-    assert (verdict(pins, "tc"), verdict(pins, "cgroup")) == (7, 7)
-
-
-@pytest.mark.parametrize(
-    ("entries", "count"), [(1, 1), (16384, 1), (16385, 2), (524288, 32), (1 << 22, 256), (1 << 23, 256)]
-)
-def test_shards_are_as_many_as_the_size_asks_for(entries: int, count: int) -> None:
-    """A power of two, as few as keep a shard small, and no more than there are places."""
-    assert loader.shard_count(abi.MAPS["flows"], entries) == count
-
-
-def test_map_without_shards_is_one() -> None:
-    """However large."""
-    assert loader.shard_count(abi.MAPS["pods"], 1 << 22) == 1
-
-
-def test_small_table_has_each_shard_at_several_places(pins: Pins, objects: Path, lock: Path) -> None:
-    """All places are taken, in turn, and whoever opens the shards meets each once."""
-    loader.load(pins, objects, CONFIG, {"flows": 3 * loader.SHARD_ENTRIES}, lock)
-    opened = pins.open_shards("flows")
-    placed = [pins.open_shard("flows", index) for index in range(abi.FlowTable.SHARDS)]
-    ids = [[syscall.map_info(fd).map_id for fd in fds] for fds in (opened, placed)]
-    for fd in opened + placed:
+        fd = pins.open_map(name)
+        info = syscall.map_info(fd)
         os.close(fd)
-    assert pins.count_shards("flows") == 4
-    assert ids[1] == ids[0] * (abi.FlowTable.SHARDS // 4)
+        assert (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
+        assert info.max_entries == (17 if name == "pods" else spec.max_entries)
+    assert (verdict(pins, "tc"), verdict(pins, "cgroup")) == (7, 7)
 
 
 def test_load_twice_does_nothing(pins: Pins, objects: Path, lock: Path) -> None:
@@ -179,7 +153,7 @@ def test_load_of_refused_program_keeps_the_one_before(pins: Pins, objects: Path,
     loader.load(pins, objects, CONFIG, {}, lock)
     broken = tmp_path / "broken"
     broken.mkdir()
-    for name in (*loader.OBJECTS, *loader.OPTIONAL):
+    for name in (*loader.OBJECTS, loader.SWEEP):
         image = (objects / name).read_bytes()
         (broken / name).write_bytes(image.replace(b"classifier", b"unheardof!"))
     with pytest.raises(BpftoolError):

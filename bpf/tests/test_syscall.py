@@ -13,7 +13,7 @@ from bpf.syscall import MapInfo
 
 pytestmark = pytest.mark.root
 
-HASH, LRU_HASH, ARRAY_OF_MAPS = 1, 9, 12
+HASH, LRU_HASH = 1, 9
 
 
 @pytest.fixture
@@ -29,20 +29,6 @@ def test_map_create_makes_what_map_info_tells(table: int) -> None:
     info = syscall.map_info(table)
     assert (info.map_type, info.key_size, info.value_size, info.max_entries, info.map_flags) == (HASH, 4, 8, 2, 0)
     assert info.map_id > 0
-
-
-def test_array_of_maps_gives_back_the_maps_in_it(table: int) -> None:
-    """What an array of maps holds under an index is opened by its id."""
-    array = syscall.map_create(MapInfo(ARRAY_OF_MAPS, 0, 4, 4, 2, 0), "array", inner_fd=table)
-    syscall.map_update(array, bytes(4), table.to_bytes(4, "little"))
-    found = syscall.map_lookup(array, bytes(4), 4)
-    assert found
-    inner = syscall.map_by_id(int.from_bytes(found, "little"))
-    try:
-        assert syscall.map_info(inner) == syscall.map_info(table)
-    finally:
-        os.close(inner)
-        os.close(array)
 
 
 def test_map_create_refused_names_the_map() -> None:

@@ -211,22 +211,22 @@ def test_del_leaves_no_drops_or_flows_of_the_pod(node: Node) -> None:
         added(node, "b")
         entry = node.pod_entry("10.244.0.2")
         assert entry
-        drops, flows = node.pins.open_map("drops"), node.pins.open_shards("flows")
+        drops, flows = (node.pins.open_map(name) for name in ("drops", "flows"))
         every_cpu = DropCount(3, 300).pack() * os.sysconf("SC_NPROCESSORS_CONF")
         syscall.map_update(drops, DropKey(DropReason.SPOOFED, entry.ifindex).pack(), every_cpu)
         syscall.map_update(drops, DropKey(DropReason.SPOOFED, 0).pack(), every_cpu)
         theirs, service, far = packed("10.244.0.3"), packed("10.96.0.1"), packed("192.0.2.77")
         keys = [Tuple(far, service, 1, 80, 6), Tuple(packed("10.244.0.2"), far, 80, 1, 6), Tuple(far, theirs, 1, 80, 6)]
         twins, way = (keys[1], keys[0], Tuple(theirs, far, 80, 1, 6)), Way(0, WayKind.DESTINATION, bytes(16))
-        for shard, key, twin in zip(flows, keys, twins, strict=False):
-            syscall.map_update(shard, key.pack(), Flow(twin, 2**62, 2**62, 1, 0, 0, 0, way).pack())
+        for key, twin in zip(keys, twins, strict=True):
+            syscall.map_update(flows, key.pack(), Flow(twin, 2**62, 2**62, 1, 0, 0, 0, way).pack())
         assert node.call("DEL", "a", CONFIG).status == 0
         assert syscall.map_lookup(drops, DropKey(DropReason.SPOOFED, entry.ifindex).pack(), len(every_cpu)) is None
         summed = syscall.map_lookup(drops, DropKey(DropReason.SPOOFED, 0).pack(), len(every_cpu))
         assert summed
         assert DropCount.unpack(summed[:16]) == DropCount(6, 600)
-        wait_for(lambda: syscall.map_lookup(flows[0], keys[0].pack(), 96) is None, node.log)
-        wait_for(lambda: syscall.map_lookup(flows[1], keys[1].pack(), 96) is None, node.log)
-        assert syscall.map_lookup(flows[2], keys[2].pack(), 96)
-        for fd in (drops, *flows):
-            os.close(fd)
+        wait_for(lambda: syscall.map_lookup(flows, keys[0].pack(), 96) is None, node.log)
+        wait_for(lambda: syscall.map_lookup(flows, keys[1].pack(), 96) is None, node.log)
+        assert syscall.map_lookup(flows, keys[2].pack(), 96)
+        os.close(drops)
+        os.close(flows)

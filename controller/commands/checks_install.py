@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from bpf import node, syscall
 from bpf.abi import MAPS
-from bpf.errors import LayoutError, NotLoadedError
+from bpf.errors import NotLoadedError
 from bpf.loader import OBJECTS, Pins
 from bpf.settings import Settings
 from controller.commands import cnifiles, daemons, sizes
@@ -47,8 +47,8 @@ def _pins(pins: Pins) -> Iterator[Check]:
 
 def _as_expected(pins: Pins, name: str) -> bool:
     try:
-        fd = pins.open_shard(name, 0) if MAPS[name].shards else pins.open_map(name)
-    except (NotLoadedError, LayoutError):
+        fd = pins.open_map(name)
+    except NotLoadedError:
         return False
     try:
         info, spec = syscall.map_info(fd), MAPS[name]

@@ -23,25 +23,24 @@ def raw_entries(pins: Pins, name: str) -> Iterable[tuple[bytes, bytes]]:
         NotLoadedError: it is not there.
     """
     spec = abi.MAPS[name]
-    opened = pins.open_shards(name) if spec.shards else [pins.open_map(name)]
+    fd = pins.open_map(name)
     try:
         if spec.map_type not in HASHES:
             return list(bpftool.dump(pins.map(name)))
-        return [entry for fd in opened for entry in syscall.map_entries(fd, spec.key_size, spec.value_size)]
+        return list(syscall.map_entries(fd, spec.key_size, spec.value_size))
     except OSError as error:
         raise KernelError(f"reading {pins.map(name)}: {error}") from error
     finally:
-        for fd in opened:
-            os.close(fd)
+        os.close(fd)
 
 
 def max_entries(pins: Pins, name: str) -> int:
-    """How many entries a pinned map takes, all shards together. Raises NotLoadedError."""
-    opened = pins.open_shards(name) if abi.MAPS[name].shards else [pins.open_map(name)]
-    sizes = [syscall.map_info(fd).max_entries for fd in opened]
-    for fd in opened:
+    """How many entries a pinned map takes. Raises NotLoadedError."""
+    fd = pins.open_map(name)
+    try:
+        return syscall.map_info(fd).max_entries
+    finally:
         os.close(fd)
-    return sum(sizes)
 
 
 def entries(pins: Pins, name: str) -> list[tuple[Any, Any]]:

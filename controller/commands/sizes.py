@@ -4,9 +4,7 @@
 from contextlib import suppress
 
 from bpf import node
-from bpf.abi import MAPS
 from bpf.errors import NotLoadedError
-from bpf.loader import shard_count
 from bpf.settings import Settings
 from controller.commands.reading import max_entries
 
@@ -20,6 +18,6 @@ def differences(settings: Settings) -> list[str]:
     for name, wanted in sorted(node.map_sizes(settings).items()):
         with suppress(NotLoadedError):
             size = max_entries(pins, name)
-            if size != wanted - wanted % shard_count(MAPS[name], wanted):
+            if size != wanted:
                 found.append(f"map {name} was made for {size} entries, {name}_max is {wanted}")
     return found

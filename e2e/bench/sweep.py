@@ -10,7 +10,7 @@ import os
 import signal
 from statistics import median
 
-from bpf.abi import FlowTable
+from controller.sweep import SLICE_ENTRIES
 from e2e.bench import rounds
 from e2e.bench.connect import start_client, start_server
 from e2e.bench.contenders import Ours
@@ -26,12 +26,12 @@ TITLE = "The sweep with a million flows in the table"
 FLOWS = 1_000_000
 ENTRIES = 2 * FLOWS
 ENTRIES_MAX = 1 << 22
-# The slices are those of shards as full as the loader lets them be: of two million flows.
+# The slices are those of a table that is full: of two million flows.
 ENTRIES_FULL = 4_000_000
 ROUNDS, WARM_UP = 20, 2
 CONNECTIONS = 8_000
 PASSES = 3
-# Percent of the flows. The longest run is one that walks the whole shard and removes nearly as many as it may.
+# Percent of the flows.
 EXPIRED = (0, 10, 25, 50, 100)
 
 CONNECT = "connect + first byte"
@@ -74,15 +74,14 @@ def fill(table: Tool, entries: int, percent: int) -> None:
 
 
 def measure_slices(outcome: Outcome, percent: int, table: Tool) -> None:
-    """Sweeps the whole table a few times, shard by shard, each until nothing expired is left in it.
+    """Sweeps the whole table a few times, slice by slice.
 
     What is stated is the middle one of the passes' longest slices: what interrupts this machine lengthens one or two.
     """
     slices = Series(f"slice, {percent} % expired", "ms")
     for _ in range(PASSES):
         fill(table, ENTRIES_FULL, percent)
-        runs = [table.ask("sweep", str(shard)) for shard in range(FlowTable.SHARDS)]
-        slices.add(OURS, [[nanoseconds / 1e6 for nanoseconds in one] for one in runs])
+        slices.add(OURS, [[nanoseconds / 1e6 for nanoseconds in table.ask("sweep", str(SLICE_ENTRIES))]])
     outcome.series.append(slices)
     passes = slices.samples[OURS]
     longest, all_slices = median(map(max, passes)), median(map(sum, passes))

@@ -35,15 +35,13 @@ class Node:
         self.pins = Pins(bpffs)
 
     def pin(self) -> None:
-        """Pins every map, small, the flow table in two shards, and the directory of programs, empty."""
-        sizes = {name: min(spec.max_entries, 64) for name, spec in abi.MAPS.items()}
-        sizes["flows"] = 2 * loader.SHARD_ENTRIES
-        loader._ensure_maps(self.pins, sizes)
+        """Pins every map, small, and the directory of programs, empty."""
+        loader._ensure_maps(self.pins, {name: min(spec.max_entries, 64) for name, spec in abi.MAPS.items()})
         (self.pins.root / "programs-0123456789ab").mkdir()
         self.pins.programs.symlink_to("programs-0123456789ab")
 
     def put(self, name: str, key: Any, value: Any) -> None:
-        fd = self.pins.open_shard(name, 0) if abi.MAPS[name].shards else self.pins.open_map(name)
+        fd = self.pins.open_map(name)
         syscall.map_update(fd, key.pack(), value.pack())
         os.close(fd)
 

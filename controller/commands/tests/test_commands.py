@@ -106,7 +106,7 @@ def test_status_tells_what_is_loaded_and_who_runs(run: Run, filled: Node) -> Non
     """Programs, fill levels and daemons that are down are told without either daemon."""
     found = as_json(run("status", "--output", "json"))
     assert (found["node"], found["programs"], found["layout"]) == ("worker-1", "0123456789ab", filled.pins.root.name)
-    assert {"name": "flows", "entries": 2, "max_entries": 32768} in found["maps"]
+    assert {"name": "flows", "entries": 2, "max_entries": 64} in found["maps"]
     assert [(daemon["name"], daemon["up"]) for daemon in found["daemons"]] == [
         ("cni-server", False),
         ("controller", False),

@@ -6,11 +6,9 @@
  *
  * Both are pins. Questions on standard input, one a line:
  *
- *	fill ENTRIES PERCENT	writes as many entries of flows that nobody has, evenly over the shards, so many in a
- *				hundred expired, the others with an hour to live; answers with how many there are then,
- *				if none has expired
- *	sweep SHARD		sweeps one shard until nothing expired is left; answers with the ns that each run took,
- *				as the kernel tells
+ *	fill ENTRIES PERCENT	writes as many entries of flows that nobody has, so many in a hundred expired, the
+ *others with an hour to live; answers with how many there are then, if none has expired sweep ENTRIES
+ *sweeps the table in slices of as many; answers with the ns that each took
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -24,12 +22,10 @@
 
 #include "abi.h"
 
-#define BATCH      4096
-#define HOUR_NS    3600000000000ULL
-#define FRAME_SIZE 64
+#define BATCH   4096
+#define HOUR_NS 3600000000000ULL
 
-static int shards[FLOW_SHARDS];
-static int program;
+static int flows, program;
 
 static void fail(const char *what)
 {
@@ -60,24 +56,8 @@ static int open_pin(const char *path)
 	return found;
 }
 
-static void open_shards(int flows)
-{
-	for (unsigned i = 0; i < FLOW_SHARDS; i++) {
-		unsigned id;
-		union bpf_attr look = {.map_fd = flows, .key = (unsigned long)&i, .value = (unsigned long)&id};
-		union bpf_attr get = {};
-
-		if (call(BPF_MAP_LOOKUP_ELEM, &look))
-			fail("shard");
-		get.map_id = id;
-		shards[i] = call(BPF_MAP_GET_FD_BY_ID, &get);
-		if (shards[i] < 0)
-			fail("shard");
-	}
-}
-
-/* Writes `count` entries of a shard, numbered from `first` on, so many in a hundred expired. */
-static void write_entries(int shard, unsigned first, unsigned count, unsigned percent)
+/* Writes `count` entries, numbered from `first` on, so many in a hundred expired. */
+static void write_entries(unsigned first, unsigned count, unsigned percent)
 {
 	unsigned long long later_ns = now_ns() + HOUR_NS;
 	static struct tuple keys[BATCH];
@@ -91,7 +71,7 @@ static void write_entries(int shard, unsigned first, unsigned count, unsigned pe
 		values[i] = (struct flow){.twin = keys[i], .state = FLOW_ESTABLISHED};
 		values[i].expires_ns = (first + i) % 100 < percent ? 1 : later_ns;
 	}
-	attributes.batch.map_fd = shard;
+	attributes.batch.map_fd = flows;
 	attributes.batch.count = count;
 	attributes.batch.keys = (unsigned long)keys;
 	attributes.batch.values = (unsigned long)values;
@@ -99,50 +79,63 @@ static void write_entries(int shard, unsigned first, unsigned count, unsigned pe
 		fail("update");
 }
 
-static unsigned run_once(unsigned shard, unsigned *removed, unsigned *seen)
+/* An iterator of the sweep's over the table. */
+static int begin_sweep(void)
 {
-	struct __sk_buff context = {.cb = {shard}}, after = {};
-	unsigned char frame[FRAME_SIZE] = {};
-	union bpf_attr attributes = {};
+	union bpf_iter_link_info info = {.map = {.map_fd = flows}};
+	union bpf_attr link = {}, start = {};
+	int iterator;
 
-	attributes.test.prog_fd = program;
-	attributes.test.data_in = (unsigned long)frame;
-	attributes.test.data_size_in = sizeof(frame);
-	attributes.test.ctx_in = (unsigned long)&context;
-	attributes.test.ctx_size_in = sizeof(context);
-	attributes.test.ctx_out = (unsigned long)&after;
-	attributes.test.ctx_size_out = sizeof(after);
-	if (call(BPF_PROG_TEST_RUN, &attributes))
+	link.link_create.prog_fd = program;
+	link.link_create.attach_type = BPF_TRACE_ITER;
+	link.link_create.iter_info = (unsigned long)&info;
+	link.link_create.iter_info_len = sizeof(info.map);
+	start.iter_create.link_fd = call(BPF_LINK_CREATE, &link);
+	iterator = call(BPF_ITER_CREATE, &start);
+	if (iterator < 0)
 		fail("sweep");
-	*removed = attributes.test.retval;
-	*seen = after.cb[1];
-	return attributes.test.duration;
+	close(start.iter_create.link_fd);
+	return iterator;
 }
 
-static void sweep(unsigned shard)
+/* Sweeps the whole table in slices of so many entries, and returns how many are left. */
+static unsigned sweep(unsigned size, void (*took)(unsigned long long))
 {
-	unsigned removed, seen;
+	static char met[BATCH];
+	int iterator = begin_sweep();
+	unsigned left = 0;
+	ssize_t count;
 
+	if (size > sizeof(met))
+		fail("slice");
 	do {
-		printf("%u ", run_once(shard, &removed, &seen));
-	} while (removed == FLOW_SWEEP_LIMIT);
-	printf("\n");
+		unsigned long long began = now_ns();
+
+		count = read(iterator, met, size);
+		if (count < 0)
+			fail("sweep");
+		took(now_ns() - began);
+		for (ssize_t i = 0; i < count; i++)
+			left += !met[i];
+	} while (count);
+	close(iterator);
+	return left;
+}
+
+static void tell(unsigned long long ns)
+{
+	printf("%llu ", ns);
+}
+
+static void tell_nobody(unsigned long long ns)
+{
 }
 
 static void fill(unsigned entries, unsigned percent)
 {
-	unsigned held = 0, each = entries / FLOW_SHARDS;
-
-	for (unsigned shard = 0; shard < FLOW_SHARDS; shard++)
-		for (unsigned first = 0; first < each; first += BATCH)
-			write_entries(shards[shard], first, each - first < BATCH ? each - first : BATCH, percent);
-	for (unsigned shard = 0; !percent && shard < FLOW_SHARDS; shard++) {
-		unsigned removed, seen;
-
-		run_once(shard, &removed, &seen);
-		held += seen - removed;
-	}
-	printf("%u\n", percent ? entries : held);
+	for (unsigned first = 0; first < entries; first += BATCH)
+		write_entries(first, entries - first < BATCH ? entries - first : BATCH, percent);
+	printf("%u\n", percent ? entries : sweep(BATCH, tell_nobody));
 }
 
 int main(int argc, char **argv)
@@ -153,14 +146,15 @@ int main(int argc, char **argv)
 	errno = EINVAL;
 	if (argc != 3)
 		fail("sweep FLOWS PROGRAM");
-	open_shards(open_pin(argv[1]));
+	flows = open_pin(argv[1]);
 	program = open_pin(argv[2]);
 	while (fgets(question, sizeof(question), stdin)) {
 		errno = EINVAL;
 		if (sscanf(question, "fill %u %u", &number, &percent) == 2) {
 			fill(number, percent);
 		} else if (sscanf(question, "sweep %u", &number) == 1) {
-			sweep(number);
+			sweep(number, tell);
+			printf("\n");
 		} else {
 			fail(question);
 		}

@@ -3,6 +3,7 @@
 then real sockets and frames, and what this machine's kernel may not have.
 """
 
+import os
 import platform
 import re
 import subprocess
@@ -96,11 +97,10 @@ def stage(_built: Scene) -> Scene:
 
 
 def test_every_program_loads(guest: Guest) -> None:
-    """All hooks have their program; the sweep has from 5.13 on."""
+    """All hooks have their program, and the sweep has."""
     hooks = {"from_pod", "to_pod", "from_netdev", "to_netdev", "from_overlay", "to_overlay"}
     sockets = {f"{call}{version}" for call in ("connect", "sendmsg", "recvmsg", "getpeername") for version in (4, 6)}
-    sweep = {"sweep"} if guest.version >= (5, 13) else set()
-    assert set(guest.programs.programs) == hooks | sockets | sweep
+    assert set(guest.programs.programs) == hooks | sockets | {"sweep"}
 
 
 def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
@@ -115,6 +115,7 @@ def test_table_in_the_documents_is_right(
     """ARCHITECTURE.md says of each kernel what it has."""
     helpers = found["helpers"]["sched_cls_available_helpers"]
     has = {name: name in helpers for name in features.LATER_HELPERS}
+    has[str(loader.KERNEL_BTF)] = guest.machine(os.path.exists, str(loader.KERNEL_BTF))
     has["SO_NETNS_COOKIE"] = guest.machine(loader.netns_cookie) != 0
     text = (TREE / "ARCHITECTURE.md").read_text().partition("\n## Kernels\n")[2]
     header, _, *rows = (line for line in text.partition("\n## ")[0].splitlines() if line.startswith("|"))
@@ -124,12 +125,11 @@ def test_table_in_the_documents_is_right(
 
 
 def test_packets(guest: Guest) -> None:
-    """Every packet test passes; those of the sweep are left out where the kernel cannot load it."""
+    """Every packet test passes, and none is left out."""
     process = guest.packets
     assert process
     assert process.returncode == 0, process.stdout
-    lacking = re.findall(r"^SKIPPED.*: (.*)$", process.stdout, re.MULTILINE)
-    assert set(lacking) == (set() if guest.version >= (5, 13) else {"kernel lacks bpf_for_each_map_elem"})
+    assert re.findall(r"^SKIPPED.*: (.*)$", process.stdout, re.MULTILINE) == []
 
 
 @FAMILIES
