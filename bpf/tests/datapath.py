@@ -5,7 +5,6 @@ On this machine's kernel, unless `run_on` has become another one's.
 The address plan: a client pod and a server pod on this node, a pod on another node, a Service of each family.
 """
 
-import errno
 import os
 import struct
 from collections.abc import Iterable, Iterator
@@ -133,22 +132,13 @@ class Result(NamedTuple):
 class Datapath:
     """Loaded programs; maps are written and read through the generated codecs."""
 
-    def __init__(self, kernel: Kernel, loaded: Programs) -> None:
-        self._kernel = kernel
+    def __init__(self, run_on: Kernel, loaded: Programs) -> None:
+        self._kernel = run_on
         self._maps = loaded.maps
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
-        self._run_flags = syscall.CHECKSUM_COMPLETE if self._takes(syscall.CHECKSUM_COMPLETE) else 0
-
-    def _takes(self, flags: int) -> bool:
-        """Whether the kernel knows such test runs: 6.18 does."""
-        try:
-            self._kernel(syscall.program_test_run, self._programs["from_netdev"], bytes(64), b"", 1, flags)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return False
-        return True
+        summed = self._kernel(kernel.takes_run, loaded.programs["from_netdev"], syscall.CHECKSUM_COMPLETE)  # 6.18 does
+        self._run_flags = syscall.CHECKSUM_COMPLETE if summed else 0
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""

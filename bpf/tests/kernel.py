@@ -4,6 +4,7 @@ e2e.kernels on another. They need the standard library and `bpf`.
 """
 
 import ctypes
+import errno
 import os
 import shutil
 import socket
@@ -89,6 +90,17 @@ def lookup_per_cpu(descriptor: int, keys: list[bytes], size: int) -> list[bytes 
     """The values of keys, each of all CPUs, joined."""
     cpus = os.cpu_count() or 1
     return [syscall.map_lookup(descriptor, key, size * cpus) for key in keys]
+
+
+def takes_run(program: int, flags: int) -> bool:
+    """Whether a test run of a program with such flags is known to the kernel."""
+    try:
+        syscall.program_test_run(program, bytes(64), flags=flags)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
 
 
 def read_iterator(program: int, table: int, size: int) -> list[bytes]:
