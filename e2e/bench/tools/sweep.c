@@ -6,13 +6,16 @@
  *
  * Both are pins. Questions on standard input, one a line:
  *
- *	fill ENTRIES PERCENT	writes as many entries of flows that nobody has, so many in a hundred expired, the
- *others with an hour to live; answers with how many there are then, if none has expired sweep ENTRIES
- *sweeps the table in slices of as many; answers with the ns that each took
+ *	fill ENTRIES PERCENT
+ *		writes as many entries of flows that nobody has, so many in a hundred expired, the others with an hour
+ *		to live; answers with how many there are then, if none has expired
+ *	sweep ENTRIES
+ *		sweeps the table in slices of as many; answers with the ns that each took
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <linux/bpf.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -98,8 +101,9 @@ static int begin_sweep(void)
 	return iterator;
 }
 
-/* Sweeps the whole table in slices of so many entries, and returns how many are left. */
-static unsigned sweep(unsigned size, void (*took)(unsigned long long))
+/* Sweeps the whole table in slices of so many entries, prints the ns of each if wanted, and returns how many are left.
+ */
+static unsigned sweep(unsigned size, bool print)
 {
 	static char met[BATCH];
 	int iterator = begin_sweep();
@@ -114,7 +118,8 @@ static unsigned sweep(unsigned size, void (*took)(unsigned long long))
 		count = read(iterator, met, size);
 		if (count < 0)
 			fail("sweep");
-		took(now_ns() - began);
+		if (print)
+			printf("%llu ", now_ns() - began);
 		for (ssize_t i = 0; i < count; i++)
 			left += !met[i];
 	} while (count);
@@ -122,20 +127,11 @@ static unsigned sweep(unsigned size, void (*took)(unsigned long long))
 	return left;
 }
 
-static void tell(unsigned long long ns)
-{
-	printf("%llu ", ns);
-}
-
-static void tell_nobody(unsigned long long ns)
-{
-}
-
 static void fill(unsigned entries, unsigned percent)
 {
 	for (unsigned first = 0; first < entries; first += BATCH)
 		write_entries(first, entries - first < BATCH ? entries - first : BATCH, percent);
-	printf("%u\n", percent ? entries : sweep(BATCH, tell_nobody));
+	printf("%u\n", percent ? entries : sweep(BATCH, false));
 }
 
 int main(int argc, char **argv)
@@ -153,7 +149,7 @@ int main(int argc, char **argv)
 		if (sscanf(question, "fill %u %u", &number, &percent) == 2) {
 			fill(number, percent);
 		} else if (sscanf(question, "sweep %u", &number) == 1) {
-			sweep(number, tell);
+			sweep(number, true);
 			printf("\n");
 		} else {
 			fail(question);
