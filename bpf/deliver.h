@@ -12,11 +12,7 @@
 #include "flow.h"
 #include "owner.h"
 #include "rewrite.h"
-
-#ifndef AF_INET
-#define AF_INET  2
-#define AF_INET6 10
-#endif
+#include "route.h"
 
 /*
  * The overlay device of every node has the same address: a frame in the tunnel is always for who takes it out. Its

@@ -28,6 +28,7 @@
 #include "maps.h"
 #include "owner.h"
 #include "parse.h"
+#include "route.h"
 #include "service.h"
 #include "table.h"
 #include "work.h"
@@ -135,10 +136,11 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 
 /*
  * Puts back an evicted twin of `flow`, whose key is `key`. By the entry that is left, the twin's way is known where it
- * is that of what was handed over; else packets towards one outside, who is seen on the device `outside`, go by the
- * route out of it, and all others by their destination.
+ * is that of what was handed over; else packets towards one `outside` go by the route there, and all others by their
+ * destination.
  */
-static __always_inline void flow_restore(const struct tuple *key, const struct flow *flow, __u32 outside)
+static __always_inline void flow_restore(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
+					 bool outside)
 {
 	struct flow twin = *flow;
 
@@ -147,14 +149,15 @@ static __always_inline void flow_restore(const struct tuple *key, const struct f
 	if (!(flow->flags & FLOW_HANDED_OVER)) {
 		twin.way = (struct way){};
 		if (outside && !remote_at(&key->saddr))
-			twin.way = (struct way){.ifindex = outside, .kind = WAY_ROUTE};
+			twin.way = way_to_client(skb, key);
 	}
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
 		count(COUNTER_FLOWS_RESTORED);
 }
 
 /* Follows a flow's state with a packet of it; both entries are written, at most once a second unless it changes. */
-static __always_inline void flow_follow(const struct packet *packet, struct flow *flow, __u64 now, __u32 outside)
+static __always_inline void flow_follow(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
+					__u64 now, bool outside)
 {
 	bool fin = packet->tcp_flags & TCP_FIN && !(flow->flags & FLOW_FIN);
 	__u8 state = flow_next_state(packet, flow);
@@ -174,7 +177,7 @@ static __always_inline void flow_follow(const struct packet *packet, struct flow
 	flow->seen_ns = now;
 	flow->expires_ns = now + flow_timeout(packet->tuple.protocol, state);
 	if (!twin) {
-		flow_restore(&packet->tuple, flow, outside);
+		flow_restore(skb, &packet->tuple, flow, outside);
 		return;
 	}
 	twin->state = state;
@@ -282,16 +285,17 @@ __noinline int flow_claim(struct __sk_buff *skb)
 /*
  * The flow of a packet, followed; NULL: there is none, or the packet begins another.
  * Later fragments and what has no flow (see has_flow) are not to be asked for. `services`: the packet may be for one;
- * `outside`: the device by which it came to the node, or 0.
+ * `outside`: it comes in from outside this node.
  */
-static __always_inline struct flow *flow_find(const struct packet *packet, bool services, __u32 outside)
+static __always_inline struct flow *flow_find(struct __sk_buff *skb, const struct packet *packet, bool services,
+					      bool outside)
 {
 	__u64 now = flow_clock();
 	struct flow *flow = flow_lookup(&packet->tuple);
 
 	if (!flow || !flow_matches(packet, flow, now, services))
 		return NULL;
-	flow_follow(packet, flow, now, outside);
+	flow_follow(skb, packet, flow, now, outside);
 	return flow;
 }
 

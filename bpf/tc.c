@@ -52,26 +52,6 @@ static __always_inline int open_service(const struct packet *packet, const struc
 	return 0;
 }
 
-/* The device by which the kernel routes what it forwards between two addresses; 0: it does not. */
-static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *from, const struct address *to)
-{
-	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
-	long result;
-
-	if (is_v4(to)) {
-		route.ipv4_src = from->word_be[3];
-		route.ipv4_dst = to->word_be[3];
-	} else {
-		route.family = AF_INET6;
-		__builtin_memcpy(route.ipv6_src, from, sizeof(route.ipv6_src));
-		__builtin_memcpy(route.ipv6_dst, to, sizeof(route.ipv6_dst));
-	}
-	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
-	if (result != BPF_FIB_LKUP_RET_SUCCESS && result != BPF_FIB_LKUP_RET_NO_NEIGH)
-		return 0;
-	return route.ifindex;
-}
-
 /*
  * A pod's flow that leaves the cluster by the underlay goes under the node's own address there. One that leaves it
  * otherwise, or cannot, is the host's stack's. Returns 0 or -DROP_NO_FLOW.
@@ -180,7 +160,7 @@ int from_pod(struct __sk_buff *skb)
 		return PASS;
 	if (!has_flow(packet))
 		return verdict(skb, forward(skb, packet));
-	flow = flow_find(packet, true, 0);
+	flow = flow_find(skb, packet, true, false);
 	return verdict(skb, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
 }
 
@@ -209,7 +189,7 @@ int to_pod(struct __sk_buff *skb)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
 	if (!has_flow(packet) || link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
 		return PASS;
-	flow = flow_find(packet, false, 0);
+	flow = flow_find(skb, packet, false, false);
 	if (flow) {
 		struct tuple to = reverse(&flow->twin);
 
@@ -246,17 +226,6 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 		opening->one_way = 1;
 	}
 	return 0;
-}
-
-/*
- * The answers to a Service's packet go straight to the client, by the route from the address that it talks to: with
- * several devices that need not be the one by which the packet came.
- */
-static __always_inline void open_return(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
-{
-	__u32 ifindex = route_out(skb, &packet->tuple.daddr, &packet->tuple.saddr);
-
-	opening->back = (struct way){.ifindex = ifindex ? ifindex : skb->ifindex, .kind = WAY_ROUTE};
 }
 
 /* The far end and the network of the tunnel out of which a packet came. Returns 0, or -1: it came out of none. */
@@ -376,7 +345,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	}
 	/* What was handed over as the client sent it is answered directly. */
 	opening->flags = 0;
-	open_return(skb, packet, opening);
+	opening->back = way_to_client(skb, &packet->tuple);
 	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
 	if (result || arrival->handed_over)
 		return result;
@@ -467,7 +436,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 		return PASS;
 	if (!has_flow(packet))
 		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : PASS;
-	flow = flow_find(packet, true, skb->ifindex);
+	flow = flow_find(skb, packet, true, true);
 	if (flow && hands_over(flow)) {
 		/* what another node sends of this client now ends here, with a backend of this node's or with none */
 		arrive(skb, work, overlay);
@@ -551,7 +520,7 @@ int to_netdev(struct __sk_buff *skb)
 		return PASS;
 	packet = &work->packet;
 	if (has_flow(packet) && own_address(&packet->tuple.saddr)) {
-		flow = flow_find(packet, false, 0);
+		flow = flow_find(skb, packet, false, false);
 		if (flow && flow->flags & FLOW_REPLY)
 			return verdict(skb, answer_to_outside(skb, packet, flow));
 	}

@@ -167,7 +167,7 @@ class Datapath:
             bytes(packet),
             bytes(context),
             1,
-            self._run_flags * summed,
+            self._run_flags if summed else 0,
         )
         return Result(run.verdict, Ether(run.packet), struct.unpack_from("=I", run.context, 8)[0])
 

@@ -441,6 +441,20 @@ class TestEvictedEntry:
         assert datapath.counter(Counter.FLOWS_RESTORED) == 1
 
     @BOTH
+    def test_answers_take_the_route_to_the_client(self, datapath: Datapath, family: Family) -> None:
+        """Direct return: the packet that restores came by another device, one between nodes."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server, DIRECT, local=1)
+        client, pod = (family.outside, 5000), (family.server, 8080)
+        request = (client, (family.other_node, NODE_PORT))
+        with dp.another_device(family.outside) as ifindex:
+            datapath.run("from_netdev", arriving(tcp(family, *request), dp.PEER_MAC))
+            self._evict(datapath, key(*request), key(pod, client))
+            datapath.run("from_netdev", arriving(tcp(family, *request, "A"), dp.PEER_MAC))
+        flow = datapath.flow(key(pod, client))
+        assert flow is not None
+        assert (flow.way.kind, flow.way.ifindex) == (WayKind.ROUTE, ifindex)
+
+    @BOTH
     def test_masqueraded_packets_leave_as_before(self, datapath: Datapath, family: Family) -> None:
         """By the kernel's route, under the node's address."""
         pod, server = (family.client, 5000), (family.outside, 443)
