@@ -42,7 +42,6 @@ def run(settings: Settings) -> None:
     metrics = Metrics(pins)
     maps = PinnedMaps(pins, (held,))
     peers = Peers(
-        settings.handover != "vxlan",
         lambda mac: maps.holds("peers", PeerKey(mac).pack()),
         lambda: controller.network_changed(),
     )

@@ -188,8 +188,10 @@ class NodeNetwork:
         self._done(sysctl.reserve_ports, settings.state_dir, ports)
 
     def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:
-        """How the other nodes' addresses are reached that need no router."""
-        targets = {}
+        """How the other nodes' addresses are reached that need no router; of interest where layer 2 is."""
+        targets: dict[bytes, Target] = {}
+        if self._settings.handover == "vxlan":
+            return targets
         for one in self._ways.values():
             for address, ifindex in one.on_link.items():
                 device = snapshot.devices.get(ifindex)

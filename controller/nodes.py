@@ -283,8 +283,8 @@ def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: N
 def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes], handover: str) -> dict[bytes, bytes]:
     """The peers map: the MACs of other nodes, each with that node's first address behind it.
 
-    Where nothing is handed over at layer 2 it is empty. A MAC that several nodes have is a router's, which answers for
-    them: what it sends is not handed over.
+    Where nothing is handed over at layer 2 it is empty. A MAC that several nodes send from, as those of ipvlan on one
+    machine do, tells none of them.
     """
     holders: dict[bytes, dict[str, bytes]] = {}
     for one in all_facts if handover != "vxlan" else ():

@@ -107,12 +107,12 @@ class _Peer:
         attended: when the thread comes to it next.
     """
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, mac: bytes, answered: bool) -> None:
         self.target = target
         self.next_hop = b""
-        self.mac = b""
-        self.answered = False
-        self.answered_at = 0.0
+        self.mac = mac
+        self.answered = answered
+        self.answered_at = time.monotonic()
         self.unanswered = 0
         self.probe_due = math.inf
         self.resolve_due = 0.0
@@ -130,7 +130,6 @@ class Peers:
     """Implements Watch. Its sockets belong to the network namespace of the thread that makes it.
 
     Args:
-        probing: whether to send probes; those of others are answered in any case.
         recognised: whether the programs know what comes from a MAC as a node's.
         changed: called, from the thread, when `state` has changed.
 
@@ -138,8 +137,7 @@ class Peers:
         OSError: a socket could not be opened.
     """
 
-    def __init__(self, probing: bool, recognised: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
-        self._probing = probing
+    def __init__(self, recognised: Callable[[bytes], bool], changed: Callable[[], None]) -> None:
         self._recognised = recognised
         self._before: State | None = NOTHING
         self._changed = changed
@@ -183,9 +181,11 @@ class Peers:
                 del self._peers[address]
             before, self._before = self._before or NOTHING, None
             for address, target in new.items():
-                peer = self._peers[address] = _Peer(target)
-                peer.mac = before.macs.get(address, b"")
-                peer.answered, peer.answered_at = address in before.answered, time.monotonic()
+                peer = _Peer(target, before.macs.get(address, b""), address in before.answered)
+                known = self._peers.get(address)
+                if known and known.target.ifindex == target.ifindex:  # this node's own address or MAC is another
+                    peer.mac, peer.answered = known.mac, known.answered
+                self._peers[address] = peer
                 self._schedule(address, peer)
         if new:
             self._list_wanted = True
@@ -295,7 +295,7 @@ class Peers:
                 peer = self._peers.get(found.address)
                 if peer and peer.target.ifindex == found.ifindex and peer.next_hop != found.mac:
                     peer.next_hop, peer.unanswered = found.mac, 0
-                    if self._probing and peer.target.source:
+                    if peer.target.source:
                         peer.probe_due = 0.0
                     self._schedule(found.address, peer)
 

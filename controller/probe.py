@@ -61,7 +61,8 @@ def answer(asked: Probe, mac: bytes) -> bytes:
 
 
 def parse(frame: bytes) -> Probe | None:
-    """None: it is no probe of ours."""
+    """None: it is no probe of ours. A request to an address that is not foreign may have come by a router, whose MAC
+    would then count as its sender's."""
     try:
         (kind,) = struct.unpack_from("!H", frame, 12)
         if kind == ETH_P_IP:
@@ -74,6 +75,8 @@ def parse(frame: bytes) -> Probe | None:
     except (struct.error, IndexError, ValueError):
         return None
     if magic != _MAGIC or what not in (REQUEST, ANSWER):
+        return None
+    if what == REQUEST and destination != FOREIGN[family_of(destination)]:
         return None
     return Probe(what, frame[6:12], source, destination, nonce, asked)
 

@@ -25,8 +25,8 @@ REMOVE_KUBE_PROXY = (
 HANDOVER_ADVICE = {
     nodes.NO_TUNNEL: "clients get no answer from backends there: set handover to auto; pods made from then on have a "
     "smaller MTU",
-    nodes.SILENT: "see whether the controller runs there; if so, the network drops frames with foreign addresses, and "
-    "VXLAN is right: set handover to vxlan",
+    nodes.SILENT: "see whether the controller runs there, with handover auto or l2; if so, the network drops frames "
+    "with foreign addresses, and VXLAN is right: set handover to vxlan",
 }
 
 

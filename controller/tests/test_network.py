@@ -428,6 +428,15 @@ def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
     assert {(target.ifindex, target.device) for target in rig.peers.watched.values()} == {(ifindex, "up0")}
 
 
+def test_nobody_is_probed_where_all_is_handed_over_in_a_tunnel(rig: Rig) -> None:
+    """Nor is a probe answered: its sender is not recognised."""
+    rig.settings = dataclasses.replace(rig.settings, handover="vxlan")
+    rig.begin()
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.peers.watched == {}
+
+
 def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> None:
     """Each address by itself; what is in force is told, with the reason."""
 

@@ -261,8 +261,8 @@ def test_peers_are_known_by_mac_under_their_first_address() -> None:
     assert peer_entries(all_facts, macs, "vxlan") == {}
 
 
-def test_router_that_answers_for_nodes_is_no_peer() -> None:
-    """One MAC for all: what comes from it comes from anywhere."""
+def test_mac_of_several_nodes_is_no_peers() -> None:
+    """It does not tell which of them has sent."""
     macs = {packed(f"192.0.2.{n}"): bytes([2, 0, 0, 0, 0, n == 4]) for n in (2, 3, 4)}
     found = peer_entries([_facts([f"192.0.2.{n}"], [], f"n{n}") for n in (2, 3, 4)], macs, "l2")
     assert [PeerKey.unpack(key).mac[5] for key in found] == [1]

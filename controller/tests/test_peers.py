@@ -66,6 +66,12 @@ def test_neighbours_of_nonsense_are_none() -> None:
     assert list(neighbours.known(neighbours.list_request())) == []
 
 
+def test_request_to_an_address_that_routers_know_is_no_probe() -> None:
+    """It may have come by one, whose MAC is not its sender's."""
+    frame = probe.request(PEER_MAC, MAC, packed("192.0.2.1"), NONCE, packed("192.0.2.2"))
+    assert probe.parse(frame.replace(packed("192.0.2.206")[12:], packed("192.0.2.2")[12:])) is None
+
+
 class Side:
     """A node: a network namespace with one end of a veth pair, and its peers."""
 
@@ -78,11 +84,11 @@ class Side:
     def run(self, work: Callable[[], Any]) -> Any:
         return self._thread.submit(work).result(timeout=30)
 
-    def start(self, probing: bool = True) -> None:
-        self.make(probing).start()
+    def start(self) -> None:
+        self.make().start()
 
-    def make(self, probing: bool = True) -> Peers:
-        made: Peers = self.run(lambda: Peers(probing, lambda mac: mac in self.recognised, self._changed))
+    def make(self) -> Peers:
+        made: Peers = self.run(lambda: Peers(lambda mac: mac in self.recognised, self._changed))
         self.peers = made
         return made
 
@@ -149,6 +155,10 @@ def requests(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     return made
 
 
+def _sent_by(mac: bytes, frames: list[bytes]) -> int:
+    return sum(frame[6:12] == mac for frame in frames)
+
+
 def _targets(side: Side, number: int) -> dict[bytes, Target]:
     """The other node's addresses, as the node of this number reaches them."""
     link = side.ip("-o link show up0").split()
@@ -167,7 +177,7 @@ def test_peers_find_each_others_macs_and_answer(sides: tuple[Side, Side]) -> Non
     """Nobody has sent anything before: the MACs are asked for, then probed, in both families."""
     one, other = sides
     for number, side in ((1, one), (2, other)):
-        side.start(probing=number == 1)
+        side.start()
         assert side.peers
         side.peers.watch(_targets(side, number))
     assert one.peers
@@ -176,7 +186,6 @@ def test_peers_find_each_others_macs_and_answer(sides: tuple[Side, Side]) -> Non
     _eventually(lambda: state().answered == BOTH)
     assert set(state().macs.values()) == {PEER_MAC}
     _eventually(lambda: set(other.peers.state().macs.values()) == {MAC})
-    assert not other.peers.state().answered
     assert one.changes
 
 
@@ -238,7 +247,7 @@ def test_probe_is_answered_once_its_sender_is_recognised(
     one, other = sides
     other.recognised = set()
     for number, side in ((1, one), (2, other)):
-        side.start(probing=number == 1)
+        side.start()
         assert side.peers
         side.peers.watch(_targets(side, number))
     assert one.peers
@@ -248,12 +257,12 @@ def test_probe_is_answered_once_its_sender_is_recognised(
     assert not one.peers.state().answered
     monkeypatch.setattr(peers, "RETRY_S", 60)
     monkeypatch.setattr(peers, "PROBE_S", 60)
-    time.sleep(0.3)  # the next probe is far away by now
-    sent = len(requests)
+    asking = one.peers
+    _eventually(lambda: all(peer.probe_due > time.monotonic() + 30 for peer in asking._peers.values()))
+    sent = _sent_by(MAC, requests)
     other.recognised = {MAC}
-    state = one.peers.state
-    _eventually(lambda: state().answered == BOTH)
-    assert len(requests) == sent
+    _eventually(lambda: asking.state().answered == BOTH)
+    assert _sent_by(MAC, requests) == sent
 
 
 def test_remembered_is_what_the_maps_say() -> None:
@@ -284,6 +293,21 @@ def test_what_was_known_before_a_restart_holds_until_silence(sides: tuple[Side, 
     one.peers.watch(_targets(one, 1))
     assert one.peers.state() == before
     _eventually(lambda: bool(one.peers) and not one.peers.state().answered)
+
+
+@pytest.mark.root
+def test_nodes_own_new_mac_takes_nothing_from_what_is_known(sides: tuple[Side, Side]) -> None:
+    """The peers are the same; on another device they would be asked anew."""
+    one, _ = sides
+    known, targets = one.make(), _targets(one, 1)
+    before = peers.State(dict.fromkeys(BOTH, PEER_MAC), BOTH)
+    known.remember(before)
+    known.watch(targets)
+    known.watch({address: target._replace(mac=NEW_MAC) for address, target in targets.items()})
+    assert known.state() == before
+    known.watch({address: target._replace(ifindex=target.ifindex + 1) for address, target in targets.items()})
+    assert known.state() == peers.NOTHING
+    known.start()
 
 
 @pytest.mark.root
