@@ -21,12 +21,12 @@ from pathlib import Path
 
 from bpf import bpftool, elf, syscall
 from bpf.abi import MAPS, AbiVersion, Config, MapSpec
-from bpf.errors import KernelError, LayoutError, NotLoadedError
+from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
 from bpf.syscall import MapInfo
 
 OBJECTS = ("tc.o", "cgroup.o")
 
-# The sweep's, which is done without where the kernel has no BTF: it takes no iterators then.
+# The sweep's, which is done without where the kernel does not take it; without BTF no kernel takes iterators.
 SWEEP = "sweep.o"
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
@@ -73,7 +73,7 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
     Raises:
         LayoutError: a pinned map has another layout.
         KernelError: bpffs is not mounted, or this kernel takes no BPF.
-        BpftoolError: the kernel refused the programs; the message carries the verifier's log.
+        BpftoolError: the kernel refused the programs, the sweep's aside; the message carries the verifier's log.
     """
     with _locked(lock):
         _ensure_maps(pins, sizes)
@@ -159,7 +159,11 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
         for name, image in images.items():
             obj = Path(scratch) / name
             obj.write_bytes(image)
-            bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj) if used in MAPS])
+            try:
+                bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj) if used in MAPS])
+            except BpftoolError:
+                if name != SWEEP:
+                    raise
     link = pins.root / "programs-next"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)

@@ -45,7 +45,8 @@ static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct
 {
 	struct iphdr *ip;
 
-	/* No header's checksum makes up for IPv6 addresses in the device's sum over the whole packet. */
+	/* TCP's, UDP's and ICMPv6's checksums make up for the addresses in the device's sum over the whole packet, but
+	 * are replaced as if they did not, which is so for IPv4: the change of the addresses has to be added to it. */
 	if (packet->is_v6)
 		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, saddr), &to->saddr,
 					   2 * sizeof(struct address), BPF_F_RECOMPUTE_CSUM);

@@ -36,6 +36,7 @@ int sweep(struct bpf_iter__bpf_map_elem *met)
 
 	if (!key || !flow)
 		return 0; /* after the last one */
+	/* Tracing programs may not ask for the coarse clock, which lags by up to a tick: that early an entry goes. */
 	if (flow_expired(flow, bpf_ktime_get_ns())) {
 		expired = *key; /* no helper takes the iterator's own */
 		removed = !bpf_map_delete_elem(&flows, &expired);

@@ -91,10 +91,10 @@ def _load(settings: Settings, pins: Pins) -> None:
 def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:
     if not settings.sweep_interval_s:
         return
-    if sweep.available():
+    if sweep.available(pins):
         sweep.start(pins, settings.sweep_interval_s, metrics)
     else:
-        log.info("no-sweep", reason="the kernel has no BTF: expired flows go when others need their place")
+        log.info("no-sweep", reason="the kernel does not take it: expired flows go when others need their place")
 
 
 def source_of(settings: Settings) -> Source:

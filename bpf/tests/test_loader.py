@@ -3,6 +3,7 @@
 
 import fcntl
 import os
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -159,6 +160,18 @@ def test_load_of_refused_program_keeps_the_one_before(pins: Pins, objects: Path,
     with pytest.raises(BpftoolError):
         loader.load(pins, broken, CONFIG, {}, lock)
     assert verdict(pins, "tc") == 7
+
+
+def test_load_does_without_a_sweep_that_is_refused(pins: Pins, objects: Path, lock: Path, tmp_path: Path) -> None:
+    """The kernel may not take it, though it has BTF: the traffic's programs are loaded all the same."""
+    some = tmp_path / "objects"
+    shutil.copytree(objects, some)
+    image = (some / "sweep.o").read_bytes()
+    assert b"classifier" in image
+    (some / "sweep.o").write_bytes(image.replace(b"classifier", b"iter/nobod"))
+    assert loader.load(pins, some, CONFIG, {}, lock)
+    assert {path.name for path in pins.programs.iterdir()} == {"tc", "cgroup"}
+    assert not loader.load(pins, some, CONFIG, {}, lock)
 
 
 def test_load_waits_for_whoever_loads(pins: Pins, objects: Path, lock: Path) -> None:

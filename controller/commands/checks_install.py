@@ -62,8 +62,9 @@ def _cni() -> Iterator[Check]:
     seen = str(cnifiles.EXECUTABLE) if executable else f"{cnifiles.EXECUTABLE} is missing or not executable"
     yield check("cni executable", executable, seen, "install it from build/bin/calico-ebpf", Verdict.WARN)
     loopback = os.access(cnifiles.LOOPBACK, os.X_OK)
-    seen = str(cnifiles.LOOPBACK) if loopback else f"{cnifiles.LOOPBACK} is missing: containerd runs it for every pod"
-    yield check("cni loopback", loopback, seen, "Debian has it in containernetworking-plugins", Verdict.WARN)
+    missing = f"{cnifiles.LOOPBACK} is missing or not executable: containerd runs it for every pod"
+    advice = "link it from /usr/lib/cni, where Debian's containernetworking-plugins has it"
+    yield check("cni loopback", loopback, str(cnifiles.LOOPBACK) if loopback else missing, advice, Verdict.WARN)
     files = cnifiles.networks()
     if not any(network.ours for network in files):
         seen = f"no network of ours in {cnifiles.NETWORKS_DIR}"

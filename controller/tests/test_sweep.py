@@ -22,7 +22,7 @@ CAPACITY = 8 * SLICE_ENTRIES
 
 def real(test: Callable[..., None]) -> Callable[..., None]:
     """Marks a test that runs the program."""
-    skip = pytest.mark.skipif(not sweep.available(), reason="skipped: kernel lacks BTF")
+    skip = pytest.mark.skipif(not loader.KERNEL_BTF.exists(), reason="skipped: kernel lacks BTF")
     return pytest.mark.root(skip(test))
 
 
@@ -41,6 +41,14 @@ def test_round_takes_the_interval_however_full_the_table(full: int) -> None:
     assert done.entries == full * SLICE_ENTRIES / 2
     assert pauses[:-1] == [pytest.approx(30 / 8)] * full
     assert sum(pauses) == pytest.approx(30 if full < 8 else 30 + 30 / 8)
+
+
+def test_pauses_are_no_longer_than_the_interval() -> None:
+    """Also where the table is smaller than a slice: after that one, and after the one that meets nothing more."""
+    pauses: list[float] = []
+    slices = iter([Slice(16, 0, 0.001), Slice(0, 0, 0.001)])
+    sweep.sweep_table(lambda: next(slices), 16, 30, pauses.append)
+    assert pauses == [30, 30]
 
 
 @pytest.fixture
