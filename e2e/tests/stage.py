@@ -24,6 +24,8 @@ KINDS = ("directory", "overlay", "api")
 FAMILIES = ("IPv4", "IPv6")
 PROTOCOLS = ("tcp", "udp")
 PORT = 80
+# After how long Linux sends a SYN again that nothing has answered.
+SYN_REPEATED_MS = 1000
 WEB = addresses.service(10)
 
 
@@ -77,9 +79,11 @@ class Stage:
         self.source.apply(name, [source.service(name, address, PORT, runtime.PORT), *slices])
 
 
-def ask(where: Space, protocol: str, address: str, port: int = PORT, count: int = 1) -> list[dict[str, Any]]:
+def ask(
+    where: Space, protocol: str, address: str, port: int = PORT, count: int = 1, timeout_s: float = 2
+) -> list[dict[str, Any]]:
     """Asks a server from a space: the answers, each {"name", "peer", ...} or {"error"}, with "took_ms"."""
-    process = where.run(*tool("ask", protocol, address, str(port), "--count", str(count)))
+    process = where.run(*tool("ask", protocol, address, str(port), "--count", str(count), "--timeout", str(timeout_s)))
     return [json.loads(line) for line in process.stdout.splitlines()]
 
 

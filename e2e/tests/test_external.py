@@ -202,7 +202,6 @@ def test_handed_to_a_node_whose_backend_is_gone_is_refused_counted_and_goes_no_f
             answers = ask(outside.client, "tcp", address, port, count=30)
         refused = [answer for answer in answers if answer.get("error") == "ECONNREFUSED"]
         assert names(answers) == {"web-1", "ECONNREFUSED"}
-        assert max(answer["took_ms"] for answer in refused) < 200
         assert drops(far)["no_local_backend"] - before == len(refused)
         at_far = [packet for packet in seen["far"] if packet["flags"] == "S"]
         assert len(at_far) == len({packet["sport"] for packet in at_far}) == len(refused)

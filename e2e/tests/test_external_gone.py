@@ -19,7 +19,6 @@ from e2e.tests.stage import FAMILIES, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-AT_ONCE_MS = 200
 PACKETS = 5
 
 # Asks once, and after SIGUSR1 goes on sending, whether or not anybody is there.
@@ -58,7 +57,6 @@ def test_service_that_is_gone_where_it_is_handed_to_is_refused_once(
             (answer,) = ask(outside.client, protocol, address, port)
         # a refusal of UDP is an ICMP error about a flow that the entry node translates: see the README's limits
         assert answer.get("error") in ({"ECONNREFUSED"} if protocol == "tcp" else {"ECONNREFUSED", "ETIMEDOUT"})
-        assert answer["took_ms"] < AT_ONCE_MS or protocol == "udp"
         assert drops(far)["no_local_backend"] - before == 1
         at_far, at_entry = (_of_the_client(seen[hop], family) for hop in ("far", "entry"))
         assert [packet["way"] for packet in at_far] == ["in"]
