@@ -1,57 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which of the kernel's words wake the controller, in a network namespace of the test's own."""
 
-import ctypes
-import os
 import socket
-import subprocess
-import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from controller import monitor
+from controller.tests.space import Space
 
 pytestmark = pytest.mark.root
 
-CLONE_NEWNET = 0x40000000
 POD_LINK = "ce0123456789a"
 
 
-def _unshare() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-
-
-class Space:
-    """A network namespace, and what the monitor would hear there."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
-
-    @property
-    def path(self) -> Path:
-        task = self._thread.submit(threading.get_native_id).result(timeout=10)
-        return Path(f"/proc/{os.getpid()}/task/{task}/ns/net")
-
-    def ip(self, command: str) -> None:
-        self._thread.submit(subprocess.run, ["ip", *command.split()], check=True).result(timeout=10)
-
-    def heard(self, action: Callable[[], None]) -> tuple[int, bool]:
-        """How many words the kernel said of an action, and whether one of them matters."""
-        with self._thread.submit(monitor.opened).result(timeout=10) as netlink:
-            action()
-            found: list[tuple[int, bytes]] = []
-            while True:
-                try:
-                    found += monitor.messages(netlink.recv(65536, socket.MSG_DONTWAIT))
-                except BlockingIOError:
-                    return len(found), any(monitor.matters(kind, body) for kind, body in found)
-
-    def close(self) -> None:
-        self._thread.shutdown()
+def heard(space: Space, action: Callable[[], object]) -> tuple[int, bool]:
+    """How many words the kernel said there of an action, and whether one of them matters."""
+    with space.run(monitor.opened) as netlink:
+        action()
+        found: list[tuple[int, bytes]] = []
+        while True:
+            try:
+                found += monitor.messages(netlink.recv(65536, socket.MSG_DONTWAIT))
+            except BlockingIOError:
+                return len(found), any(monitor.matters(kind, body) for kind, body in found)
 
 
 @pytest.fixture
@@ -77,7 +49,7 @@ def test_pod_link_comes_and_goes_unheard(space: Space, pod: Space) -> None:
         f"-6 route add fd00:10:244::5/128 dev {POD_LINK} proto 206",
         f"link del {POD_LINK}",
     ):
-        count, matters = space.heard(lambda command=action: space.ip(command))  # type: ignore[misc]
+        count, matters = heard(space, lambda command=action: space.ip(command))  # type: ignore[misc]
         assert count, action
         assert not matters, action
 
@@ -90,4 +62,4 @@ def test_any_other_device_is_heard(space: Space, pod: Space, name: str) -> None:
         f"link set {name} up",
         f"link del {name}",
     ):
-        assert space.heard(lambda command=action: space.ip(command))[1], action  # type: ignore[misc]
+        assert heard(space, lambda command=action: space.ip(command))[1], action  # type: ignore[misc]

@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The node's own network, in a network namespace of the test's own, with the real programs."""
 
-import ctypes
 import dataclasses
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,19 +22,19 @@ from controller.peers import State, Target
 from controller.routes import Netlink
 from controller.tests.objects import decoded_node
 from controller.tests.objects import node as manifest
+from controller.tests.space import Space
 
 pytestmark = pytest.mark.root
 
-CLONE_NEWNET = 0x40000000
-
-
-def _ip(*arguments: str) -> str:
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True).stdout
-
-
-def _unshare() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
+DEVICE = (
+    "link set lo up",
+    "link add up0 type veth peer name far0",
+    "link set far0 up",
+    "link set up0 up mtu 1400",
+    "addr add 192.0.2.1/24 dev up0",
+    "addr add 2001:db8::1/64 dev up0 nodad",
+    "route add default via 192.0.2.254",
+)
 
 
 class FakePeers:
@@ -53,16 +51,17 @@ class FakePeers:
         return self.known
 
 
-class Rig:
-    """A node with one underlay device `up0`, in a thread that has a network namespace to itself."""
+class Rig(Space):
+    """A node with one underlay device `up0`, in a network namespace to itself."""
 
     def __init__(self, settings: Settings) -> None:
+        super().__init__()
         self.settings = settings
         self.peers = FakePeers()
-        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
 
-    def run(self, work: Callable[[], Any]) -> Any:
-        return self._thread.submit(work).result(timeout=60)
+    def make_device(self) -> None:
+        for command in DEVICE:
+            self.ip(command)
 
     def begin(self) -> None:
         """A controller's start: the programs loaded, nothing known of any Node."""
@@ -102,23 +101,8 @@ class Rig:
         return {line.split()[1] for line in self._routes() if line.startswith("unreachable")}
 
     def _routes(self) -> set[str]:
-        lines = [*self.ip("route", "show", "proto", "206"), *self.ip("-6", "route", "show", "proto", "206")]
+        lines = [*self.ip("route show proto 206"), *self.ip("-6 route show proto 206")]
         return {" ".join(line.split()) for line in lines}
-
-    def ip(self, *arguments: str) -> list[str]:
-        return str(self.run(lambda: _ip(*arguments))).splitlines()
-
-    def close(self) -> None:
-        self._thread.shutdown()
-
-
-def _make_device() -> None:
-    _ip("link", "add", "up0", "type", "veth", "peer", "name", "far0")
-    _ip("link", "set", "far0", "up")
-    _ip("link", "set", "up0", "up", "mtu", "1400")
-    _ip("addr", "add", "192.0.2.1/24", "dev", "up0")
-    _ip("addr", "add", "2001:db8::1/64", "dev", "up0", "nodad")
-    _ip("route", "add", "default", "via", "192.0.2.254")
 
 
 @pytest.fixture
@@ -133,8 +117,7 @@ def rig(tmp_path: Path, bpffs: Path) -> Iterator[Rig]:
     )
     made = Rig(settings)
     try:
-        made.run(lambda: _ip("link", "set", "lo", "up"))
-        made.run(_make_device)
+        made.make_device()
         made.begin()
         yield made
     finally:
@@ -179,7 +162,7 @@ def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
         "10.244.2.0/24 dev calico-vxlan scope link",
         "fd00:10:244:2::/64 dev calico-vxlan",
     }
-    shown = "\n".join(rig.ip("-d", "addr", "show", "calico-vxlan"))
+    shown = "\n".join(rig.ip("-d addr show calico-vxlan"))
     assert "02:ce:00:00:00:01" in shown
     assert "mtu 1330" in shown
     assert re.findall(r"inet6? (\S+ scope \w+)", shown) == ["169.254.206.1/32 scope link"]
@@ -190,7 +173,7 @@ def test_node_that_changes_is_followed_without_another_look(rig: Rig) -> None:
     """Work is proportional to what changed: thousands of routes are not read again for one Node."""
     rig.nodes(OWN, NEAR)
     rig.sync()
-    rig.ip("route", "del", "10.244.1.0/24")
+    rig.ip("route del 10.244.1.0/24")
     rig.nodes(manifest("next", ["192.0.2.3"], ["10.244.3.0/24"]))
     assert not rig.run(lambda: rig.network.sync(True))
     assert "10.244.3.0/24 via 192.0.2.3 dev up0 src 192.0.2.1 onlink" in rig.routes()
@@ -259,8 +242,8 @@ def test_pods_that_are_not_there_are_unreachable(rig: Rig) -> None:
     rig.nodes(OWN, NEAR)
     rig.sync()
     assert rig.unreachable() == OWN_RANGES
-    rig.ip("route", "del", "unreachable", "10.244.0.0/24")
-    rig.ip("-6", "route", "del", "unreachable", "fd00:10:244::/64", "dev", "lo")
+    rig.ip("route del unreachable 10.244.0.0/24")
+    rig.ip("-6 route del unreachable fd00:10:244::/64 dev lo")
     assert not rig.unreachable()
     rig.sync()
     assert rig.unreachable() == OWN_RANGES
@@ -290,22 +273,22 @@ def test_unreachable_ranges_stay_while_our_node_is_not_known(rig: Rig) -> None:
 
 def test_unreachable_range_comes_behind_a_route_of_somebody_else(rig: Rig) -> None:
     """Another plugin's bridge has the same range: its pods are reached as before."""
-    rig.ip("link", "add", "cni0", "type", "bridge")
-    rig.ip("link", "set", "cni0", "up")
-    rig.ip("addr", "add", "10.244.0.1/24", "dev", "cni0")
+    rig.ip("link add cni0 type bridge")
+    rig.ip("link set cni0 up")
+    rig.ip("addr add 10.244.0.1/24 dev cni0")
     rig.nodes(OWN)
     rig.sync()
     assert rig.unreachable() == OWN_RANGES
-    assert "dev cni0" in rig.ip("route", "get", "10.244.0.9")[0]
+    assert "dev cni0" in rig.ip("route get 10.244.0.9")[0]
 
 
 def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
     """The CNI plugin's carry the same protocol number, but lead to pod links."""
-    rig.ip("link", "add", "ce0123456789a", "type", "veth", "peer", "name", "pod0")
-    rig.ip("link", "set", "pod0", "up")
-    rig.ip("link", "set", "ce0123456789a", "up")
-    rig.ip("route", "add", "10.244.0.5/32", "dev", "ce0123456789a", "proto", "206")
-    rig.ip("route", "add", "203.0.113.0/24", "via", "192.0.2.9")
+    rig.ip("link add ce0123456789a type veth peer name pod0")
+    rig.ip("link set pod0 up")
+    rig.ip("link set ce0123456789a up")
+    rig.ip("route add 10.244.0.5/32 dev ce0123456789a proto 206")
+    rig.ip("route add 203.0.113.0/24 via 192.0.2.9")
     rig.nodes(OWN, NEAR)
     rig.sync()
     assert rig.routes() == NEAR_ROUTES | {"10.244.0.5 dev ce0123456789a scope link"}
@@ -319,10 +302,10 @@ def test_device_that_comes_back_is_attached_again_when_the_kernel_says_so(rig: R
     rig.sync()
     told: list[int] = []
     rig.run(lambda: monitor.watch(lambda: told.append(1)))
-    rig.ip("link", "del", "up0")
+    rig.ip("link del up0")
     rig.sync()
     assert rig.hooks() == {}
-    rig.run(_make_device)
+    rig.make_device()
     assert told
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV}
@@ -334,7 +317,7 @@ def test_filter_and_route_removed_by_somebody_are_restored(rig: Rig) -> None:
     rig.nodes(OWN, NEAR)
     rig.sync()
     rig.run(lambda: subprocess.run(["tc", "qdisc", "del", "dev", "up0", "clsact"], check=True))
-    rig.ip("route", "del", "10.244.1.0/24")
+    rig.ip("route del 10.244.1.0/24")
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV}
     assert rig.routes() == NEAR_ROUTES
@@ -344,11 +327,11 @@ def test_device_that_is_no_longer_underlay_is_let_go(rig: Rig) -> None:
     """Our programs leave it; they follow the address to the other one."""
     rig.nodes(OWN)
     rig.sync()
-    rig.ip("link", "add", "up1", "type", "veth", "peer", "name", "far1")
-    rig.ip("link", "set", "up1", "up")
-    rig.ip("link", "set", "far1", "up")
-    rig.ip("addr", "flush", "dev", "up0")
-    rig.ip("addr", "add", "192.0.2.1/24", "dev", "up1")
+    rig.ip("link add up1 type veth peer name far1")
+    rig.ip("link set up1 up")
+    rig.ip("link set far1 up")
+    rig.ip("addr flush dev up0")
+    rig.ip("addr add 192.0.2.1/24 dev up1")
     rig.sync()
     assert rig.hooks() == {"up1": NETDEV}
 
@@ -373,7 +356,7 @@ def test_forwarding_is_set_and_the_old_values_remembered(rig: Rig) -> None:
 def test_no_underlay_is_named_and_no_error(rig: Rig) -> None:
     """A node without any way out still serves its own pods."""
     rig.nodes(OWN)
-    rig.ip("link", "del", "up0")
+    rig.ip("link del up0")
     rig.sync()
     assert ["no underlay device" in problem.message for problem in rig.network.problems] == [True]
     assert not rig.network.failed
@@ -402,7 +385,7 @@ def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:
     """By its number in this namespace."""
     rig.nodes(OWN, NEAR)
     rig.sync()
-    (line,) = rig.ip("-o", "link", "show", "up0")
+    (line,) = rig.ip("-o link show up0")
     assert {Remote.unpack(value).ifindex for value in rig.entries()["remotes"].values()} == {int(line.split(":")[0])}
 
 
@@ -411,7 +394,7 @@ def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
     rig.peers.known = State({packed("192.0.2.2"): b"\2\0\0\0\0\2"}, frozenset())
     rig.nodes(OWN, NEAR)
     rig.sync()
-    (line,) = rig.ip("-o", "link", "show", "up0")
+    (line,) = rig.ip("-o link show up0")
     ifindex = int(line.split(":")[0])
     entries = rig.entries()
     own = {text(key) for key, value in entries["nodes"].items() if value == NodeEntry(NodeFlag.OWN).pack()}
@@ -472,7 +455,7 @@ def test_handover_in_auto_is_a_tunnel_until_the_probe_is_answered(rig: Rig) -> N
 
 def _overlay(rig: Rig) -> tuple[int, int] | None:
     """The overlay device's index and port."""
-    shown = json.loads("\n".join(rig.ip("-d", "-j", "link", "show", "type", "vxlan")) or "[]")
+    shown = json.loads("\n".join(rig.ip("-d -j link show type vxlan")) or "[]")
     return next(((item["ifindex"], item["linkinfo"]["info_data"]["port"]) for item in shown if item), None)
 
 
@@ -497,10 +480,10 @@ def test_overlay_stays_while_a_node_is_out_of_reach(rig: Rig) -> None:
     rig.nodes(OWN, NEAR, FAR)
     rig.sync()
     before = _overlay(rig)
-    rig.ip("route", "del", "default")
+    rig.ip("route del default")
     rig.sync()
     assert _overlay(rig) == before
-    rig.ip("route", "add", "default", "via", "192.0.2.254")
+    rig.ip("route add default via 192.0.2.254")
     rig.sync()
     assert _overlay(rig) == before
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
@@ -513,12 +496,12 @@ def test_overlay_takes_sources_that_are_routed_elsewhere(rig: Rig) -> None:
     rig.sync()
     assert rig.run(read).strip() == "2"
     rig.run(lambda: Path("/proc/sys/net/ipv4/conf/calico-vxlan/rp_filter").write_text("1"))
-    rig.ip("addr", "flush", "dev", "calico-vxlan")
+    rig.ip("addr flush dev calico-vxlan")
     rig.begin()
     rig.nodes(OWN, FAR)
     rig.sync()
     assert rig.run(read).strip() == "2"
-    assert any("169.254.206.1/32" in line for line in rig.ip("addr", "show", "calico-vxlan"))
+    assert any("169.254.206.1/32" in line for line in rig.ip("addr show calico-vxlan"))
 
 
 def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
@@ -534,12 +517,12 @@ def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
     assert _overlay(rig) == (before[0], 8472)
     assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
     assert rig.routes() == routes
-    assert "mtu 1330" in "\n".join(rig.ip("link", "show", "calico-vxlan", "up"))
+    assert "mtu 1330" in "\n".join(rig.ip("link show calico-vxlan up"))
 
 
 def test_device_of_somebody_else_by_the_overlays_name_is_left_alone(rig: Rig) -> None:
     """It is named, and what needs no overlay is done; what would go through it is not led elsewhere."""
-    rig.ip("link", "add", "calico-vxlan", "type", "bridge")
+    rig.ip("link add calico-vxlan type bridge")
     rig.nodes(OWN, NEAR, FAR)
     assert rig.run(lambda: rig.network.sync(True)), "it is not tried again"
     assert rig.network.failed
@@ -550,7 +533,7 @@ def test_device_of_somebody_else_by_the_overlays_name_is_left_alone(rig: Rig) ->
     assert Remote.unpack(rig.entries()["remotes"][far]).flags == RemoteFlag.NO_HANDOVER
     rig.network.set_node("far", None)
     rig.sync()
-    assert rig.ip("link", "show", "calico-vxlan")
+    assert rig.ip("link show calico-vxlan")
 
 
 @pytest.mark.parametrize(("handover", "way"), [("auto", "vxlan"), ("vxlan", "vxlan"), ("l2", "none")])

@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The probe of layer 2: its frames, and two nodes that ask each other over a veth pair between two namespaces."""
 
-import ctypes
-import os
-import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -19,8 +14,8 @@ from bpf.abi import Peer, PeerKey, Remote, RemoteFlag, RemoteKey
 from bpf.address import packed
 from controller import neighbours, peers, probe
 from controller.peers import Peers, Target
+from controller.tests.space import Space
 
-CLONE_NEWNET = 0x40000000
 MAC, PEER_MAC = bytes.fromhex("020000000001"), bytes.fromhex("020000000002")
 NEW_MAC = bytes.fromhex("020000000077")
 NONCE = b"12345678"
@@ -72,45 +67,46 @@ def test_request_to_an_address_that_routers_know_is_no_probe() -> None:
     assert probe.parse(frame.replace(packed("192.0.2.206")[12:], packed("192.0.2.2")[12:])) is None
 
 
-class Side:
+class Side(Space):
     """A node: a network namespace with one end of a veth pair, and its peers."""
 
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
         self.changes = 0
         self.recognised = {MAC, PEER_MAC, NEW_MAC}
-        self.peers: Peers | None = None
+        self._peers: Peers | None = None
 
-    def run(self, work: Callable[[], Any]) -> Any:
-        return self._thread.submit(work).result(timeout=30)
-
-    def start(self) -> None:
-        self.make().start()
+    @property
+    def peers(self) -> Peers:
+        assert self._peers
+        return self._peers
 
     def make(self) -> Peers:
-        made: Peers = self.run(lambda: Peers(lambda mac: mac in self.recognised, self._changed))
-        self.peers = made
-        return made
+        self._peers = self.run(lambda: Peers(lambda mac: mac in self.recognised, self._changed))
+        return self._peers
 
-    def ip(self, text: str) -> str:
-        return str(self.run(lambda: _sh(f"ip {text}")))
+    def start(self) -> None:
+        """Has it watch the other one."""
+        self.make().start()
+        self.peers.watch(self.targets())
+
+    def targets(self) -> dict[bytes, Target]:
+        """The other node's addresses, as this one reaches them."""
+        link = self.ip("-o link show up0")[0].split()
+        ifindex, mac = int(link[0].rstrip(":")), bytes.fromhex(link[link.index("link/ether") + 1].replace(":", ""))
+        return {
+            packed(f"{prefix}{3 - self.number}"): Target(ifindex, "up0", mac, packed(f"{prefix}{self.number}"))
+            for prefix in ("192.0.2.", "2001:db8::")
+        }
 
     def close(self) -> None:
-        if self.peers:
-            self.peers.stop()
-        self._thread.shutdown()
+        if self._peers:
+            self._peers.stop()
+        super().close()
 
     def _changed(self) -> None:
         self.changes += 1
-
-
-def _unshare() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-
-
-def _sh(text: str) -> str:
-    return subprocess.run(text.split(), check=True, capture_output=True, text=True).stdout
 
 
 def _eventually(reached: Callable[[], bool], timeout_s: float = 10) -> None:
@@ -125,14 +121,13 @@ def sides(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Side, Side]]:
     """Two nodes on one link, with short times."""
     for name, seconds in (("RETRY_S", 0.1), ("PROBE_S", 0.2), ("RESOLVE_S", 0.2), ("TELL_S", 0.05), ("SILENCE_S", 1)):
         monkeypatch.setattr(peers, name, seconds)
-    one, other = Side(), Side()
+    one, other = Side(1), Side(2)
     try:
-        task = other.run(threading.get_native_id)
-        one.ip(f"link add up0 type veth peer name up0 netns /proc/{os.getpid()}/task/{task}/ns/net")
-        for number, side in ((1, one), (2, other)):
-            side.ip(f"link set up0 address 02:00:00:00:00:0{number}")
-            side.ip(f"addr add 192.0.2.{number}/24 dev up0")
-            side.ip(f"addr add 2001:db8::{number}/64 dev up0 nodad")
+        one.ip(f"link add up0 type veth peer name up0 netns {other.path}")
+        for side in (one, other):
+            side.ip(f"link set up0 address 02:00:00:00:00:0{side.number}")
+            side.ip(f"addr add 192.0.2.{side.number}/24 dev up0")
+            side.ip(f"addr add 2001:db8::{side.number}/64 dev up0 nodad")
             side.ip("link set lo up")
             side.ip("link set up0 up")
         yield one, other
@@ -159,16 +154,6 @@ def _sent_by(mac: bytes, frames: list[bytes]) -> int:
     return sum(frame[6:12] == mac for frame in frames)
 
 
-def _targets(side: Side, number: int) -> dict[bytes, Target]:
-    """The other node's addresses, as the node of this number reaches them."""
-    link = side.ip("-o link show up0").split()
-    ifindex, mac = int(link[0].rstrip(":")), bytes.fromhex(link[link.index("link/ether") + 1].replace(":", ""))
-    return {
-        packed(f"{prefix}{3 - number}"): Target(ifindex, "up0", mac, packed(f"{prefix}{number}"))
-        for prefix in ("192.0.2.", "2001:db8::")
-    }
-
-
 BOTH = frozenset(map(packed, ("192.0.2.2", "2001:db8::2")))
 
 
@@ -176,12 +161,8 @@ BOTH = frozenset(map(packed, ("192.0.2.2", "2001:db8::2")))
 def test_peers_find_each_others_macs_and_answer(sides: tuple[Side, Side]) -> None:
     """Nobody has sent anything before: the MACs are asked for, then probed, in both families."""
     one, other = sides
-    for number, side in ((1, one), (2, other)):
-        side.start()
-        assert side.peers
-        side.peers.watch(_targets(side, number))
-    assert one.peers
-    assert other.peers
+    one.start()
+    other.start()
     state = one.peers.state
     _eventually(lambda: state().answered == BOTH)
     assert set(state().macs.values()) == {PEER_MAC}
@@ -193,19 +174,14 @@ def test_peers_find_each_others_macs_and_answer(sides: tuple[Side, Side]) -> Non
 def test_peer_that_falls_silent_is_noticed_and_found_again(sides: tuple[Side, Side]) -> None:
     """Nobody answers for it while the kernel goes on answering ARP: the MAC stays known."""
     one, other = sides
-    for number, side in ((1, one), (2, other)):
-        side.start()
-        assert side.peers
-        side.peers.watch(_targets(side, number))
-    assert one.peers
-    assert other.peers
+    one.start()
+    other.start()
     state = one.peers.state
     _eventually(lambda: state().answered == BOTH)
     other.peers.stop()
     _eventually(lambda: not state().answered)
     assert set(state().macs) == BOTH
     other.start()
-    other.peers.watch(_targets(other, 2))
     _eventually(lambda: state().answered == BOTH)
 
 
@@ -213,16 +189,12 @@ def test_peer_that_falls_silent_is_noticed_and_found_again(sides: tuple[Side, Si
 def test_mac_that_changes_is_followed(sides: tuple[Side, Side]) -> None:
     """Another machine under the same address."""
     one, other = sides
-    for number, side in ((1, one), (2, other)):
-        side.start()
-        assert side.peers
-        side.peers.watch(_targets(side, number))
-    assert one.peers
-    assert other.peers
+    one.start()
+    other.start()
     state = one.peers.state
     _eventually(lambda: state().answered == BOTH)
     other.ip("link set up0 address 02:00:00:00:00:77")
-    other.peers.watch(_targets(other, 2))
+    other.peers.watch(other.targets())
     _eventually(lambda: set(state().macs.values()) == {NEW_MAC})
 
 
@@ -231,8 +203,6 @@ def test_mac_from_which_nothing_has_come_is_no_peers(sides: tuple[Side, Side], r
     """Who answers ARP for a node may be a router: what comes from there may be any client's."""
     one, _ = sides
     one.start()
-    assert one.peers
-    one.peers.watch(_targets(one, 1))
     _eventually(lambda: len(requests) > 4)
     assert {frame[:6] for frame in requests} == {PEER_MAC}
     assert one.peers.state() == peers.NOTHING
@@ -246,12 +216,8 @@ def test_probe_is_answered_once_its_sender_is_recognised(
     """From the answer on the sender hands over, so the programs must know it by then. It need not ask again."""
     one, other = sides
     other.recognised = set()
-    for number, side in ((1, one), (2, other)):
-        side.start()
-        assert side.peers
-        side.peers.watch(_targets(side, number))
-    assert one.peers
-    assert other.peers
+    one.start()
+    other.start()
     theirs = other.peers.state
     _eventually(lambda: theirs().macs == dict.fromkeys(map(packed, ("192.0.2.1", "2001:db8::1")), MAC))
     assert not one.peers.state().answered
@@ -285,21 +251,20 @@ def test_what_was_known_before_a_restart_holds_until_silence(sides: tuple[Side, 
     """A peer that answers no more is let go after the silence, like any."""
     one, _ = sides
     one.make()
-    assert one.peers
     before = peers.State({packed("192.0.2.2"): PEER_MAC}, frozenset({packed("192.0.2.2")}))
     one.peers.remember(before)
     assert one.peers.state() == before
     one.peers.start()
-    one.peers.watch(_targets(one, 1))
+    one.peers.watch(one.targets())
     assert one.peers.state() == before
-    _eventually(lambda: bool(one.peers) and not one.peers.state().answered)
+    _eventually(lambda: not one.peers.state().answered)
 
 
 @pytest.mark.root
 def test_nodes_own_new_mac_takes_nothing_from_what_is_known(sides: tuple[Side, Side]) -> None:
     """The peers are the same; on another device they would be asked anew."""
     one, _ = sides
-    known, targets = one.make(), _targets(one, 1)
+    known, targets = one.make(), one.targets()
     before = peers.State(dict.fromkeys(BOTH, PEER_MAC), BOTH)
     known.remember(before)
     known.watch(targets)
@@ -314,11 +279,8 @@ def test_nodes_own_new_mac_takes_nothing_from_what_is_known(sides: tuple[Side, S
 def test_what_is_no_longer_watched_is_forgotten(sides: tuple[Side, Side]) -> None:
     """And a node that was never there has no MAC."""
     one, other = sides
-    for number, side in ((1, one), (2, other)):
-        side.start()
-        assert side.peers
-        side.peers.watch(_targets(side, number))
-    assert one.peers
-    _eventually(lambda: bool(one.peers and one.peers.state().macs))
+    one.start()
+    other.start()
+    _eventually(lambda: bool(one.peers.state().macs))
     one.peers.watch({})
     assert one.peers.state() == peers.State({}, frozenset())

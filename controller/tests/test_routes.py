@@ -1,54 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlay device as netlink makes, shows and removes it, in a network namespace of the test's own."""
 
-import ctypes
-import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator
 
 import pytest
 
 from controller.errors import NetworkError
 from controller.routes import Netlink
+from controller.tests.space import Space
 
 pytestmark = pytest.mark.root
 
-CLONE_NEWNET = 0x40000000
-Answer = TypeVar("Answer")
 
-
-def _unshare() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "unshare")
-
-
-class Space:
-    """A netlink socket in a network namespace."""
+class Routed(Space):
+    """A namespace, with a netlink socket there."""
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, initializer=_unshare)
+        super().__init__()
         self.netlink = self.run(Netlink)
-
-    def run(self, work: Callable[[], Answer]) -> Answer:
-        return self._thread.submit(work).result(timeout=10)
-
-    def ip(self, command: str) -> None:
-        self.run(lambda: subprocess.run(["ip", *command.split()], check=True))
 
     def close(self) -> None:
         self.run(self.netlink.close)
-        self._thread.shutdown()
+        super().close()
 
 
 @pytest.fixture
-def space() -> Iterator[Space]:
-    made = Space()
+def space() -> Iterator[Routed]:
+    made = Routed()
     yield made
     made.close()
 
 
-def test_overlay_is_known_by_its_name_and_kind(space: Space) -> None:
+def test_overlay_is_known_by_its_name_and_kind(space: Routed) -> None:
     """With its port; a VXLAN device of another name is somebody else's, and so is another device of that name."""
     space.ip("link add vxlan.other type vxlan id 7 dstport 4790")
     space.ip("link add calico-vxlan type bridge")
@@ -61,7 +44,7 @@ def test_overlay_is_known_by_its_name_and_kind(space: Space) -> None:
     assert found.mac.hex(":") == "02:ce:00:00:00:01"
 
 
-def test_overlay_is_made_anew_under_its_index(space: Space) -> None:
+def test_overlay_is_made_anew_under_its_index(space: Routed) -> None:
     """Where its port cannot be changed."""
     space.run(lambda: space.netlink.create_overlay(4789, 1450))
     before = space.run(space.netlink.snapshot).overlay()
@@ -73,7 +56,7 @@ def test_overlay_is_made_anew_under_its_index(space: Space) -> None:
     assert space.run(space.netlink.snapshot).overlay() == before._replace(overlay_port=8472)
 
 
-def test_overlay_that_is_gone_is_removed_without_error(space: Space) -> None:
+def test_overlay_that_is_gone_is_removed_without_error(space: Routed) -> None:
     """Somebody was faster; any other refusal is an error that says what was being done."""
     space.run(lambda: space.netlink.remove_overlay(77))
     with pytest.raises(NetworkError, match="making calico-vxlan"):
