@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests without end, while something happens that none of them may notice."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
+from e2e.lab.runtime import tool
+from e2e.lab.space import Space
+
+RATE, LASTING = 1000, 20
+
+
+@contextmanager
+def load(where: Space, address: str, port: int, seconds: int, *flags: str) -> Iterator[set[str]]:
+    """A thousand new connections a second from a space, and 20 that last; the body has these seconds.
+
+    Yields who has answered: empty, and filled when the body is over. Fails the test where anything was refused, reset,
+    or not answered.
+    """
+    settings = ("--rate", str(RATE), "--lasting", str(LASTING), "--seconds", str(seconds), *flags)
+    answered: set[str] = set()
+    with where.start(*tool("load", address, str(port), *settings)) as asking:
+        try:
+            assert asking.stdout
+            assert asking.stdout.readline() == "started\n"
+            yield answered
+            output, complaint = asking.communicate(timeout=60)
+        finally:
+            asking.kill()
+    assert output, complaint
+    report = json.loads(output)
+    print(report)
+    # A busy machine asks less often than it was told to; that it asked all the while is what counts.
+    assert report["asked"] >= 0.5 * RATE * seconds, complaint
+    assert report["failed"] == {}
+    assert report["lasting_failed"] == {}
+    answered.update(report["by_name"])
+
+
+def kill_daemons_twice(nodes: Sequence[Node]) -> None:
+    """Kills both daemons of every node and starts them again, in four seconds and what the starts take."""
+    for _ in range(2):
+        time.sleep(1)
+        for node in nodes:
+            node.kill(CONTROLLER)
+            node.kill(CNI_SERVER)
+        time.sleep(1)
+        for node in nodes:
+            node.start(CONTROLLER)
+            node.start(CNI_SERVER)
+        for node in nodes:
+            node.wait_ready()
