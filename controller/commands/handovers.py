@@ -21,19 +21,20 @@ def lines(report: dict[str, Any]) -> list[str]:
         return []
     back = RETURNS.get(report["return_path"], report["return_path"])
     told = [f"answers go back {back}"]
-    for (way, why), names in sorted(grouped(report).items()):
-        told.append(f"{WAYS.get(way, way)} to {_names(names)}: {why}")
+    for (way, why), nodes in sorted(grouped(report).items()):
+        told.append(f"{WAYS.get(way, way)} to {_names(nodes)}: {why}")
     return told
 
 
-def grouped(report: dict[str, Any]) -> dict[tuple[str, str], list[str]]:
-    """The nodes, each with its address, by way and reason."""
-    found = defaultdict(list)
+def grouped(report: dict[str, Any]) -> dict[tuple[str, str], dict[str, list[str]]]:
+    """The nodes, each with the addresses for which it is so, by way and reason."""
+    found: defaultdict[tuple[str, str], dict[str, list[str]]] = defaultdict(dict)
     for one in report.get("nodes", ()):
-        found[one["way"], one["why"]].append(f"{one['node']} ({one['address']})")
+        found[one["way"], one["why"]].setdefault(one["node"], []).append(one["address"])
     return dict(found)
 
 
-def _names(names: list[str]) -> str:
+def _names(nodes: dict[str, list[str]]) -> str:
+    names = [f"{name} ({', '.join(addresses)})" for name, addresses in nodes.items()]
     rest = len(names) - NAMED
     return ", ".join(names[:NAMED]) + (f" and {rest} more" if rest > 0 else "")

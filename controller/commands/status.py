@@ -116,7 +116,8 @@ def describe(found: dict[str, Any]) -> list[str]:
             (level["name"], str(level["entries"]), str(level["max_entries"]), _share(level)) for level in found["maps"]
         ]
         lines += ["", *table(("MAP", "ENTRIES", "SIZE", "FULL"), levels)]
-        lines += ["", f"{found['drops']} packets did not get through: `calico-ebpf drops` says why"]
+        dropped = f"{found['drops']} packets were dropped: `calico-ebpf drops` says why"
+        lines += ["", dropped if found["drops"] else "no packet was dropped"]
     return lines + [f"warning: {warning}" for warning in found["warnings"]]
 
 

@@ -177,14 +177,14 @@ class Demo:
         external.show(step, self._scene(), direct=True, tunnel=False)
 
     def in_vxlan(self, step: Step) -> None:
-        """The same where the network between the nodes lets no foreign address through: Handed over in VXLAN."""
+        """The same where frames between the nodes may bear no foreign address: Handed over in VXLAN."""
         self._switch(step, handover="vxlan")
         external.show(step, self._scene(), direct=True, tunnel=True)
         self._switch(step, handover="auto", return_path="entry")
 
     def _switch(self, step: Step, **settings: str) -> None:
         """Changes settings of both nodes, and starts their controllers anew."""
-        words = " ".join(f"{name}: {value}" for name, value in settings.items())
+        words = ", ".join(f"{name}: {value}" for name, value in settings.items())
         step.did.append(f"# on both nodes: {words} in /etc/calico-ebpf/config.yaml, and the controller anew")
         for node in self._lab.nodes:
             node.configure(**settings)

@@ -144,13 +144,14 @@ def test_status_shows_handovers_and_the_way_back(run: Run, node: Node) -> None:
     """What is in force for outside clients, and why."""
     ways = [
         {"node": "n2", "address": "192.0.2.2", "way": "l2", "why": "has answered the probe"},
+        {"node": "n2", "address": "2001:db8::2", "way": "l2", "why": "has answered the probe"},
         {"node": "n3", "address": "198.51.100.3", "way": "none", "why": "of another subnet"},
     ]
     report = {"handover": "auto", "return_path": "entry", "nodes": ways}
     (node.settings.run_dir / "handover.json").write_text(json.dumps(report))
     output = run("status").output
     assert "outside clients: answers go back through the node by which they came in" in output
-    assert "outside clients: handed over by layer 2 to n2 (192.0.2.2): has answered the probe" in output
+    assert "outside clients: handed over by layer 2 to n2 (192.0.2.2, 2001:db8::2): has answered the probe" in output
     assert "outside clients: nothing is handed over to n3 (198.51.100.3): of another subnet" in output
     assert as_json(run("status", "--output", "json"))["handover"] == report
 
