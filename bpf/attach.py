@@ -79,8 +79,7 @@ def detach_cgroup(pins: Pins) -> None:
 
 def _attach_link(pins: Pins, name: str, target_fd: int, attach_type: int) -> None:
     pin = pins.links / name
-    program = pins.open_program(name)
-    try:
+    with pins.opened_program(name) as program:
         try:
             link = syscall.obj_get(pin)
             syscall.link_update(link, program)
@@ -88,5 +87,3 @@ def _attach_link(pins: Pins, name: str, target_fd: int, attach_type: int) -> Non
             link = syscall.link_create(program, target_fd, attach_type)
             syscall.obj_pin(link, pin)
         os.close(link)
-    finally:
-        os.close(program)

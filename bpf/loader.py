@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bpf import bpftool, elf, syscall
@@ -57,6 +57,14 @@ class Pins:
     def open_program(self, name: str) -> int:
         """A descriptor of a pinned program. Raises NotLoadedError."""
         return _open(self.program(name))
+
+    def opened_map(self, name: str) -> AbstractContextManager[int]:
+        """The same as open_map, closed after a `with` block."""
+        return _closed_after(self.open_map(name))
+
+    def opened_program(self, name: str) -> AbstractContextManager[int]:
+        """The same as open_program, closed after a `with` block."""
+        return _closed_after(self.open_program(name))
 
 
 def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lock: Path, replace: bool = True) -> bool:
@@ -182,6 +190,14 @@ def _open(pin: Path) -> int:
         return syscall.obj_get(pin)
     except FileNotFoundError as error:
         raise NotLoadedError(f"{pin}: not there; has a calico-ebpf daemon run on this node?") from error
+
+
+@contextmanager
+def _closed_after(fd: int) -> Iterator[int]:
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -5,9 +5,7 @@ Device indexes do not come back, so each would keep its entries for ever; addres
 for hours, so the next pod would meet the flows of the one before.
 """
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 from bpf import syscall
@@ -26,7 +24,7 @@ def fold_drops(pins: Pins, ifindex: int) -> None:
         NotLoadedError, OSError.
     """
     size = MAPS["drops"].value_size * _cpus()
-    with _opened(pins, "drops") as fd:
+    with pins.opened_map("drops") as fd:
         for reason in DropReason:
             key, sum_key = (DropKey(reason, index).pack() for index in (ifindex, GONE))
             counted = syscall.map_lookup(fd, key, size)
@@ -49,7 +47,7 @@ def delete_flows(pins: Pins, gone: Mapping[bytes, int]) -> int:
         NotLoadedError, OSError.
     """
     deleted = 0
-    with _opened(pins, "flows") as fd:
+    with pins.opened_map("flows") as fd:
         for key, value in syscall.map_entries(fd, MAPS["flows"].key_size, MAPS["flows"].value_size):
             # The twin's key stands first in the value: behind a Service only one of the two has the backend's address.
             ends = {key[:16], key[16:32], value[:16], value[16:32]} & gone.keys()
@@ -71,12 +69,3 @@ def _added(one: bytes, other: bytes) -> bytes:
 def _cpus() -> int:
     """For how many CPUs the kernel keeps values: "0-3", or "0,2-5"."""
     return int(POSSIBLE.read_text(encoding="ascii").strip().replace("-", ",").split(",")[-1]) + 1
-
-
-@contextmanager
-def _opened(pins: Pins, name: str) -> Iterator[int]:
-    fd = pins.open_map(name)
-    try:
-        yield fd
-    finally:
-        os.close(fd)

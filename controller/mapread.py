@@ -5,7 +5,6 @@ bpftool's dump of 100,000 entries takes 2 s of CPU, and parsing it 250 MB and ha
 """
 
 import errno
-import os
 
 from bpf import bpftool, syscall
 from bpf.loader import Pins
@@ -20,13 +19,11 @@ def read(pins: Pins, name: str) -> dict[bytes, bytes]:
         NotLoadedError: it is not pinned.
         BpftoolError: it had to be read by bpftool, which failed.
     """
-    fd = pins.open_map(name)
-    try:
-        info = syscall.map_info(fd)
-        return dict(syscall.map_entries(fd, info.key_size, info.value_size))
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP):
-            raise
-        return dict(bpftool.dump(pins.map(name)))
-    finally:
-        os.close(fd)
+    with pins.opened_map(name) as fd:
+        try:
+            info = syscall.map_info(fd)
+            return dict(syscall.map_entries(fd, info.key_size, info.value_size))
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP):
+                raise
+            return dict(bpftool.dump(pins.map(name)))

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam to the pinned maps: read one, how many entries it takes, write a list of operations in order."""
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
@@ -50,11 +49,8 @@ class PinnedMaps:
 
     def holds(self, name: str, key: bytes) -> bool:
         """Whether the kernel has an entry under a key. Raises BpfError."""
-        fd = self._pins.open_map(name)
-        try:
+        with self._pins.opened_map(name) as fd:
             return syscall.map_lookup(fd, key, syscall.map_info(fd).value_size) is not None
-        finally:
-            os.close(fd)
 
     def capacity(self, name: str) -> int:
         return self._info(name).max_entries
@@ -76,11 +72,8 @@ class PinnedMaps:
             yield _line(op, number)
 
     def _info(self, name: str) -> syscall.MapInfo:
-        fd = self._pins.open_map(name)
-        try:
+        with self._pins.opened_map(name) as fd:
             return syscall.map_info(fd)
-        finally:
-            os.close(fd)
 
 
 def _line(op: Op, map_id: int) -> str:

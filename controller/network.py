@@ -7,7 +7,6 @@ the controller's thread, when Nodes change, when the kernel says that devices or
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -370,8 +369,5 @@ def _programs() -> dict[int, dict[str, int]]:
 
 
 def _program_id(pins: Pins, hook: str) -> int:
-    fd = pins.open_program(hook)
-    try:
+    with pins.opened_program(hook) as fd:
         return syscall.program_id(fd)
-    finally:
-        os.close(fd)

@@ -5,7 +5,6 @@ Reads what is there as plain values, and carries out what others have decided. R
 """
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -167,14 +166,10 @@ class Netlink:
         Raises:
             NotLoadedError: it is not pinned.
         """
-        program = pins.open_program(hook)
-        try:
-            with _named(f"attaching {hook}"):
-                with _ignored(errno.EEXIST):
-                    attach.add_clsact(self._netlink, ifindex)
-                attach.attach_device(self._netlink, ifindex, hook, program)
-        finally:
-            os.close(program)
+        with pins.opened_program(hook) as program, _named(f"attaching {hook}"):
+            with _ignored(errno.EEXIST):
+                attach.add_clsact(self._netlink, ifindex)
+            attach.attach_device(self._netlink, ifindex, hook, program)
 
     def detach(self, ifindex: int, hook: str) -> None:
         """That it is gone already is no error."""

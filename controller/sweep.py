@@ -90,14 +90,7 @@ def _run(pins: Pins, interval_s: float, counts: Counts) -> None:
 
 def _round(pins: Pins, interval_s: float) -> Round:
     """The program is opened anew each time: another build may have been loaded meanwhile."""
-    table = pins.open_map("flows")
-    try:
-        program = pins.open_program(PROGRAM)
-        try:
-            capacity = syscall.map_info(table).max_entries
-            with syscall.map_iterator(program, table) as iterator:
-                return sweep_table(lambda: read_slice(iterator), capacity, interval_s, time.sleep)
-        finally:
-            os.close(program)
-    finally:
-        os.close(table)
+    with pins.opened_map("flows") as table, pins.opened_program(PROGRAM) as program:
+        capacity = syscall.map_info(table).max_entries
+        with syscall.map_iterator(program, table) as iterator:
+            return sweep_table(lambda: read_slice(iterator), capacity, interval_s, time.sleep)

@@ -47,13 +47,10 @@ def _pins(pins: Pins) -> Iterator[Check]:
 
 def _as_expected(pins: Pins, name: str) -> bool:
     try:
-        fd = pins.open_map(name)
+        with pins.opened_map(name) as fd:
+            info, spec = syscall.map_info(fd), MAPS[name]
     except NotLoadedError:
         return False
-    try:
-        info, spec = syscall.map_info(fd), MAPS[name]
-    finally:
-        os.close(fd)
     return (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
 
 

@@ -2,7 +2,6 @@
 """Reads the pinned maps for the commands, and says in words what stands there. Nothing here needs a daemon."""
 
 import gc
-import os
 import socket
 from collections.abc import Iterable
 from typing import Any
@@ -23,24 +22,19 @@ def raw_entries(pins: Pins, name: str) -> Iterable[tuple[bytes, bytes]]:
         NotLoadedError: it is not there.
     """
     spec = abi.MAPS[name]
-    fd = pins.open_map(name)
-    try:
-        if spec.map_type not in HASHES:
-            return list(bpftool.dump(pins.map(name)))
-        return list(syscall.map_entries(fd, spec.key_size, spec.value_size))
-    except OSError as error:
-        raise KernelError(f"reading {pins.map(name)}: {error}") from error
-    finally:
-        os.close(fd)
+    with pins.opened_map(name) as fd:
+        try:
+            if spec.map_type not in HASHES:
+                return list(bpftool.dump(pins.map(name)))
+            return list(syscall.map_entries(fd, spec.key_size, spec.value_size))
+        except OSError as error:
+            raise KernelError(f"reading {pins.map(name)}: {error}") from error
 
 
 def max_entries(pins: Pins, name: str) -> int:
     """How many entries a pinned map takes. Raises NotLoadedError."""
-    fd = pins.open_map(name)
-    try:
+    with pins.opened_map(name) as fd:
         return syscall.map_info(fd).max_entries
-    finally:
-        os.close(fd)
 
 
 def entries(pins: Pins, name: str) -> list[tuple[Any, Any]]:
