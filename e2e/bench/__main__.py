@@ -25,7 +25,7 @@ CASES = {
     "pods": "e2e.bench.pods",
 }
 # Those that run commands of Kubernetes itself.
-WITH_KUBERNETES = {"connect", "pods"}
+WITH_KUBERNETES = {"connect", "nodeport", "pods"}
 REPORT = BUILD / "report.json"
 
 
