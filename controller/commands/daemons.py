@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bpf.settings import Settings
+from controller import alone
 
 TIMEOUT_S = 2
 
@@ -38,17 +39,11 @@ def cni_server(settings: Settings) -> Daemon:
 
 
 def controller(settings: Settings) -> Daemon:
-    """Up where the process that left controller.json lives."""
-    left = report(settings, "controller.json")
-    pid = left.get("pid")
-    if not pid:
-        return Daemon("controller", False, f"{settings.run_dir / 'controller.json'} names no process")
-    command = Path(f"/proc/{pid}/cmdline")
-    try:
-        alive = b"controller" in command.read_bytes()
-    except OSError:
-        alive = False
-    return Daemon("controller", alive, f"process {pid}" if alive else f"process {pid} is gone")
+    """Up where its lock is held: by whom cannot be told from outside of the container in which it may run."""
+    path = settings.run_dir / alone.LOCK_NAME
+    if alone.is_held(path):
+        return Daemon("controller", True, f"{path} is held")
+    return Daemon("controller", False, f"{path}: nobody holds it")
 
 
 def report(settings: Settings, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 """The commands as they are called, on real maps, with no daemon running."""
 
 import json
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from click.testing import Result
 from bpf import abi
 from bpf.address import packed
 from bpf.errors import BpfError
+from controller import alone
 from controller.commands import checks, checks_install, cnifiles, daemons, doctor, status, uninstall
 from controller.commands.checks import Check, Verdict
 from controller.commands.tests.conftest import Node
@@ -135,7 +137,7 @@ def test_status_shows_what_the_controller_reports(run: Run, node: Node) -> None:
     }
     (node.settings.run_dir / "controller.json").write_text(json.dumps(report))
     output = run("status").output
-    assert "is gone" in output
+    assert "controller.lock: nobody holds it" in output
     assert "source kubernetes: 3 Service; not in step, waiting for the first list of Node, no write yet" in output
     assert "a.yaml:7: Service default/web: no port" in output
 
@@ -183,11 +185,19 @@ def test_map_of_another_size_than_its_setting_is_named(node: Node) -> None:
     assert f"map pods was made for 64 entries, pods_max is {node.settings.pods_max}" in found.seen
 
 
-@pytest.mark.parametrize("content", ["", "nonsense", "[1]", '{"pid": 0}'])
-def test_controller_with_a_senseless_report_is_down(node: Node, content: str) -> None:
-    """A file that is cut short or foreign is no daemon, and no traceback."""
-    (node.settings.run_dir / "controller.json").write_text(content)
+def test_controller_is_up_while_its_lock_is_held(node: Node) -> None:
+    """Also where it runs in a container, whose process ids are others."""
+    held = alone.lock(node.settings.run_dir)
+    assert daemons.controller(node.settings).up
+    os.close(held)
     assert not daemons.controller(node.settings).up
+
+
+@pytest.mark.parametrize("content", ["", "nonsense", "[1]"])
+def test_senseless_report_is_empty(node: Node, content: str) -> None:
+    """A file that is cut short or foreign is no traceback."""
+    (node.settings.run_dir / "controller.json").write_text(content)
+    assert daemons.report(node.settings, "controller.json") == {}
 
 
 def test_pins_of_another_layout_fail_the_check(node: Node) -> None:
