@@ -86,6 +86,11 @@ def _check_address(text: str) -> None:
         raise ValueError("expected ADDRESS:PORT, with an IPv6 address in brackets")
 
 
+def _check_url(text: str) -> None:
+    if text and not text.startswith("https://"):
+        raise ValueError("expected https://HOST:PORT")
+
+
 def _hostname() -> str:
     return os.uname().nodename
 
@@ -119,6 +124,14 @@ class Settings:
         "in a pod, its service account is enough",
         empty="the pod's service account, else the variable KUBECONFIG, else ~/.kube/config",
     )
+    api_server: str = _setting(
+        "",
+        "URL of the API server for the pod's service account. `calico-ebpf install` sets it on a node to that of the "
+        "kubelet's kubeconfig, where nobody else has.",
+        "the address that Kubernetes tells pods is a Service's, which this controller must not depend on",
+        empty="that of the kubeconfig, or of KUBERNETES_SERVICE_HOST",
+        check=_check_url,
+    )
     run_dir: Path = _setting(
         Path("/run/calico-ebpf"),
         "Sockets, locks and what the daemons tell each other. The CNI executable reads no settings: of another place "
@@ -138,6 +151,11 @@ class Settings:
         "The cgroup2 directory whose sockets are translated at connect time.",
         "every socket of the node is below its root",
         empty="the cgroup2 mount of this mount namespace",
+    )
+    proc_sys: Path = _setting(
+        Path("/proc/sys"),
+        "Where sysctls are set: those of forwarding, reverse-path filters and reserved ports.",
+        "in a container that is not privileged it cannot be written; the manifests mount the node's elsewhere",
     )
     cni_networks_dir: Path = _setting(
         Path("/var/lib/cni/networks"),

@@ -85,10 +85,11 @@ class KubernetesSource:
 
     Args:
         kubeconfig: None: the pod's service account, else the variable KUBECONFIG.
+        api_server: where the pod's service account is used; "" is the address that Kubernetes tells pods.
     """
 
-    def __init__(self, kubeconfig: Path | None) -> None:
-        self._server = Server(kubeconfig)
+    def __init__(self, kubeconfig: Path | None, api_server: str = "") -> None:
+        self._server = Server(kubeconfig, api_server)
         self._stopping = threading.Event()
 
     def start(self, post: Post) -> None:
@@ -103,8 +104,9 @@ class KubernetesSource:
 class Server:
     """The API server, by the official client."""
 
-    def __init__(self, kubeconfig: Path | None) -> None:
+    def __init__(self, kubeconfig: Path | None, api_server: str) -> None:
         self._kubeconfig = kubeconfig
+        self._api_server = api_server
         self._lock = threading.Lock()
         self._client: Any = None
 
@@ -148,7 +150,7 @@ class Server:
             if self._kubeconfig:
                 config.load_kube_config(config_file=str(self._kubeconfig), client_configuration=made)
             else:
-                _load_default(made)
+                _load_default(made, self._api_server)
         except (
             config.ConfigException,
             yaml.YAMLError,
@@ -337,11 +339,14 @@ def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[list[bytes]]:
         yield [line for line in lines if line.strip()]
 
 
-def _load_default(made: Any) -> None:
+def _load_default(made: Any, api_server: str) -> None:
     try:
         config.load_incluster_config(client_configuration=made)
     except config.ConfigException:
         config.load_kube_config(client_configuration=made)
+        return
+    if api_server:
+        made.host = api_server
 
 
 def _message(body: bytes) -> str:

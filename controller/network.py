@@ -17,7 +17,7 @@ from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller import nodes, sysctl
+from controller import nodes
 from controller.errors import NetworkError
 from controller.files import write_atomically
 from controller.model import Node
@@ -25,6 +25,7 @@ from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
 from controller.routes import OVERLAY_ADDRESS, Device, Netlink, Snapshot
 from controller.source import Problem
+from controller.sysctl import Sysctls
 
 log = structlog.get_logger()
 
@@ -51,6 +52,7 @@ class NodeNetwork:
         self._pins = pins
         self._netlink = netlink
         self._peers = peers
+        self._sysctls = Sysctls(settings.proc_sys, settings.state_dir)
         self._steering = nodes.Steering(settings.encapsulation, settings.handover)
         self._peer_state = State({}, frozenset())
         self._facts: dict[str, tuple[NodeFacts, tuple[Problem, ...]]] = {}
@@ -183,8 +185,8 @@ class NodeNetwork:
         settings = self._settings
         first, count = settings.masquerade_port_min, settings.masquerade_ports
         ports = range(first, first + (0 if settings.masquerade == "off" else count))
-        self._done(sysctl.enable_forwarding, settings.state_dir, underlay)
-        self._done(sysctl.reserve_ports, settings.state_dir, ports)
+        self._done(self._sysctls.enable_forwarding, underlay)
+        self._done(self._sysctls.reserve_ports, ports)
 
     def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:
         """How the other nodes' addresses are reached that need no router; of interest where layer 2 is."""
@@ -253,11 +255,11 @@ class NodeNetwork:
 
     def _keep_overlay(self, device: Device, mtu: int, addresses: Mapping[bytes, int]) -> None:
         # An outside client's packet for the host's own process comes out of the tunnel, its source is routed elsewhere.
-        sysctl.loosen(nodes.OVERLAY_NAME)
+        self._sysctls.loosen(nodes.OVERLAY_NAME)
         if addresses.get(packed(OVERLAY_ADDRESS)) != device.ifindex:
             self._netlink.set_overlay_address(device.ifindex)
         if not device.up:
-            sysctl.quiet(nodes.OVERLAY_NAME)
+            self._sysctls.quiet(nodes.OVERLAY_NAME)
             self._netlink.set_up(device.ifindex)
         if device.mtu != mtu:
             self._netlink.set_mtu(device.ifindex, mtu)

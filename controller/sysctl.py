@@ -3,70 +3,101 @@
 uninstall`."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from controller.files import write_atomically
 
-PROC = Path("/proc/sys")
 FILE_NAME = "sysctl.json"
 RESERVED = "net/ipv4/ip_local_reserved_ports"
 RESERVED_FILE = "reserved-ports.json"
 
 
-def enable_forwarding(state_dir: Path, underlay: Iterable[str]) -> None:
-    """Makes the node forward.
+class Sysctls:
+    """Methods raise OSError where a value could not be set or not remembered, and ValueError where what was remembered
+    makes no sense.
 
     Args:
-        underlay: devices that go on taking router advertisements, which a node that forwards ignores otherwise.
-
-    Raises:
-        OSError: a value could not be set, or not remembered.
+        proc: /proc/sys, or where its `net` is seen; which network namespace's it is, is the caller's.
+        state_dir: where values are kept that were there before.
     """
-    wanted = {"net/ipv4/ip_forward": "1"}
-    if (PROC / "net/ipv6").is_dir():
-        for device in underlay:
-            name = f"net/ipv6/conf/{device}/accept_ra"
-            if _read(name) == "1":
-                wanted[name] = "2"
-        wanted["net/ipv6/conf/all/forwarding"] = "1"
-    changes = {name: value for name, value in wanted.items() if _read(name) != value}
-    if changes:
-        _remember(state_dir, {name: _read(name) for name in changes})
-        for name, value in changes.items():
-            (PROC / name).write_text(value)
 
+    def __init__(self, proc: Path, state_dir: Path) -> None:
+        self._proc = proc
+        self._state_dir = state_dir
 
-def reserve_ports(state_dir: Path, ports: range) -> None:
-    """Keeps the host's own sockets off `ports`, and off whatever others have reserved.
+    def enable_forwarding(self, underlay: Iterable[str]) -> None:
+        """Makes the node forward.
 
-    Raises:
-        OSError: they could not be set, or not remembered.
-        ValueError: the kernel's value, or what was remembered of it, makes no sense.
-    """
-    if not (PROC / RESERVED).exists():
-        return
-    found = _read(RESERVED)
-    kept = _kept(state_dir / RESERVED_FILE) or {"before": found, "ours": ""}
-    others = parse_ports(found) - (parse_ports(kept["ours"]) - parse_ports(kept["before"]))
-    wanted, ours = format_ports(others | set(ports)), format_ports(set(ports))
-    if wanted != found or ours != kept["ours"]:
-        write_atomically(state_dir / RESERVED_FILE, json.dumps(kept | {"ours": ours}).encode())
-        (PROC / RESERVED).write_text(f"{wanted}\n")
+        Args:
+            underlay: devices that go on taking router advertisements, which a node that forwards ignores otherwise.
+        """
+        wanted = {"net/ipv4/ip_forward": "1"}
+        if (self._proc / "net/ipv6").is_dir():
+            for device in underlay:
+                name = f"net/ipv6/conf/{device}/accept_ra"
+                if self._read(name) == "1":
+                    wanted[name] = "2"
+            wanted["net/ipv6/conf/all/forwarding"] = "1"
+        changes = {name: value for name, value in wanted.items() if self._read(name) != value}
+        if changes:
+            self._remember({name: self._read(name) for name in changes})
+            for name, value in changes.items():
+                (self._proc / name).write_text(value)
 
+    def restore(self) -> Iterator[tuple[str, str]]:
+        """Puts back what was before `enable_forwarding`, (name, value) by (name, value)."""
+        for name, value in _kept(self._state_dir / FILE_NAME).items():
+            if (self._proc / name).exists():
+                (self._proc / name).write_text(f"{value}\n")
+                yield name, value
 
-def release_ports(state_dir: Path) -> str | None:
-    """Takes back what `reserve_ports` has added, and nothing else; returns the value now, None where nothing was.
+    def reserve_ports(self, ports: range) -> None:
+        """Keeps the host's own sockets off `ports`, and off whatever others have reserved."""
+        if not (self._proc / RESERVED).exists():
+            return
+        found = self._read(RESERVED)
+        kept = _kept(self._state_dir / RESERVED_FILE) or {"before": found, "ours": ""}
+        others = parse_ports(found) - (parse_ports(kept["ours"]) - parse_ports(kept["before"]))
+        wanted, ours = format_ports(others | set(ports)), format_ports(set(ports))
+        if wanted != found or ours != kept["ours"]:
+            write_atomically(self._state_dir / RESERVED_FILE, json.dumps(kept | {"ours": ours}).encode())
+            (self._proc / RESERVED).write_text(f"{wanted}\n")
 
-    Raises:
-        OSError, ValueError: as reserve_ports.
-    """
-    kept = _kept(state_dir / RESERVED_FILE)
-    if not kept or not (PROC / RESERVED).exists():
-        return None
-    left = parse_ports(_read(RESERVED)) - (parse_ports(kept["ours"]) - parse_ports(kept["before"]))
-    (PROC / RESERVED).write_text(f"{format_ports(left)}\n")
-    return format_ports(left)
+    def release_ports(self) -> str | None:
+        """Takes back what `reserve_ports` has added, and nothing else; the value now, None where nothing was."""
+        kept = _kept(self._state_dir / RESERVED_FILE)
+        if not kept or not (self._proc / RESERVED).exists():
+            return None
+        left = parse_ports(self._read(RESERVED)) - (parse_ports(kept["ours"]) - parse_ports(kept["before"]))
+        (self._proc / RESERVED).write_text(f"{format_ports(left)}\n")
+        return format_ports(left)
+
+    def quiet(self, device: str) -> None:
+        """Keeps the kernel from giving a device IPv6 addresses of its own, and from asking around for them."""
+        path = self._proc / f"net/ipv6/conf/{device}/addr_gen_mode"
+        if path.exists():
+            path.write_text("1")
+
+    def loosen(self, device: str) -> None:
+        """Lets a device that has an IPv4 address take packets whose answers leave by another one.
+
+        The kernel goes by the greater of `all` and the device's own value: 2 is loose whatever the other is.
+        """
+        path = self._proc / f"net/ipv4/conf/{device}/rp_filter"
+        if path.exists():
+            path.write_text("2")
+
+    def _remember(self, values: dict[str, str]) -> None:
+        """The first value ever seen is the one to go back to."""
+        path = self._state_dir / FILE_NAME
+        write_atomically(path, json.dumps(values | _kept(path)).encode())
+
+    def _read(self, name: str) -> str:
+        try:
+            return (self._proc / name).read_text().strip()
+        except FileNotFoundError:
+            return ""
 
 
 def parse_ports(text: str) -> set[int]:
@@ -90,39 +121,9 @@ def format_ports(ports: set[int]) -> str:
     return ",".join(parts)
 
 
-def quiet(device: str) -> None:
-    """Keeps the kernel from giving a device IPv6 addresses of its own, and from asking around for them."""
-    path = PROC / f"net/ipv6/conf/{device}/addr_gen_mode"
-    if path.exists():
-        path.write_text("1")
-
-
-def loosen(device: str) -> None:
-    """Lets a device that has an IPv4 address take packets whose answers leave by another one.
-
-    The kernel goes by the greater of `all` and the device's own value: 2 is loose whatever the other is.
-    """
-    path = PROC / f"net/ipv4/conf/{device}/rp_filter"
-    if path.exists():
-        path.write_text("2")
-
-
-def _remember(state_dir: Path, values: dict[str, str]) -> None:
-    """The first value ever seen is the one to go back to."""
-    path = state_dir / FILE_NAME
-    write_atomically(path, json.dumps(values | _kept(path)).encode())
-
-
 def _kept(path: Path) -> dict[str, str]:
     try:
         found: dict[str, str] = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
     return found
-
-
-def _read(name: str) -> str:
-    try:
-        return (PROC / name).read_text().strip()
-    except FileNotFoundError:
-        return ""

@@ -18,14 +18,13 @@ from bpf.attach import detach_cgroup
 from bpf.cli import settings_flags
 from bpf.errors import BpfError
 from bpf.settings import Settings
-from controller import sysctl
 from controller.commands import cnifiles, daemons, installed
-from controller.commands.checks import PROC_SYS
 from controller.commands.links import Links, attached
 from controller.commands.options import output_flag
 from controller.commands.output import show_json
 from controller.commands.reading import raw_entries
 from controller.errors import ControllerError
+from controller.sysctl import RESERVED, Sysctls
 
 # A directory of addresses may hold these without holding an address.
 BOOKKEEPING = ("last_reserved_ip", "lock", ".draft")
@@ -118,15 +117,13 @@ def _pins(settings: Settings) -> Iterator[Step]:
 
 
 def _sysctls(settings: Settings) -> Iterator[Step]:
-    """Puts back what the controller has noted: paths below /proc/sys, with their values before."""
-    for name, value in daemons.read_json(settings.state_dir / sysctl.FILE_NAME).items():
-        path = PROC_SYS / name
-        if path.exists():
-            path.write_text(f"{value}\n")
-            yield Step(f"restored {name} to {value}")
-    left = sysctl.release_ports(settings.state_dir)
+    """Puts back what the controller has noted."""
+    sysctls = Sysctls(settings.proc_sys, settings.state_dir)
+    for name, value in sysctls.restore():
+        yield Step(f"restored {name} to {value}")
+    left = sysctls.release_ports()
     if left is not None:
-        yield Step(f"restored {sysctl.RESERVED} to {left or 'nothing'}")
+        yield Step(f"restored {RESERVED} to {left or 'nothing'}")
 
 
 def _directories(settings: Settings) -> Iterator[Step]:
@@ -156,7 +153,7 @@ def _empty(directory: Path) -> None:
 
 
 @click.command("uninstall")
-@settings_flags("run_dir", "state_dir", "bpffs", "cni_networks_dir")
+@settings_flags("run_dir", "state_dir", "bpffs", "cni_networks_dir", "proc_sys")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even while daemons run or pods are there.")
 @output_flag

@@ -7,14 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller import sysctl
+from controller.sysctl import RESERVED, Sysctls, format_ports, parse_ports
 
 
 @pytest.fixture
-def reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def reserved(tmp_path: Path) -> Path:
     """A file in the place of the kernel's."""
-    monkeypatch.setattr(sysctl, "PROC", tmp_path)
-    path = tmp_path / sysctl.RESERVED
+    path = tmp_path / RESERVED
     path.parent.mkdir(parents=True)
     path.write_text("8080,45000-45001\n")
     return path
@@ -23,59 +22,57 @@ def reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @given(st.sets(st.integers(1, 300)))
 def test_format_then_parse_is_the_same_ports(ports: set[int]) -> None:
     """In the fewest ranges."""
-    text = sysctl.format_ports(ports)
-    assert sysctl.parse_ports(text) == ports
+    text = format_ports(ports)
+    assert parse_ports(text) == ports
     assert text.count(",") + bool(text) == sum(port - 1 not in ports for port in ports)
 
 
 def test_reserve_keeps_others_and_release_leaves_theirs(reserved: Path, tmp_path: Path) -> None:
     """Also those that came later, and those that lie in our range but were there before."""
     state = tmp_path / "state"
-    sysctl.reserve_ports(state, range(40000, 60000))
+    Sysctls(tmp_path, state).reserve_ports(range(40000, 60000))
     assert reserved.read_text() == "8080,40000-59999\n"
     reserved.write_text("8080,9090,40000-59999\n")
-    sysctl.reserve_ports(state, range(40000, 60000))
-    assert sysctl.release_ports(state) == "8080,9090,45000-45001"
+    Sysctls(tmp_path, state).reserve_ports(range(40000, 60000))
+    assert Sysctls(tmp_path, state).release_ports() == "8080,9090,45000-45001"
     assert reserved.read_text() == "8080,9090,45000-45001\n"
 
 
 def test_reserve_of_another_range_lets_go_of_the_one_before(reserved: Path, tmp_path: Path) -> None:
     """A setting that changed, or masquerade switched off."""
-    sysctl.reserve_ports(tmp_path, range(40000, 60000))
-    sysctl.reserve_ports(tmp_path, range(50000, 50010))
+    Sysctls(tmp_path, tmp_path).reserve_ports(range(40000, 60000))
+    Sysctls(tmp_path, tmp_path).reserve_ports(range(50000, 50010))
     assert reserved.read_text() == "8080,45000-45001,50000-50009\n"
-    sysctl.reserve_ports(tmp_path, range(40000, 40000))
+    Sysctls(tmp_path, tmp_path).reserve_ports(range(40000, 40000))
     assert reserved.read_text() == "8080,45000-45001\n"
 
 
 def test_reserve_without_change_writes_nothing(reserved: Path, tmp_path: Path) -> None:
     """It runs with every sync of the network."""
-    sysctl.reserve_ports(tmp_path, range(40000, 60000))
+    Sysctls(tmp_path, tmp_path).reserve_ports(range(40000, 60000))
     reserved.chmod(0o400)
     before = reserved.stat().st_mtime_ns
-    sysctl.reserve_ports(tmp_path, range(40000, 60000))
+    Sysctls(tmp_path, tmp_path).reserve_ports(range(40000, 60000))
     assert reserved.stat().st_mtime_ns == before
 
 
 def test_release_of_nothing_is_none(reserved: Path, tmp_path: Path) -> None:
     """Where no controller ever ran."""
-    assert sysctl.release_ports(tmp_path) is None
+    assert Sysctls(tmp_path, tmp_path).release_ports() is None
     assert reserved.read_text() == "8080,45000-45001\n"
 
 
-def test_loosen_is_greater_than_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loosen_is_greater_than_strict(tmp_path: Path) -> None:
     """The kernel takes the greater of the device's value and that of all: 2 is loose whatever the other is."""
-    monkeypatch.setattr(sysctl, "PROC", tmp_path)
     path = tmp_path / "net/ipv4/conf/calico-vxlan/rp_filter"
     path.parent.mkdir(parents=True)
     for before in ("0", "1", "2"):
         path.write_text(f"{before}\n")
-        sysctl.loosen("calico-vxlan")
+        Sysctls(tmp_path, tmp_path).loosen("calico-vxlan")
         assert path.read_text().strip() == "2"
 
 
-def test_loosen_of_a_device_that_is_gone_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loosen_of_a_device_that_is_gone_is_no_error(tmp_path: Path) -> None:
     """Somebody removed it meanwhile."""
-    monkeypatch.setattr(sysctl, "PROC", tmp_path)
-    sysctl.loosen("calico-vxlan")
+    Sysctls(tmp_path, tmp_path).loosen("calico-vxlan")
     assert not list(tmp_path.iterdir())
