@@ -2,8 +2,8 @@
 """`calico-ebpf uninstall`: takes everything of ours off this node, what hack/install put there included, and puts back
 what was changed.
 
-What a step cannot remove is reported, and the next steps are taken all the same. Pod links stay, without a way: pods
-are to be drained before.
+What a step cannot remove is reported, and the next steps are taken all the same. The links of pods that still run stay,
+without a way, unless they are to go as well: the node is to be drained before.
 """
 
 import shutil
@@ -37,17 +37,18 @@ class Step(NamedTuple):
     failed: str = ""
 
 
-def obstacles(settings: Settings) -> list[str]:
-    """What speaks against it."""
+def obstacles(settings: Settings, pods: bool = False) -> list[str]:
+    """What speaks against it; pods do not where their links are to go, too."""
     found = [f"{daemon.name} is running ({daemon.seen})" for daemon in daemons.daemons(settings) if daemon.up]
     pins = node.pins(settings)
-    pods = len(list(raw_entries(pins, "pods"))) if pins.map("pods").exists() else 0
-    return found + ([f"{pods} pod addresses are in use: drain the node"] if pods else [])
+    addresses = 0 if pods or not pins.map("pods").exists() else len(list(raw_entries(pins, "pods")))
+    return found + ([f"{addresses} pod addresses are in use: drain the node"] if addresses else [])
 
 
-def uninstall(settings: Settings) -> Iterator[Step]:
-    """Does everything, in an order in which no new pod comes upon half of it."""
-    for take in (_units, _cni_files, _cgroup, _devices, _pins, _sysctls, _directories, _installed):
+def uninstall(settings: Settings, pods: bool = False) -> Iterator[Step]:
+    """Does everything, in an order in which no new pod comes upon half of it; with `pods`, their links go, too."""
+    links = (_pod_links,) if pods else ()
+    for take in (_units, *links, _cni_files, _cgroup, _devices, _pins, _sysctls, _directories, _installed):
         try:
             yield from take(settings)
         except (OSError, ValueError, BpfError, ControllerError) as error:
@@ -73,12 +74,22 @@ def _cni_files(settings: Settings) -> Iterator[Step]:
         yield Step(f"removed {cnifiles.EXECUTABLE}")
 
 
+def _pod_links(settings: Settings) -> Iterator[Step]:
+    del settings  # they are known by their names
+    with Links() as links:
+        removed = links.remove_pod_links()
+    if removed:
+        yield Step(f"removed the links of {removed} pods")
+
+
 def _addresses(directory: Path) -> Iterator[Step]:
-    """A network's reservations go when none is left; others stay for whichever plugin takes over."""
+    """A network's reservations go; while pods run, those that there are stay for whichever plugin takes over."""
     if not directory.is_dir():
         return
     held = [path.name for path in directory.iterdir() if not path.name.startswith(BOOKKEEPING)]
-    if held:
+    with Links() as links:
+        pods = links.pod_links()
+    if held and pods:
         yield Step(f"left {directory}, which holds {len(held)} addresses")
     else:
         shutil.rmtree(directory)
@@ -134,7 +145,7 @@ def _directories(settings: Settings) -> Iterator[Step]:
 
 
 def _installed(settings: Settings) -> Iterator[Step]:
-    del settings  # hack/install knows one place
+    del settings  # an installation knows one place
     if installed.remove_library():
         yield Step(f"removed {installed.LIBRARY}")
     if installed.remove_command():
@@ -154,22 +165,23 @@ def _empty(directory: Path) -> None:
 
 @click.command("uninstall")
 @settings_flags("run_dir", "state_dir", "bpffs", "cni_networks_dir", "proc_sys")
+@click.option("--pods", is_flag=True, help="Take the links of pods that still run, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even while daemons run or pods are there.")
 @output_flag
 @click.pass_context
-def command(context: click.Context, settings: Settings, yes: bool, force: bool, output: str) -> None:
+def command(context: click.Context, settings: Settings, pods: bool, yes: bool, force: bool, output: str) -> None:
     """Take everything of ours off this node, and put back what was changed.
 
     Systemd's units are stopped, disabled and removed. The configuration file, if any, stays.
     Exit status 1 when something could not be removed.
     """
-    reasons = obstacles(settings)
+    reasons = obstacles(settings, pods)
     if reasons and not force:
         raise click.ClickException(f"{'; '.join(reasons)} (--force goes on all the same)")
     if not yes:
         click.confirm("Services and pods of this node lose their network. Go on?", abort=True, err=True)
-    steps = list(uninstall(settings)) or [Step("nothing of ours was there")]
+    steps = list(uninstall(settings, pods)) or [Step("nothing of ours was there")]
     if output == "json":
         show_json([step._asdict() for step in steps])
     else:

@@ -24,6 +24,8 @@ echo nonsense > /etc/cni/net.d/40-nonsense.conf
 touch /opt/cni/bin/calico-ebpf /opt/cni/bin/bridge
 mkdir -p /etc/systemd/system /usr/local/lib/calico-ebpf/bpf /usr/local/bin
 touch /etc/systemd/system/{calico-ebpf-controller,calico-ebpf-cni-server,other}.service
+touch /opt/cni/bin/loopback
+echo /opt/cni/bin/loopback > /usr/local/lib/calico-ebpf/placed
 touch /usr/local/lib/calico-ebpf/oneshot /usr/local/lib/calico-ebpf/bpf/tc.o /usr/local/bin/other
 ln -s /nowhere /usr/local/bin/calico-ebpf
 printf '#!/bin/sh\necho "$@" >> /opt/asked\n' > /usr/local/bin/systemctl
@@ -35,6 +37,7 @@ echo '{"before": "8080,45000", "ours": "40000-59999"}' > /var/lib/calico-ebpf/re
 echo 8080,9090,40000-59999 > /proc/sys/net/ipv4/ip_local_reserved_ports
 echo 1 > /proc/sys/net/ipv4/ip_forward
 ip link add under0 type veth peer name peer0
+ip link add ce0123456789a type veth peer name pod0
 ip link add calico-vxlan type vxlan external dstport 4789
 for device in lo under0 peer0 calico-vxlan; do ip link set $device up; done
 ip address add 192.0.2.1/24 dev under0
@@ -62,7 +65,8 @@ with IPRoute() as netlink:
                parent=attach.INGRESS, prio=9, protocol=3, direct_action=True)
 '
 %(python)s -m bpf.cli uninstall --yes --output json
-%(python)s -m bpf.cli uninstall --yes --output json
+%(python)s -m bpf.cli uninstall --yes --pods --output json
+%(python)s -m bpf.cli uninstall --yes --pods --output json
 echo left
 printf '%%s\\n' /sys/fs/bpf/calico-ebpf* /run/calico-ebpf* /var/lib/cni/networks/* /etc/cni/net.d/* /opt/cni/bin/* \\
     /etc/systemd/system/* /usr/local/lib/* /usr/local/bin/*
@@ -78,7 +82,7 @@ bpftool net show | grep -o 'theirs'
 
 
 def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
-    """Attachments, pins, routes, device, files and sysctls of ours are gone; a second run finds nothing."""
+    """Attachments, pins, routes, device, files and sysctls of ours are gone; pods' links where that is asked."""
     script = tmp_path / "script"
     script.write_text(SCRIPT % {"python": sys.executable})
     unshared = ["unshare", "--net", "--mount", "--propagation", "private", "bash", script]
@@ -87,7 +91,9 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
     steps, left = ran.stdout.split("left\n")
     decoder = json.JSONDecoder()
     first, end = decoder.raw_decode(steps)
-    second, _ = decoder.raw_decode(steps[end:].lstrip())
+    rest = steps[end:].lstrip()
+    second, end = decoder.raw_decode(rest)
+    third, _ = decoder.raw_decode(rest[end:].lstrip())
     assert [step["done"] for step in first] == [
         "stopped and removed /etc/systemd/system/calico-ebpf-cni-server.service",
         "stopped and removed /etc/systemd/system/calico-ebpf-controller.service",
@@ -104,10 +110,12 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "restored net/ipv4/ip_local_reserved_ports to 8080,9090,45000",
         "removed /var/lib/calico-ebpf",
         "removed /run/calico-ebpf",
-        "removed /usr/local/lib/calico-ebpf",
+        "removed /opt/cni/bin/loopback",
         "removed /usr/local/bin/calico-ebpf",
+        "removed /usr/local/lib/calico-ebpf",
     ]
-    assert second == [{"done": "nothing of ours was there", "failed": ""}]
+    assert second == [{"done": "removed the links of 1 pods", "failed": ""}]
+    assert third == [{"done": "nothing of ours was there", "failed": ""}]
     assert left.splitlines() == [
         "/var/lib/cni/networks/held",
         "/etc/cni/net.d/30-other.conflist",
