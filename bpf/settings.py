@@ -152,6 +152,12 @@ class Settings:
         "every socket of the node is below its root",
         empty="the cgroup2 mount of this mount namespace",
     )
+    network_file: Path | None = _setting(
+        None,
+        "Network configuration that the CNI server puts into /etc/cni/net.d, under its name, once pods can be started.",
+        "`hack/install` puts one there itself",
+        empty="none is put there",
+    )
     proc_sys: Path = _setting(
         Path("/proc/sys"),
         "Where sysctls are set: those of forwarding, reverse-path filters and reserved ports.",

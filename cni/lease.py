@@ -58,6 +58,11 @@ class Leases:
         addresses = self._reservations(network).allocate(request.container_id, request.ifname, range_sets)
         return _lease(addresses, destinations, network.dns)
 
+    def require_ranges(self, network: Network) -> None:
+        """Raises ConfigError, TryAgainError or NodeError where it is not known what addresses pods get here."""
+        if not network.delegated:
+            self._range_sets(network)
+
     def release(self, request: Request, network: Network, record: Record | None) -> None:
         """Gives back what an interface has; nothing is no error. Raises NodeError, DelegateError."""
         if network.delegated:

@@ -75,6 +75,13 @@ class Plugin:
             return failed(error if isinstance(error, CniError) else _translated(error), text)
         return Answer(_json(rendered) if rendered else b"", 0)
 
+    def require_ready(self, text: bytes) -> None:
+        """Raises CniError or BpfError, with the reason, where an ADD with this network configuration cannot succeed."""
+        network = config.network(text)
+        with self._datapath.programs():
+            pass
+        self._leases.require_ranges(network)
+
     def reattach(self) -> int:
         """Gives every pod link the programs that are pinned now, after its entries in a map of pods that has lost them,
         with its pins or to a new layout; returns how many there are.

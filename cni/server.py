@@ -22,7 +22,7 @@ import structlog
 from bpf import node
 from bpf.errors import BpfError
 from bpf.settings import Settings
-from cni import protocol
+from cni import protocol, publish
 from cni.errors import CniError, InputError, ServerError
 from cni.plugin import Plugin, broken
 
@@ -32,6 +32,8 @@ WORKERS_MAX = 64
 # How soon the pod links follow when the controller has replaced the programs; the next call does so at once.
 REATTACH_CHECK_S = 5.0
 STOP_TIMEOUT_S = 30.0
+# How soon the network configuration follows when pods can be started.
+PUBLISH_CHECK_S = 0.25
 # How long the flows of a pod that is gone may stay: its address is the last of the range to be given out again.
 SWEEP_S = 2.0
 
@@ -47,6 +49,8 @@ class Server:
 
     def __init__(self, settings: Settings, plugin: Plugin, uid: int = 0) -> None:
         self._run_dir = settings.run_dir
+        self._network_file = settings.network_file
+        self._unready = ""
         self._plugin = plugin
         self._uid = uid
         self._slots = threading.BoundedSemaphore(WORKERS_MAX)
@@ -67,7 +71,7 @@ class Server:
             threading.Thread(target=self._sweep, daemon=True).start()
             while True:
                 sources: list[socket.socket | int] = [listener, self._wake_reader]
-                ready, _, _ = select.select(sources, [], [], REATTACH_CHECK_S)
+                ready, _, _ = select.select(sources, [], [], REATTACH_CHECK_S if self._publish() else PUBLISH_CHECK_S)
                 if self._wake_reader in ready:
                     break
                 if listener in ready:
@@ -128,6 +132,22 @@ class Server:
                 log.info("programs_replaced", links=self._plugin.reattach())
             except (CniError, BpfError) as error:
                 log.error("reattach_failed", error=str(error))
+
+    def _publish(self) -> bool:
+        """Whether the runtime has the network configuration, if one is to be given to it."""
+        if self._network_file is None:
+            return True
+        try:
+            network = self._network_file.read_bytes()
+            self._plugin.require_ready(publish.plugin_text(network))
+            if publish.publish(self._network_file.name, network):
+                log.info("network_published", file=self._network_file.name)
+            self._unready = ""
+        except (OSError, CniError, BpfError) as error:
+            if str(error) != self._unready:
+                log.warning("network_not_published", reason=str(error))
+            self._unready = str(error)
+        return not self._unready
 
     def _sweep(self) -> None:
         while True:

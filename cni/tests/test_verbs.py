@@ -358,8 +358,8 @@ def test_add_that_the_other_plugin_refuses_passes_its_error_on(node: Node) -> No
 
 
 def test_shipped_configuration_works_as_it_is(node: Node) -> None:
-    """conf/10-calico-ebpf.conflist needs no editing: a runtime makes this of its first plugin."""
-    conflist = json.loads((Path(__file__).resolve().parents[2] / "conf/10-calico-ebpf.conflist").read_text())
+    """conf/base/10-calico-ebpf.conflist needs no editing: a runtime makes this of its first plugin."""
+    conflist = json.loads((Path(__file__).resolve().parents[2] / "conf/base/10-calico-ebpf.conflist").read_text())
     plugin = {**conflist["plugins"][0], "cniVersion": conflist["cniVersion"], "name": conflist["name"]}
     with node.pods("a"):
         assert node.call("ADD", "a", plugin).status == 0
