@@ -11,6 +11,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bpf import bundle
 from bpf.errors import BatchError, BpftoolError
 
 BPFTOOL = "bpftool"
@@ -29,7 +30,7 @@ def run(*arguments: str, timeout_s: float = 120) -> str:
     Raises:
         BpftoolError: it is missing, hung or failed; the message carries what it said.
     """
-    process = _execute([BPFTOOL, *arguments], timeout_s)
+    process = _execute(arguments, timeout_s)
     if process.returncode:
         raise BpftoolError(f"bpftool {' '.join(arguments)}: {_complaint(process)}")
     return process.stdout
@@ -132,13 +133,13 @@ def _batch_once(lines: Sequence[str], held: Sequence[int]) -> tuple[int, str]:
         script.write("\n".join(lines) + "\n")
         script.flush()
         os.lseek(script.fileno(), 0, os.SEEK_SET)
-        process = _execute([BPFTOOL, "batch", "file", "-"], 300, script.fileno(), held)
+        process = _execute(("batch", "file", "-"), 300, script.fileno(), held)
         if not process.returncode:
             return len(lines), ""
         if process.returncode > 0:
             # JSON takes half as long again, and alone tells the line that failed. Running lines twice does no harm.
             os.lseek(script.fileno(), 0, os.SEEK_SET)
-            process = _execute([BPFTOOL, "-j", "batch", "file", "-"], 300, script.fileno(), held)
+            process = _execute(("-j", "batch", "file", "-"), 300, script.fileno(), held)
     if not process.returncode:
         return len(lines), ""
     try:
@@ -150,16 +151,17 @@ def _batch_once(lines: Sequence[str], held: Sequence[int]) -> tuple[int, str]:
 
 
 def _execute(
-    command: list[str], timeout_s: float, stdin: int = subprocess.DEVNULL, held: Sequence[int] = ()
+    arguments: Sequence[str], timeout_s: float, stdin: int = subprocess.DEVNULL, held: Sequence[int] = ()
 ) -> "subprocess.CompletedProcess[str]":
+    command = [*bundle.command(BPFTOOL), *arguments]
     try:
         return subprocess.run(
             command, stdin=stdin, capture_output=True, text=True, timeout=timeout_s, check=False, pass_fds=held
         )
     except FileNotFoundError as error:
-        raise BpftoolError(f"{command[0]} is not installed (Debian package bpftool)") from error
+        raise BpftoolError(f"{BPFTOOL} is not installed (Debian package bpftool)") from error
     except subprocess.TimeoutExpired as error:
-        raise BpftoolError(f"{' '.join(command[:4])}: no answer after {timeout_s:.0f} s") from error
+        raise BpftoolError(f"{' '.join([BPFTOOL, *arguments[:3]])}: no answer after {timeout_s:.0f} s") from error
 
 
 def _complaint(process: "subprocess.CompletedProcess[str]") -> str:

@@ -104,4 +104,4 @@ def _flag(setting: Described) -> Callable[[Callable[..., Any]], Callable[..., An
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="calico-ebpf")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bpf import bundle
 from bpf.errors import SettingsError
 
 CONFIG_FILE = Path("/etc/calico-ebpf/config.yaml")
@@ -97,7 +98,9 @@ def _hostname() -> str:
 
 def _objects_dir() -> Path:
     checkout = Path(__file__).resolve().parent.parent / "build" / "bpf"
-    return checkout if checkout.is_dir() else Path("/usr/local/lib/calico-ebpf/bpf")
+    if checkout.is_dir():
+        return checkout
+    return Path(bundle.root() or "/usr/local/lib/calico-ebpf") / "bpf"
 
 
 @dataclass(frozen=True)
@@ -171,8 +174,9 @@ class Settings:
     objects_dir: Path = _setting(
         _objects_dir,
         "Directory of the compiled programs: tc.o, cgroup.o, sweep.o.",
-        "what runs from a checkout, as `hack/install` has it, runs what the checkout has built",
-        shown="build/bpf of the checkout, else /usr/local/lib/calico-ebpf/bpf",
+        "what runs from a checkout, as `hack/install` has it, runs what the checkout has built; what runs from a "
+        "bundle, as the image has it, what came with it",
+        shown="build/bpf of the checkout, or bpf of the bundle, else /usr/local/lib/calico-ebpf/bpf",
     )
     encapsulation: str = _setting(
         "auto",
