@@ -58,7 +58,26 @@ check: build ## format, lint, types, import contracts, generated files, pure tes
 	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
 	$(PYTHON) -m bpf.settings | diff -u conf/SETTINGS.md -
 	shellcheck hack/setup hack/install .ci/run
-	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e
+	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e hack
+
+# The architecture of the image; the BPF programs are the same for all.
+NATIVE := $(shell dpkg --print-architecture)
+ARCH ?= $(NATIVE)
+
+.PHONY: image
+ifeq ($(ARCH),$(NATIVE))
+image: build ## write the container image build/image.tar (ARCH=arm64 for build/image-arm64.tar)
+else
+image: build $(BUILD)/$(ARCH)/bin/calico-ebpf
+endif
+	$(PYTHON) -m hack.image --arch $(ARCH)
+
+$(BUILD)/arm64/bin/calico-ebpf: CC := aarch64-linux-gnu-gcc
+$(BUILD)/amd64/bin/calico-ebpf: CC := x86_64-linux-gnu-gcc
+$(BUILD)/%/bin/calico-ebpf: cni/launcher.c
+	@hack/setup gcc-$(subst _,-,$(CC:-gcc=)) libc6-dev-$*-cross
+	@mkdir -p $(@D)
+	$(CC) -std=c11 -O2 -static -Wall -Wextra -Werror -o $@ $<
 
 .PHONY: kubernetes
 kubernetes: setup ## build Kubernetes' commands from their Go modules and the lab's container images, once
