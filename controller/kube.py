@@ -346,7 +346,18 @@ def _load_default(made: Any, api_server: str) -> None:
         config.load_kube_config(client_configuration=made)
         return
     if api_server:
-        made.host = api_server
+        _settle(made, api_server)
+
+
+def _settle(made: Any, api_server: str) -> None:
+    """Keeps the server's address: whenever the client reads the token again, it sets that anew, and its hook, too."""
+    refresh = made.refresh_api_key_hook
+
+    def refreshed(configuration: Any) -> None:
+        refresh(configuration)
+        configuration.host, configuration.refresh_api_key_hook = api_server, refreshed
+
+    made.host, made.refresh_api_key_hook = api_server, refreshed
 
 
 def _message(body: bytes) -> str:

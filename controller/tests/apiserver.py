@@ -39,14 +39,17 @@ class FakeApi:
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
     def kubeconfig(self, directory: Path) -> Path:
-        url = f"http://127.0.0.1:{self._server.server_address[1]}"
         path = directory / "kubeconfig"
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "x",
-            "clusters": [{"name": "x", "cluster": {"server": url}}],
+            "clusters": [{"name": "x", "cluster": {"server": self.url}}],
             "users": [{"name": "x", "user": {"token": "secret"}}],
             "contexts": [{"name": "x", "context": {"cluster": "x", "user": "x"}}],
         }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from kubernetes.config import incluster_config
 
 from controller import kube
 from controller.kube import KubernetesSource
@@ -196,6 +197,28 @@ def test_server_away_at_start_is_named_and_nothing_synced(tmp_path: Path) -> Non
     try:
         collector.wait(lambda now: len(now.messages()) == len(Kind))
         assert not collector.synced
+    finally:
+        source.stop()
+
+
+def test_service_account_is_used_at_the_address_given(
+    api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the one that Kubernetes tells pods; also when the token has been read again."""
+    (tmp_path / "token").write_text("secret")
+    (tmp_path / "ca.crt").write_text("unused")
+    monkeypatch.setattr(incluster_config, "SERVICE_TOKEN_FILENAME", str(tmp_path / "token"))
+    monkeypatch.setattr(incluster_config, "SERVICE_CERT_FILENAME", str(tmp_path / "ca.crt"))
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "192.0.2.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    collector = Collector()
+    source = KubernetesSource(None, api.url)
+    source.start(collector.post)
+    try:
+        collector.wait(lambda now: now.names() == {"a"})
+        api.cut_watches()
+        api.put(SERVICES, service("b"))
+        collector.wait(lambda now: now.names() == {"a", "b"})
     finally:
         source.stop()
 
