@@ -122,6 +122,8 @@ class Server:
             log.warning("caller_gone", **keys, error=str(error))
         if answer.failure:
             log.warning("call_failed", **keys, code=answer.failure.code, error=str(answer.failure))
+        elif keys["verb"] == "VERSION":
+            log.debug("call_done", **keys)  # probes ask it every few seconds
         else:
             log.info("call_done", **keys)
 
