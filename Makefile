@@ -79,6 +79,10 @@ $(BUILD)/%/bin/calico-ebpf: cni/launcher.c
 	@mkdir -p $(@D)
 	$(CC) -std=c11 -O2 -static -Wall -Wextra -Werror -o $@ $<
 
+.PHONY: manifests
+manifests: setup ## make conf/install/calico-ebpf.yaml anew from conf/base
+	$(PYTHON) -m e2e.manifests
+
 .PHONY: kubernetes
 kubernetes: setup ## build Kubernetes' commands from their Go modules and the lab's container images, once
 	$(PYTHON) -m e2e.kubernetes

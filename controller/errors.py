@@ -3,7 +3,8 @@
 
 ControllerError
 ├── ManifestError       an object or document cannot be understood; says at which line
-├── AloneError           another controller runs on this node
+├── AloneError          another controller runs on this node
+├── InstallError        what is to be installed cannot be understood
 ├── NetworkError        a device or route could not be made or changed
 └── ApiError            the API server did not do what was asked
     ├── ExpiredError    410: the resource version is too old; list again
@@ -29,6 +30,10 @@ class ManifestError(ControllerError):
 
 class AloneError(ControllerError):
     """Another controller runs on this node."""
+
+
+class InstallError(ControllerError):
+    """What is to be installed cannot be understood."""
 
 
 class NetworkError(ControllerError):

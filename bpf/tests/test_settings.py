@@ -158,8 +158,8 @@ def test_defaults_pass_their_own_checks() -> None:
 
 
 def test_sample_file_holds_defaults() -> None:
-    """conf/config.yaml is accepted, and changes nothing."""
-    assert Settings.load({}, {}, Path(__file__).parents[2] / "conf" / "config.yaml") == Settings()
+    """conf/base/config.yaml is accepted, and changes nothing."""
+    assert Settings.load({}, {}, Path(__file__).parents[2] / "conf" / "base" / "config.yaml") == Settings()
 
 
 def test_reference_describes_every_setting() -> None:

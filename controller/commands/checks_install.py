@@ -65,7 +65,7 @@ def _cni() -> Iterator[Check]:
     files = cnifiles.networks()
     if not any(network.ours for network in files):
         seen = f"no network of ours in {cnifiles.NETWORKS_DIR}"
-        yield Check("cni network", Verdict.WARN, seen, "copy conf/10-calico-ebpf.conflist there")
+        yield Check("cni network", Verdict.WARN, seen, "copy conf/base/10-calico-ebpf.conflist there")
     else:
         advice = "the runtime takes the first in the order of names: rename or remove it"
         yield check("cni network", files[0].ours, f"{files[0].path} is the first", advice, Verdict.WARN)

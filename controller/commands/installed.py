@@ -1,15 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What hack/install has put on the node besides the CNI files: systemd's units, the library directory, the command."""
+"""What an installation has put on the node besides the CNI files: systemd's units, the library directory, the command,
+the settings. hack/install and `calico-ebpf install` put things at the same places."""
 
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+from bpf.settings import CONFIG_FILE
 from controller.errors import ControllerError
 
 UNITS_DIR = Path("/etc/systemd/system")
 LIBRARY = Path("/usr/local/lib/calico-ebpf")
 COMMAND = Path("/usr/local/bin/calico-ebpf")
+NETWORK_FILE = CONFIG_FILE.with_name("10-calico-ebpf.conflist")
+
+# Names in the library directory.
+CURRENT, BUNDLE, DRAFT = "current", "bundle-", ".new-"
+# Files of others' directories, a line each, that were put there since there were none.
+PLACED = LIBRARY / "placed"
+
+# The first line of settings that are not the operator's own.
+HEADER = "# Written by `calico-ebpf install`: a change is to be made in the ConfigMap."
 
 
 def units() -> list[Path]:
@@ -27,20 +39,32 @@ def remove_unit(unit: Path) -> None:
     _systemctl("daemon-reload")
 
 
-def remove_library() -> bool:
-    """Whether it was there."""
-    there = LIBRARY.is_dir()
-    if there:
-        shutil.rmtree(LIBRARY)
-    return there
-
-
-def remove_command() -> bool:
-    """Whether the link was there; a command that is no link was not put there by hack/install."""
-    there = COMMAND.is_symlink()
-    if there:
+def remove() -> Iterator[Path]:
+    """Removes all of it, and tells what was there. What runs from the library directory is past its imports."""
+    if PLACED.exists():
+        for path in map(Path, PLACED.read_text().split()):
+            if path.exists():
+                path.unlink()
+                yield path
+    yield from _settings()
+    if COMMAND.is_symlink():  # one that is no link was not put there
         COMMAND.unlink()
-    return there
+        yield COMMAND
+    if LIBRARY.is_dir():
+        shutil.rmtree(LIBRARY)
+        yield LIBRARY
+
+
+def _settings() -> Iterator[Path]:
+    """The operator's own stay."""
+    if CONFIG_FILE.exists() and CONFIG_FILE.read_text().startswith(HEADER):
+        for path in (NETWORK_FILE, CONFIG_FILE):
+            if path.exists():
+                path.unlink()
+                yield path
+        if not any(CONFIG_FILE.parent.iterdir()):
+            CONFIG_FILE.parent.rmdir()
+            yield CONFIG_FILE.parent
 
 
 def _systemctl(*arguments: str) -> None:

@@ -146,10 +146,7 @@ def _directories(settings: Settings) -> Iterator[Step]:
 
 def _installed(settings: Settings) -> Iterator[Step]:
     del settings  # an installation knows one place
-    if installed.remove_library():
-        yield Step(f"removed {installed.LIBRARY}")
-    if installed.remove_command():
-        yield Step(f"removed {installed.COMMAND}")
+    yield from (Step(f"removed {path}") for path in installed.remove())
 
 
 def _empty(directory: Path) -> None:

@@ -11,6 +11,7 @@ from e2e import kubernetes
 from e2e.lab import addresses, cgroups, cluster, runtime
 from e2e.lab import real as real_cluster
 from e2e.lab.cluster import NAME, Lab
+from e2e.lab.machine import BareMachine, Machine
 from e2e.lab.space import LabError, Space
 
 
@@ -58,19 +59,25 @@ def main(ctx: click.Context, name: str) -> None:
     help="Where Services come from: manifests (the default), or an API server.",
 )
 @click.option("--real", is_flag=True, help="A whole Kubernetes cluster, whose kubelets start the pods.")
+@click.option("--bare", is_flag=True, help="With --real: nodes as kubeadm leaves them, our image imported.")
 @click.option("--stack", type=click.Choice(list(addresses.STACKS)), help="The families of a whole cluster.")
 @click.option(
     "--set", "settings", multiple=True, callback=_pairs, metavar="NAME=VALUE", help="A setting of the nodes' daemons."
 )
 @click.pass_obj
-def up(name: str, nodes: int, source: str | None, real: bool, stack: str | None, settings: dict[str, str]) -> None:
+def up(
+    name: str, nodes: int, source: str | None, real: bool, bare: bool, stack: str | None, settings: dict[str, str]
+) -> None:
     """Make a lab that stays until `down`."""
-    if (source and real) or (stack and not real):
-        raise click.UsageError("--source is for a lab without kubelets, --stack for one with --real")
+    if (source and real) or ((stack or bare) and not real):
+        raise click.UsageError("--source is for a lab without kubelets, --stack and --bare for one with --real")
+    if settings and bare:
+        raise click.UsageError("the settings of bare nodes come with the manifests")
     lab = Lab(name, keep=True)
     try:
         if real:
-            real_cluster.start(lab, nodes, stack or addresses.DUAL, settings)
+            kind = BareMachine if bare else Machine
+            real_cluster.start(lab, nodes, stack or addresses.DUAL, settings, kind)
         else:
             services = lab.api_source() if source == "kubernetes" else lab.directory_source()
             lab.start_nodes(nodes, services, settings)

@@ -7,15 +7,19 @@ the host.
 """
 
 import json
+import os
 import shutil
+import signal
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
 from e2e import kubernetes
 from e2e.lab import cgroups, images, space
 from e2e.lab.errors import LabError
-from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, Node
+from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, REPORT, ROOT, Node
 from e2e.lab.runtime import CNI_BIN
 from e2e.lab.space import Space
 
@@ -28,6 +32,11 @@ CONTAINERD_FILE, KUBELET_FILE, KUBECONFIG = (
     "/etc/kubernetes/kubelet.conf",
 )
 PODS_MAX = 250
+# Ours, of `make image`.
+IMAGE = ROOT / "build" / "image.tar"
+CONTAINED = (CONTROLLER, CNI_SERVER)
+# Whether the CNI server answers: without one the launcher has nobody to ask.
+ASK = f"echo '{{}}' | CNI_COMMAND=VERSION CALICO_EBPF_ONESHOT=/bin/false {CNI_BIN}/calico-ebpf"
 # containerd has it make a pod's lo, whatever the network: it belongs to every node.
 LOOPBACK = Path("/usr/lib/cni/loopback")
 
@@ -83,9 +92,11 @@ class Machine(Node):
 
     Attributes:
         daemons: what is started on it when it joins a cluster, containerd being there.
+        bare: whether our daemons are not among them.
     """
 
     daemons: ClassVar[tuple[str, ...]] = (KUBELET, CNI_SERVER, CONTROLLER)
+    bare = False
 
     @staticmethod
     def hold(name: str, group: Path, lab_dir: Path, keep: bool) -> Space:
@@ -135,7 +146,11 @@ class Machine(Node):
             LabError: it ended, or the images cannot be made.
         """
         self.wait(lambda: not self.space.run("ctr", "version", check=False).returncode, CONTAINERD)
-        self.space.run("ctr", "-n", "k8s.io", "images", "import", str(images.archive()), timeout_s=120)
+        for archive in self._archives():
+            self.space.run("ctr", "-n", "k8s.io", "images", "import", str(archive), timeout_s=120)
+
+    def _archives(self) -> list[Path]:
+        return [images.archive()]
 
     def sandbox_of(self, address: str) -> Space:
         """The space of the pod that has an address, for commands that its image does not have. Raises LabError."""
@@ -158,6 +173,63 @@ class Machine(Node):
             f"--hostname-override={self.name}",
             f"--node-ip={','.join(self._ips)}",
         ]
+
+
+class BareMachine(Machine):
+    """As kubeadm leaves a node: nothing of ours on it but the image. The rest comes by `real.install`, and kubelet runs
+    our daemons then: it is it that starts one again that was killed.
+    """
+
+    daemons: ClassVar[tuple[str, ...]] = (KUBELET,)
+    bare = True
+    _killed = 0.0
+
+    def install(self, settings: Mapping[str, object]) -> None:
+        """Does nothing: that is the manifests' part."""
+
+    def start(self, daemon: str) -> None:
+        if daemon not in CONTAINED:
+            super().start(daemon)
+
+    def kill(self, daemon: str) -> None:
+        if daemon not in CONTAINED:
+            super().kill(daemon)
+            return
+        found = self.processes(daemon)
+        if not found:
+            raise LabError(f"{self.name}: {daemon} does not run")
+        self._killed = time.time()
+        for pid in found:
+            os.kill(pid, signal.SIGKILL)
+
+    def log(self, daemon: str) -> Path:
+        if daemon not in CONTAINED:
+            return super().log(daemon)
+        logs = (self._logs / f"{self.name}-pods").glob(f"kube-system_calico-ebpf-*/{daemon}/*.log")
+        return max(logs, key=lambda path: path.stat().st_mtime, default=self._logs / f"{self.name}-{daemon}.log")
+
+    def processes(self, daemon: str) -> list[int]:
+        """The ids, as the host knows them, of a daemon's processes in its container."""
+        found = []
+        for directory in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has just ended
+                words = (directory / "cmdline").read_bytes().split(b"\0")
+                here = f"/{self.space.group.parent.name}/{self.space.group.name}/" in (directory / "cgroup").read_text()
+                if here and b"bpf.cli" in words and daemon.encode() in words:
+                    found.append(int(directory.name))
+        return found
+
+    def _is_ready(self) -> bool:
+        """Whether a controller that began after the last kill has written everything, and the CNI server answers."""
+        try:
+            report = json.loads(self.space.path(REPORT).read_bytes())
+        except FileNotFoundError:
+            return False
+        asked = self.space.run("sh", "-c", ASK, check=False)
+        return report["written"] > self._killed and report["synced"] and not asked.returncode
+
+    def _archives(self) -> list[Path]:
+        return [*super()._archives(), IMAGE]
 
 
 def _kubelet_config(authority: Path, cluster_dns: list[str]) -> dict[str, Any]:

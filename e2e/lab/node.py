@@ -20,7 +20,7 @@ from e2e.lab.space import Space
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = Path(sys.prefix) / "bin" / "calico-ebpf"
 LAUNCHER = ROOT / "build" / "bin" / "calico-ebpf"
-CONF = ROOT / "conf" / "10-calico-ebpf.conflist"
+CONF = ROOT / "conf" / "base" / "10-calico-ebpf.conflist"
 CONFIG_FILE = "/etc/calico-ebpf/config.yaml"
 ONE_SHOT = "/usr/local/lib/calico-ebpf/oneshot"
 COMMAND = "/usr/local/bin/calico-ebpf"
@@ -124,7 +124,8 @@ class Node:
         return self._logs / f"{self.name}-{daemon}.log"
 
     def tail(self, daemon: str, lines: int = 20) -> str:
-        return "\n".join(self.log(daemon).read_text(errors="replace").splitlines()[-lines:])
+        path = self.log(daemon)
+        return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
     def add_pod(self, name: str, serve: bool = True) -> Pod:
         """Makes a pod through the CNI executable; with `serve`, one that answers at runtime.PORT."""

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from e2e import kubernetes
+from e2e import kubernetes, manifests
 from e2e.lab import addresses, apiserver, controlplane, images
 from e2e.lab.cluster import API, HOME, Lab
 from e2e.lab.machine import KUBELET, Machine
@@ -51,7 +51,7 @@ def start(
     settings: Mapping[str, object] | None = None,
     kind: type[Machine] = Machine,
 ) -> Cluster:
-    """Makes a lab into a cluster, and waits until its nodes are ready.
+    """Makes a lab into a cluster, and waits until its nodes are ready; bare ones are so after `install`.
 
     Args:
         settings: of the nodes' daemons.
@@ -78,10 +78,32 @@ def start(
         _join(machine, stack, directory, {**source.settings(), **(settings or {})})
     cluster = Cluster(lab, source, stack, machines)
     for machine in machines:
-        machine.wait_ready()
+        if not machine.bare:
+            machine.wait_ready()
         _wait_registered(cluster, machine)
-    cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S}s")
+    if not kind.bare:
+        _wait_nodes(cluster)
     return cluster
+
+
+def install(cluster: Cluster, manifest: str = "") -> None:
+    """Applies the manifests to a cluster of bare machines, and waits until its nodes are ready.
+
+    Args:
+        manifest: the objects; without any, those of manifests.INSTALL.
+
+    Raises:
+        LabError: they were refused, or the nodes were not ready in time.
+    """
+    cluster.kubectl("apply", "-f", "-", stdin=manifest or manifests.INSTALL.read_text())
+    for machine in cluster.machines:
+        machine.wait_ready()
+    cluster.kubectl("-n", "kube-system", "rollout", "status", "daemonset/calico-ebpf", f"--timeout={READY_S}s")
+    _wait_nodes(cluster)
+
+
+def _wait_nodes(cluster: Cluster) -> None:
+    cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S}s")
 
 
 def _wait_registered(cluster: Cluster, machine: Machine) -> None:

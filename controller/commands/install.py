@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`calico-ebpf install`: puts the bundle that it runs from on a node, as the init container of the DaemonSet does.
+
+    /usr/local/lib/calico-ebpf/bundle-DIGEST   Python, bpftool, programs, with their own C library
+    /usr/local/lib/calico-ebpf/current         a link to it, switched atomically; what runs from another one goes on
+    /usr/local/bin/calico-ebpf                 the command line
+    /opt/cni/bin/calico-ebpf, loopback         what the runtime executes; loopback only where there is none
+    /etc/calico-ebpf                           the settings and the network configuration, of the ConfigMap
+
+The runtime's own directory of network configurations is the CNI server's: it writes there once pods can be started.
+"""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import yaml
+
+from bpf import bundle
+from bpf.cli import settings_flags
+from bpf.settings import CONFIG_FILE, Settings
+from controller.commands import cnifiles, installed
+from controller.errors import InstallError
+from controller.files import write_atomically
+
+KUBELET = Path("/etc/kubernetes/kubelet.conf")
+
+
+def install(host: Path, source: Path, given: Path, node_name: str) -> Iterator[str]:
+    """Does so, and tells of each thing; what is there already is left alone.
+
+    Args:
+        host: where the node's root directory, or parts of it, are seen.
+        source: the bundle.
+        given: the directory that holds config.yaml and the network configuration.
+        node_name: of this node's Node object.
+
+    Raises:
+        InstallError: the settings cannot be read.
+        OSError: something could not be written.
+    """
+    yield from _bundle(_below(host, installed.LIBRARY), source)
+    yield from _executables(host, source)
+    directory = _below(host, CONFIG_FILE.parent)
+    config = directory / CONFIG_FILE.name
+    if config.exists() and not config.read_text().startswith(installed.HEADER):
+        yield f"left {CONFIG_FILE}, which somebody else has written"
+    else:
+        kubelet = _below(host, KUBELET)
+        write_atomically(config, settings_text(_given(given), node_name, kubelet_server(kubelet)).encode())
+        yield f"wrote {CONFIG_FILE}"
+    network = given / installed.NETWORK_FILE.name
+    if network.exists():
+        write_atomically(directory / network.name, network.read_bytes())
+        yield f"wrote {installed.NETWORK_FILE}"
+
+
+def settings_text(given: str, node_name: str, api_server: str) -> str:
+    """The node's file of settings: those given, and what only the node knows, where they do not say it.
+
+    Raises:
+        InstallError: they are no mapping.
+    """
+    try:
+        known = yaml.safe_load(given) or {}
+    except yaml.YAMLError as error:
+        raise InstallError(f"the settings given are no YAML: {error}") from error
+    if not isinstance(known, dict):
+        raise InstallError("the settings given are no mapping of names to values")
+    lines = [installed.HEADER, given.rstrip("\n"), "", "# Of this node."]
+    for name, value in (("node_name", node_name), ("api_server", api_server)):
+        if value and name not in known and not ("kubeconfig" in known and name == "api_server"):
+            lines.append(yaml.safe_dump({name: value}).strip())
+    return "\n".join(lines) + "\n"
+
+
+def kubelet_server(kubeconfig: Path) -> str:
+    """The API server that a kubelet's kubeconfig names; "" where there is none, or it cannot be understood."""
+    try:
+        found = yaml.safe_load(kubeconfig.read_text())
+        contexts = {item["name"]: item["context"] for item in found["contexts"]}
+        clusters = {item["name"]: item["cluster"] for item in found["clusters"]}
+        server = str(clusters[contexts[found["current-context"]]["cluster"]]["server"])
+    except (OSError, yaml.YAMLError, LookupError, TypeError):
+        return ""
+    return server if server.startswith("https://") else ""
+
+
+def _given(directory: Path) -> str:
+    path = directory / CONFIG_FILE.name
+    return path.read_text() if path.exists() else ""
+
+
+def _bundle(library: Path, source: Path) -> Iterator[str]:
+    """Copies the bundle and has the links lead to it; the one before stays, for what still runs from it."""
+    target, current = library / source.name, library / installed.CURRENT
+    library.mkdir(parents=True, exist_ok=True)
+    before = os.readlink(current) if current.is_symlink() else ""
+    for path in library.iterdir():
+        if path.name.startswith(installed.DRAFT) or (
+            path.name.startswith(installed.BUNDLE) and path.name not in (before, source.name)
+        ):
+            shutil.rmtree(path)
+    if not target.is_dir():
+        with tempfile.TemporaryDirectory(dir=library, prefix=installed.DRAFT) as scratch:
+            shutil.copytree(source, Path(scratch) / source.name, symlinks=True)
+            (Path(scratch) / source.name).rename(target)
+        yield f"copied {installed.LIBRARY / source.name}"
+    _link(library / "oneshot", "current/bin/oneshot")
+    _link(current, source.name)
+    yield f"{installed.LIBRARY / installed.CURRENT} is {source.name}"
+
+
+def _executables(host: Path, source: Path) -> Iterator[str]:
+    command = _below(host, installed.COMMAND)
+    command.parent.mkdir(parents=True, exist_ok=True)
+    _link(command, str(installed.LIBRARY / installed.CURRENT / "bin/calico-ebpf"))
+    executable = _below(host, cnifiles.EXECUTABLE)
+    _put(source / "cni/calico-ebpf", executable)
+    yield f"wrote {cnifiles.EXECUTABLE}"
+    loopback = _below(host, cnifiles.LOOPBACK)
+    if not loopback.exists():
+        # First the note: a file without one would be taken for somebody else's.
+        write_atomically(_below(host, installed.PLACED), f"{cnifiles.LOOPBACK}\n".encode())
+        _put(source / "cni/loopback", loopback)
+        yield f"wrote {cnifiles.LOOPBACK}"
+
+
+def _below(host: Path, path: Path) -> Path:
+    return host / path.relative_to("/")
+
+
+def _put(source: Path, target: Path) -> None:
+    """Writes beside its place and renames: a runtime may execute the old file meanwhile."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{target.name}.new")
+    shutil.copyfile(source, draft)
+    draft.chmod(0o755)
+    draft.rename(target)
+
+
+def _link(path: Path, target: str) -> None:
+    draft = path.with_name(f".{path.name}.new")
+    draft.unlink(missing_ok=True)
+    draft.symlink_to(target)
+    draft.rename(path)
+
+
+@click.command("install")
+@settings_flags("node_name")
+@click.option(
+    "--host",
+    type=click.Path(path_type=Path),
+    default=Path("/"),
+    show_default=True,
+    help="Where the node's root directory is seen.",
+)
+@click.option(
+    "--given",
+    type=click.Path(path_type=Path),
+    default=Path("/given"),
+    show_default=True,
+    help="Directory of config.yaml and the network configuration: the ConfigMap.",
+)
+def command(settings: Settings, host: Path, given: Path) -> None:
+    """Put the bundle that this runs from on a node."""
+    source = bundle.root()
+    if source is None:
+        raise click.ClickException("this does not run from a bundle: `hack/install` installs a checkout")
+    try:
+        for line in install(host, Path(source), given, settings.node_name):
+            click.echo(line)
+    except OSError as error:
+        raise click.ClickException(str(error)) from error
