@@ -157,13 +157,18 @@ class Settings:
     )
     network_file: Path | None = _setting(
         None,
-        "Network configuration that the CNI server puts into /etc/cni/net.d, under its name, once pods can be started.",
+        "Network configuration that the CNI server puts into `cni_conf_dir`, under its name, once pods can be started.",
         "`hack/install` puts one there itself",
         empty="none is put there",
     )
+    cni_conf_dir: Path = _setting(
+        Path("/etc/cni/net.d"),
+        "Where the runtime looks for network configurations.",
+        "containerd's and CRI-O's default",
+    )
     proc_sys: Path = _setting(
         Path("/proc/sys"),
-        "Where sysctls are set: those of forwarding, reverse-path filters and reserved ports.",
+        "Where sysctls are set: those of forwarding, reverse-path filters and reserved ports, and those of pod links.",
         "in a container that is not privileged it cannot be written; the manifests mount the node's elsewhere",
     )
     cni_networks_dir: Path = _setting(

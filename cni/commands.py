@@ -13,7 +13,9 @@ from cni import server
 
 
 @click.command("cni-server")
-@settings_flags("run_dir", "bpffs", "objects_dir", "cni_networks_dir", "network_file", "log_level")
+@settings_flags(
+    "run_dir", "bpffs", "objects_dir", "cni_networks_dir", "network_file", "cni_conf_dir", "proc_sys", "log_level"
+)
 def command(settings: Settings) -> None:
     """Run the CNI plugin's warm server."""
     structlog.configure(

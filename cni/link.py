@@ -10,6 +10,8 @@ the message that creates the pair: udev rewrites those that the kernel chose.
 import errno
 import hashlib
 import os
+import re
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import ip_address
@@ -25,6 +27,7 @@ from cni.ranges import Address, Destination
 # rtm_protocol of the routes of ours (the project's number everywhere) and of those within the pod (RTPROT_BOOT)
 PROTOCOL, _BOOT = 206, 3
 PREFIX = "ce"
+HOST_NAME = re.compile(PREFIX + "[0-9a-f]{11}")
 GATEWAYS = {4: bytes([169, 254, 1, 1]), 6: bytes.fromhex("fe80" + "00" * 13 + "01")}
 # Reserved, hence nobody's: the way to them is the default route.
 _NOWHERE = {4: bytes([240, 0, 0, 1]), 6: bytes.fromhex("2000" + "00" * 13 + "01")}
@@ -51,6 +54,11 @@ class PodLink(NamedTuple):
 def host_name(container_id: str, ifname: str) -> str:
     """The name of the host end: as long as names can be told apart in a table, and no longer than the kernel allows."""
     return PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[:11]
+
+
+def host_ends() -> list[str]:
+    """The names of all pod links' host ends in this network namespace, also of those whose records were lost."""
+    return [name for _, name in socket.if_nameindex() if HOST_NAME.fullmatch(name)]
 
 
 def gateway(family: int) -> str:
@@ -89,25 +97,27 @@ def create(link: PodLink, netns_fd: int, mtu: int) -> int:
         return netlink.device_of(answers[0])
 
 
-def connect_host(link: PodLink, index: int, addresses: Sequence[Address], programs: Mapping[str, int]) -> None:
+def connect_host(
+    link: PodLink, index: int, addresses: Sequence[Address], programs: Mapping[str, int], proc_sys: Path
+) -> None:
     """Attaches the programs to the host end, then brings it up, with its routes. Raises NodeError."""
     messages = [netlink.no_link_local(index), *_attaching(index, programs), netlink.set_up(index)]
     for address in addresses:
         messages.append(netlink.set_neighbour(index, address.packed, link.pod_mac))
         messages.append(netlink.set_route(index, (address.packed, address.max_prefixlen), None, PROTOCOL))
     with _explained(), Netlink() as host:
-        _refuse_advertisements(link.name)
+        _refuse_advertisements(proc_sys, link.name)
         host.call(*messages)
 
 
 def connect_pod(
-    link: PodLink, netns_fd: int, addresses: Sequence[Address], destinations: Sequence[Destination]
+    link: PodLink, netns_fd: int, addresses: Sequence[Address], destinations: Sequence[Destination], proc_sys: Path
 ) -> None:
     """Brings the pod's end up, with its addresses and routes. Raises NodeError."""
     families = sorted({address.version for address in addresses})
     with _explained(), netlink.inside(netns_fd):
         if 6 in families:
-            _allow_ipv6(link.pod_name)
+            _allow_ipv6(proc_sys, link.pod_name)
         pod = Netlink()
     with _explained(), pod:
         index = netlink.device_of(pod.call(netlink.get_link(link.pod_name))[0])
@@ -228,15 +238,15 @@ def _attaching(index: int, programs: Mapping[str, int]) -> list[netlink.Message]
     return collector.messages
 
 
-def _refuse_advertisements(name: str) -> None:
+def _refuse_advertisements(proc_sys: Path, name: str) -> None:
     """A pod must not become this node's router: until forwarding is on, the kernel would listen to it."""
     with suppress(FileNotFoundError):  # a kernel without IPv6
-        Path(f"/proc/sys/net/ipv6/conf/{name}/accept_ra").write_text("0", encoding="ascii")
+        (proc_sys / f"net/ipv6/conf/{name}/accept_ra").write_text("0", encoding="ascii")
 
 
-def _allow_ipv6(name: str) -> None:
+def _allow_ipv6(proc_sys: Path, name: str) -> None:
     """Some runtimes switch IPv6 off in new namespaces; who asks for an address wants it on. To be called inside."""
-    switch = Path(f"/proc/sys/net/ipv6/conf/{name}/disable_ipv6")
+    switch = proc_sys / f"net/ipv6/conf/{name}/disable_ipv6"
     if switch.exists() and switch.read_text(encoding="ascii").strip() != "0":
         switch.write_text("0", encoding="ascii")
 

@@ -57,6 +57,7 @@ class Plugin:
     """Carries out verbs; threads may share one."""
 
     def __init__(self, settings: Settings) -> None:
+        self._proc_sys = settings.proc_sys
         self._datapath = Datapath(settings)
         self._leases = Leases(settings)
         self._records = Records(settings.run_dir)
@@ -94,7 +95,7 @@ class Plugin:
         for name in self._records.links():
             self._restore(name)
         with self._datapath.following() as programs:
-            return link.reattach(self._records.links(), programs)
+            return link.reattach(link.host_ends(), programs)
 
     def outdated(self) -> bool:
         """Whether other programs have been pinned than those that the pod links have."""
@@ -171,8 +172,8 @@ class Plugin:
         made = link.planned(request.container_id, request.ifname)
         index = link.create(made, netns_fd, mtu or self._mtu())
         with self._datapath.programs() as programs:
-            link.connect_host(made, index, lease.addresses, programs)
-        link.connect_pod(made, netns_fd, lease.addresses, lease.destinations)
+            link.connect_host(made, index, lease.addresses, programs, self._proc_sys)
+        link.connect_pod(made, netns_fd, lease.addresses, lease.destinations, self._proc_sys)
         for address in lease.addresses:
             self._datapath.set_pod(str(address), _entry(request, made, index))
         return made

@@ -11,8 +11,6 @@ from pathlib import Path
 
 from cni.errors import ConfigError
 
-RUNTIME_DIR = Path("/etc/cni/net.d")
-
 
 def plugin_text(network: bytes) -> bytes:
     """The configuration of a file's first plugin, as the runtime gives it: with the list's name and version.
@@ -28,7 +26,7 @@ def plugin_text(network: bytes) -> bytes:
         raise ConfigError(f"no network configuration: {error!r}") from error
 
 
-def publish(name: str, network: bytes, directory: Path = RUNTIME_DIR) -> bool:
+def publish(name: str, network: bytes, directory: Path) -> bool:
     """Writes a network configuration, whole or not at all; returns whether it was another before, or absent.
 
     Raises:

@@ -50,6 +50,7 @@ class Server:
     def __init__(self, settings: Settings, plugin: Plugin, uid: int = 0) -> None:
         self._run_dir = settings.run_dir
         self._network_file = settings.network_file
+        self._conf_dir = settings.cni_conf_dir
         self._unready = ""
         self._plugin = plugin
         self._uid = uid
@@ -64,7 +65,7 @@ class Server:
         """Accepts calls until stopped, then waits for those under way.
 
         Raises:
-            ServerError: another server runs, or the socket cannot be made.
+            ServerError: another server runs, or the socket cannot be made, or somebody has removed it.
         """
         with _alone(self._run_dir), _listening(self._run_dir / SOCKET_NAME) as listener:
             log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
@@ -77,6 +78,8 @@ class Server:
                 if listener in ready:
                     self._accept(listener)
                 self._follow_programs()
+                if not (self._run_dir / SOCKET_NAME).exists():
+                    raise ServerError(f"{self._run_dir / SOCKET_NAME} was removed, and what else stood there")
         self._drain()
         self._delete_flows()
 
@@ -142,7 +145,7 @@ class Server:
         try:
             network = self._network_file.read_bytes()
             self._plugin.require_ready(publish.plugin_text(network))
-            if publish.publish(self._network_file.name, network):
+            if publish.publish(self._network_file.name, network, self._conf_dir):
                 log.info("network_published", file=self._network_file.name)
             self._unready = ""
         except (OSError, CniError, BpfError) as error:

@@ -43,6 +43,15 @@ def lock(run_dir: Path) -> int:
     return descriptor
 
 
+def is_lost(descriptor: int, run_dir: Path) -> bool:
+    """Whether somebody has removed the file since: what else stood beside it is gone as well, and nobody would be kept
+    from running beside this controller."""
+    try:
+        return os.fstat(descriptor).st_ino != (run_dir / LOCK_NAME).stat().st_ino
+    except FileNotFoundError:
+        return True
+
+
 def is_held(path: Path) -> bool:
     """Whether a controller runs, or a bpftool of one that was killed."""
     try:

@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 
 import structlog
@@ -18,6 +19,7 @@ from controller import alone, monitor, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
+from controller.errors import AloneError
 from controller.maps import PinnedMaps
 from controller.metrics import Metrics
 from controller.network import NodeNetwork
@@ -26,6 +28,8 @@ from controller.routes import Netlink
 from controller.source import Source
 
 log = structlog.get_logger()
+
+GUARD_S = 2.0
 
 
 def run(settings: Settings) -> None:
@@ -59,6 +63,7 @@ def run(settings: Settings) -> None:
     peers.remember(remembered(maps.read("peers"), maps.read("remotes")))
     peers.start()
     _sweep(settings, pins, metrics)
+    threading.Thread(target=_guard, args=(held, settings.run_dir), name="guard", daemon=True).start()
     controller.run()
     peers.stop()
     netlink.close()
@@ -73,6 +78,13 @@ def _thread_died(death: threading.ExceptHookArgs, deaths: list[BaseException], c
     if death.exc_value:
         deaths.append(death.exc_value)
     controller.stop()
+
+
+def _guard(held: int, run_dir: Path) -> None:
+    """Ends the process, which is started again and writes everything anew, when somebody has cleared its directory."""
+    while not alone.is_lost(held, run_dir):
+        time.sleep(GUARD_S)
+    raise AloneError(f"{run_dir / alone.LOCK_NAME} was removed, and what else stood there")
 
 
 def _load(settings: Settings, pins: Pins) -> None:

@@ -55,9 +55,9 @@ class Node:
             "CALICO_EBPF_ONESHOT": str(directory / "oneshot"),
         }
 
-    def start_server(self) -> None:
+    def start_server(self, *flags: str) -> None:
         """Starts a CNI server, and returns when it listens."""
-        command = self.inside(sys.executable, "-m", "bpf.cli", "cni-server")
+        command = self.inside(sys.executable, "-m", "bpf.cli", "cni-server", *flags)
         self.server = subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, stderr=self._log())
         wait_for(lambda: (self.run_dir / "cni.sock").exists() or self.server.poll() is not None, self.log)
         assert self.server.poll() is None, self.log()
@@ -66,6 +66,11 @@ class Node:
         """Ends the server by a signal; returns its exit status."""
         assert self.server
         self.server.send_signal(number)
+        return self.wait_server()
+
+    def wait_server(self) -> int:
+        """The exit status of a server that ends."""
+        assert self.server
         status = self.server.wait(20)
         self.server = None
         return status

@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -202,6 +203,39 @@ def test_pods_outlive_the_loss_of_every_pin(node: Node) -> None:
         for pod in ("a", "b"):
             assert node.call("DEL", pod, CONFIG).status == 0
         assert node.leftovers() == CLEAN
+
+
+def test_server_whose_socket_was_removed_ends_and_the_next_one_serves(node: Node) -> None:
+    """Somebody has cleared its directory: its pods' links get new programs all the same, and DEL leaves nothing."""
+    with node.pods("a"):
+        added(node, "a")
+        shutil.rmtree(node.run_dir / "state")
+        (node.run_dir / "cni.sock").unlink()
+        assert node.wait_server() == 1
+        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        node.start_server()
+        pinned = {syscall.program_id(node.pins.open_program(hook)) for hook in ("from_pod", "to_pod")}
+        assert attached_ids(node, host_name("a", "eth0")) == pinned
+        assert node.call("DEL", "a", CONFIG).status == 0
+        assert node.leftovers() == CLEAN
+
+
+def test_network_is_given_to_the_runtime_once_pods_can_be_started(node: Node) -> None:
+    """Not before the pod range is known; and again when it was lost."""
+    given, source = node.directory / "net.d" / "10-x.conflist", node.directory / "10-x.conflist"
+    network = {
+        "cniVersion": "1.0.0",
+        "name": "x",
+        "plugins": [{"type": "calico-ebpf", "ipam": {"type": "calico-ebpf"}}],
+    }
+    source.write_text(json.dumps(network))
+    (node.run_dir / "node.json").unlink(missing_ok=True)
+    node.stop_server()
+    node.start_server("--network-file", str(source), "--cni-conf-dir", str(given.parent))
+    wait_for(lambda: "network_not_published" in node.log(), node.log)
+    assert not given.exists()
+    (node.run_dir / "node.json").write_text('{"name": "n", "pod_cidrs": ["10.244.7.0/24"], "mtu": 1500}')
+    wait_for(lambda: given.exists() and json.loads(given.read_text()) == network, node.log)
 
 
 def test_del_leaves_no_drops_or_flows_of_the_pod(node: Node) -> None:

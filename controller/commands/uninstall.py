@@ -8,6 +8,7 @@ without a way, unless they are to go as well: the node is to be drained before.
 
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,6 +95,8 @@ def _addresses(directory: Path) -> Iterator[Step]:
     else:
         shutil.rmtree(directory)
         yield Step(f"removed {directory}")
+        with suppress(OSError):  # other networks' stand beside it
+            directory.parent.rmdir()
 
 
 def _cgroup(settings: Settings) -> Iterator[Step]:

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +66,11 @@ class Rig:
     def stop(self, number: int) -> int:
         assert self._controller
         self._controller.send_signal(number)
+        return self._controller.wait(10)
+
+    def wait(self) -> int:
+        """The exit status of a controller that ends by itself."""
+        assert self._controller
         return self._controller.wait(10)
 
     def sh(self, script: str) -> str:
@@ -155,6 +161,16 @@ def test_stopped_and_started_again_leaves_and_takes_over_everything(rig: Rig, nu
     assert rig.in_force() == before
     assert len(rig.logged("synced")) == 1, "the second start wrote to the maps"
     assert len(rig.logged("program-attached")) == 4, "the second start attached again"
+
+
+def test_cleared_run_directory_ends_the_controller_and_the_next_one_mends_it(rig: Rig) -> None:
+    """It would stand there without a lock, and what the CNI plugin reads would not come back."""
+    before = rig.in_force()
+    shutil.rmtree(rig.run_dir)
+    assert rig.wait() == 1
+    rig.start()
+    assert rig.in_force() == before
+    assert (rig.run_dir / "node.json").exists()
 
 
 def test_changes_made_while_away_are_applied(rig: Rig) -> None:
