@@ -8,19 +8,16 @@ Both are packed as one docker archive, which `ctr images import` reads. `python 
 minutes the first time (debootstrap), then nothing.
 """
 
-import hashlib
-import json
 import platform
 import shutil
 import subprocess
 import sys
-import tarfile
-import tempfile
 from pathlib import Path
-from typing import Any
 
 from e2e import kubernetes
 from e2e.lab.errors import LabError
+from hack.cache import cache, digest, kept
+from hack.image.archive import Image, pack, write
 
 AGNHOST = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
 PAUSE = "registry.k8s.io/pause:3.10.2"
@@ -29,8 +26,7 @@ PACKAGES = ("bind9-dnsutils", "curl", "iproute2", "iputils-ping", "netcat-openbs
 # What no program in a pod reads.
 SURPLUS = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists", "var/log")
 PAUSE_SOURCE = Path(__file__).parent / "pause.c"
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-ENVIRONMENT = ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]
+ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
 
 def archive() -> Path:
@@ -41,51 +37,31 @@ def archive() -> Path:
         kubernetes.BuildError: agnhost cannot be built.
     """
     agnhost = kubernetes.command("agnhost")
-    recipe = repr((SUITE, PACKAGES, SURPLUS, AGNHOST, PAUSE, str(agnhost))).encode()
-    digest = hashlib.sha256(recipe + PAUSE_SOURCE.read_bytes())
-    path = kubernetes.cache() / "images" / f"{digest.hexdigest()[:12]}.tar"
-    if not path.exists():
-        with kubernetes.locked("images"):
-            path.parent.mkdir(exist_ok=True)
-            if not path.exists():
-                _make(path, agnhost)
-    return path
+    name = digest(SUITE, PACKAGES, SURPLUS, AGNHOST, PAUSE, str(agnhost), PAUSE_SOURCE)
+    return kept(cache() / "images" / f"{name}.tar", lambda scratch: _make(scratch, agnhost))
 
 
-def _make(path: Path, agnhost: Path) -> None:
+def _make(work: Path, agnhost: Path) -> Path:
     print("making the container images (minutes the first time)", file=sys.stderr, flush=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        work = Path(scratch)
-        images = [
-            _image(work / "pause", _pause_root(work), [PAUSE], {"Entrypoint": ["/pause"]}),
-            _image(
-                work / "agnhost", _debian_root(work, agnhost), [AGNHOST], {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]}
-            ),
-        ]
-        (work / "manifest.json").write_text(json.dumps(images))
-        with tarfile.open(work / "archive.tar", "w") as packed:
-            for part in ("manifest.json", "pause", "agnhost"):
-                packed.add(work / part, part)
-        (work / "archive.tar").rename(path)
+    images = [
+        Image(PAUSE, ARCHITECTURE, {"Entrypoint": ["/pause"]}, [_layer(_pause_root(work))]),
+        Image(
+            AGNHOST,
+            ARCHITECTURE,
+            {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]},
+            [_layer(_debian_root(work, agnhost))],
+        ),
+    ]
+    write(images, work / "archive.tar")
+    return work / "archive.tar"
 
 
-def _image(directory: Path, root: Path, names: list[str], config: dict[str, Any]) -> dict[str, Any]:
-    """Packs a root file system as an image's only layer; the image's entry in the manifest."""
-    directory.mkdir()
-    layer = directory / "layer.tar"
-    _run("tar", "--numeric-owner", "-C", str(root), "-cf", str(layer), ".")
+def _layer(root: Path) -> Path:
+    """Packs a root file system, and removes it."""
+    layer = root.with_suffix(".tar")
+    pack(root, layer)
     shutil.rmtree(root)
-    with layer.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    described = {
-        "architecture": ARCHITECTURES[platform.machine()],
-        "os": "linux",
-        "config": {"Env": ENVIRONMENT, "WorkingDir": "/", **config},
-        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{digest}"]},
-    }
-    (directory / "config.json").write_text(json.dumps(described))
-    parts = f"{directory.name}/config.json", f"{directory.name}/layer.tar"
-    return {"Config": parts[0], "RepoTags": names, "Layers": [parts[1]]}
+    return layer
 
 
 def _pause_root(work: Path) -> Path:
