@@ -7,7 +7,6 @@ What is up to date is left as it is. With --tree the root file system is laid ou
 """
 
 import argparse
-import platform
 import shutil
 import sys
 from collections.abc import Iterator
@@ -16,10 +15,11 @@ from pathlib import Path
 
 from hack.cache import digest
 from hack.command import CommandError, run
+from hack.gobuild import BuildError
 from hack.image import archive, bundle, place, requirements, rootfs
 from hack.image.archive import Image
 from hack.image.requirements import ROOT
-from hack.image.runtime import MACHINES
+from hack.image.runtime import MACHINES, NATIVE
 
 NAME = "calico-ebpf:dev"
 BUILD = ROOT / "build"
@@ -31,7 +31,6 @@ CONFIG = {
         "org.opencontainers.image.licenses": "Apache-2.0",
     },
 }
-NATIVE = {machine: architecture for architecture, machine in MACHINES.items()}[platform.machine()]
 
 
 def main() -> int:
@@ -45,7 +44,7 @@ def main() -> int:
             put_bundle(options.arch, options.tree)
         else:
             print(image(options.arch))
-    except (CommandError, FileNotFoundError) as error:
+    except (BuildError, CommandError, FileNotFoundError) as error:
         print(f"image: {error}", file=sys.stderr)
         return 1
     return 0
@@ -56,6 +55,7 @@ def image(architecture: str) -> Path:
 
     Raises:
         CommandError: a package cannot be had.
+        BuildError: Go could not build loopback.
         FileNotFoundError: something is not built.
     """
     native = architecture == NATIVE
@@ -90,6 +90,7 @@ def _sources(architecture: str) -> Iterator[Path]:
     """All files of this checkout that are in the image, or say what is."""
     yield launcher(architecture)
     yield from (BUILD / "bpf" / name for name in bundle.OBJECTS)
+    yield from sorted(bundle.LOOPBACK.directory.iterdir())
     for name in (*requirements.option("packages").replace(",", " ").split(), "hack", "hack.image"):
         yield from sorted((ROOT / name.replace(".", "/")).glob("*.py"))
 

@@ -15,13 +15,21 @@ It runs wherever it stands and whatever C library the system has. bpf/bundle.py 
 import hashlib
 import shutil
 import stat
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
+from hack.gobuild import HACK, Module
 from hack.image import runtime
 from hack.image.compiled import compile_tree
 from hack.image.requirements import ROOT, option
 
+# Debian's needs a C library of the node that is newer than some nodes have.
+LOOPBACK = Module(
+    HACK / "loopback",
+    "github.com/containernetworking/plugins",
+    {"loopback": "github.com/containernetworking/plugins/plugins/main/loopback"},
+)
 OBJECTS = ("tc.o", "cgroup.o", "sweep.o")
 SCRIPT = """#!/bin/sh
 # Python and its C library are the bundle's, wherever that stands: by a link to this file, too.
@@ -44,8 +52,10 @@ def make(architecture: str, launcher: Path, objects: Path, parent: Path) -> Path
 
     Raises:
         CommandError: a package of the runtime cannot be had.
+        BuildError: loopback cannot be built.
         FileNotFoundError: something is not built.
     """
+    plugin = loopback(architecture)
     unnamed = parent / "bundle"
     shutil.copytree(runtime.made(architecture), unnamed, symlinks=True)
     for name, arguments in SCRIPTS.items():
@@ -54,10 +64,18 @@ def make(architecture: str, launcher: Path, objects: Path, parent: Path) -> Path
     (unnamed / "bpf").mkdir()
     for name in OBJECTS:
         shutil.copy(objects / name, unnamed / "bpf" / name)
+    (unnamed / "cni").mkdir()
     shutil.copy(launcher, unnamed / "cni" / "calico-ebpf")
+    shutil.copy(plugin, unnamed / "cni" / "loopback")
     _add_packages(unnamed / runtime.LIBRARY)
     _settle_modes(unnamed)
     return unnamed.rename(parent / f"bundle-{digest(unnamed)}")
+
+
+def loopback(architecture: str) -> Path:
+    """The CNI plugin that makes a pod's lo for container runtimes, built first when it is missing. Raises BuildError."""
+    built_for = "" if architecture == runtime.NATIVE else architecture
+    return replace(LOOPBACK, architecture=built_for).built(["loopback"]) / "loopback"
 
 
 def digest(tree: Path) -> str:

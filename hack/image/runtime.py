@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the bundle stands on: a Python with its C library, bpftool, the CNI plugin `loopback`, and what we import.
+"""What the bundle stands on: a Python with its C library, bpftool, and what we import.
 
 Debian's, from packages, with pip's wheels: nothing is compiled, so another architecture is no other work. It is made
 once for each choice of versions, and kept in the cache.
 """
 
+import platform
 import shutil
 from pathlib import Path
 
@@ -18,21 +19,17 @@ from hack.image.rootfs import SUITE, terms_alone
 PACKAGES = (
     *("libpython3.11-minimal", "libpython3.11-stdlib", "python3.11-minimal"),
     *("libbz2-1.0", "libc6", "libexpat1", "libffi8", "liblzma5", "libsqlite3-0", "libssl3", "libuuid1", "zlib1g"),
-    *("bpftool", "libcap2", "libelf1"),
-    *("containernetworking-plugins", "libgcc-s1"),
+    *("bpftool", "libcap2", "libelf1", "libgcc-s1"),
 )
 MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
+NATIVE = {machine: architecture for architecture, machine in MACHINES.items()}[platform.machine()]
 # The C library loads it, by name, where a thread ends itself.
 ALSO = ("libgcc_s.so.1",)
 # Wheels that the bundle's own C library, 2.36, can run.
 GLIBCS = ("manylinux_2_34", "manylinux_2_28", "manylinux2014")
 
 LIBRARY = f"lib/{PYTHON}"
-PROGRAMS = {
-    "usr/bin/python3.11": "bin/python3",
-    "usr/sbin/bpftool": "bin/bpftool",
-    "usr/lib/cni/loopback": "cni/loopback",
-}
+PROGRAMS = {"usr/bin/python3.11": "bin/python3", "usr/sbin/bpftool": "bin/bpftool"}
 # Of Python's library, what nothing here imports: tools, tests, and modules whose libraries would come along.
 SURPLUS = (
     *("EXTERNALLY-MANAGED", "config-3.11-*", "sitecustomize.py"),
@@ -42,7 +39,7 @@ SURPLUS = (
 )
 # Of the Kubernetes client, what is generated from the API: ours speaks to it in its own words (controller/kube.py).
 UNUSED = (
-    *("kubernetes/aio", "kubernetes/client/api/*_api.py", "kubernetes/client/models/*_*.py"),
+    *("kubernetes/aio", "kubernetes/client/api/[!_]*.py", "kubernetes/client/models/[!_]*.py"),
     *("bin", "*.dist-info/RECORD"),
 )
 
