@@ -85,9 +85,15 @@ def _described(image: Image, digests: Sequence[str]) -> dict[str, Any]:
 def _plain(info: tarfile.TarInfo) -> tarfile.TarInfo:
     info.uid = info.gid = info.mtime = 0
     info.uname = info.gname = ""
-    # umask(2) of who builds is nobody's business in the image.
-    info.mode = stat.S_IMODE(info.mode) & ~(stat.S_ISUID | stat.S_ISGID)
+    info.mode = _mode(info)
     return info
+
+
+def _mode(info: tarfile.TarInfo) -> int:
+    """Whatever umask(2) was in force where the file was made."""
+    if info.isdir() and info.mode & stat.S_ISVTX:
+        return 0o1777
+    return 0o755 if info.isdir() or info.mode & stat.S_IXUSR else 0o644
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

@@ -73,7 +73,11 @@ def make(architecture: str, launcher: Path, objects: Path, parent: Path) -> Path
 
 
 def loopback(architecture: str) -> Path:
-    """The CNI plugin that makes a pod's lo for container runtimes, built first when it is missing. Raises BuildError."""
+    """The CNI plugin by which container runtimes make a pod's lo, built first when it is missing.
+
+    Raises:
+        BuildError: Go failed, or a module could not be had.
+    """
     built_for = "" if architecture == runtime.NATIVE else architecture
     return replace(LOOPBACK, architecture=built_for).built(["loopback"]) / "loopback"
 
