@@ -8,8 +8,10 @@ PYTHON := $(VENV)/bin/python
 BUILD := build
 
 CLANG ?= clang
-# mcpu v3: 32-bit registers and all jumps, known to every kernel from 5.1 on.
+# mcpu v3: 32-bit registers and all jumps, known to every kernel from 5.1 on. Line numbers leave out where the checkout
+# is: the same sources make the same objects.
 BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-parameter -I bpf \
+	-fdebug-compilation-dir=. \
 	-I /usr/include/$(shell uname -m)-linux-gnu
 BPF_HEADERS := $(wildcard bpf/*.h)
 BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o $(BUILD)/bpf/sweep.o
