@@ -4,6 +4,7 @@
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,16 +14,24 @@ from hack.image import bundle, elf, place, requirements, rootfs, runtime
 from hack.image.bundle import OBJECTS, SCRIPT
 
 
-@pytest.fixture
-def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A runtime, a launcher and programs that are none, in place of downloads and compilers."""
-    (tmp_path / "runtime" / "bin").mkdir(parents=True)
-    (tmp_path / "runtime" / runtime.LIBRARY).mkdir(parents=True)
+    directory = tmp_path_factory.mktemp("parts")
+    (directory / "runtime" / "bin").mkdir(parents=True)
+    (directory / "runtime" / runtime.LIBRARY).mkdir(parents=True)
     for name in ("launcher", "loopback", *OBJECTS):
-        (tmp_path / name).write_text(name)
-    monkeypatch.setattr(runtime, "made", lambda _: tmp_path / "runtime")
-    monkeypatch.setattr(bundle, "loopback", lambda _: tmp_path / "loopback")
-    return tmp_path
+        (directory / name).write_text(name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "made", lambda _: directory / "runtime")
+        patch.setattr(bundle, "loopback", lambda _: directory / "loopback")
+        yield directory
+
+
+@pytest.fixture(scope="module")
+def first(parts: Path) -> Path:
+    """A bundle of these."""
+    return made(parts, "first")
 
 
 def made(parts: Path, name: str) -> Path:
@@ -30,22 +39,20 @@ def made(parts: Path, name: str) -> Path:
     return bundle.make("amd64", parts / "launcher", parts, parts / name)
 
 
-def test_bundle_made_again_has_the_same_name(parts: Path) -> None:
+def test_bundle_made_again_has_the_same_name(parts: Path, first: Path) -> None:
     """Compiled modules too are the same, wherever it is made; its directory is named by what is in it."""
-    first, second = made(parts, "first"), made(parts, "second")
-    assert first.name == second.name == f"bundle-{bundle.digest(first)}"
+    assert made(parts, "second").name == first.name == f"bundle-{bundle.digest(first)}"
 
 
-def test_bundle_of_other_content_has_another_name(parts: Path) -> None:
+def test_bundle_of_other_content_has_another_name(parts: Path, first: Path) -> None:
     """Two of them stand beside each other on a node while one takes the other's place."""
-    first = made(parts, "first")
     (parts / "tc.o").write_text("changed")
-    assert made(parts, "second").name != first.name
+    assert made(parts, "other").name != first.name
 
 
-def test_bundle_holds_our_packages_without_tests(parts: Path) -> None:
+def test_bundle_holds_our_packages_without_tests(first: Path) -> None:
     """And compiled, so that a start compiles nothing."""
-    library = made(parts, "first") / runtime.LIBRARY
+    library = first / runtime.LIBRARY
     assert (library / "controller/commands/status.py").is_file()
     assert list((library / "cni/__pycache__").glob("oneshot.*.pyc"))
     assert not list(library.rglob("tests"))
