@@ -26,9 +26,9 @@ IMAGE = f"docker.io/library/{build.NAME}"
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[OldNode]:
-    """Such a node; the controller runs there from the bundle, and no CNI server."""
+    """Such a node; the controller runs there from the bundle, on an API server's TLS, and no CNI server."""
     with Lab(f"test-{os.getpid()}-bundle") as lab:
-        services, made = lab.directory_source(), lab.add_node(OldNode)
+        services, made = lab.api_source(), lab.add_node(OldNode)
         services.apply(NODES, [source.node(made.name, made.index, made.address)])
         made.install(services.settings())
         made.start(CONTROLLER)
