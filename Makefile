@@ -101,7 +101,7 @@ test: check image kubernetes kernels ## all tests: unit, packets, CNI, the lab, 
 	env -u KUBECONFIG $(VENV)/bin/pytest -m root e2e
 
 .PHONY: test-cluster
-test-cluster: build kubernetes ## of the tests, those on a real cluster of kubelets
+test-cluster: image kubernetes ## of the tests, those on a real cluster of kubelets
 	$(VENV)/bin/pytest -m root e2e/tests/cluster
 
 .PHONY: test-kernels

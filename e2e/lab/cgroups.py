@@ -95,6 +95,17 @@ def kill(group: Path, timeout_s: float = 60) -> None:
         time.sleep(0.01)
 
 
+def kill_below(group: Path, timeout_s: float = 60) -> None:
+    """Kills what runs in groups below a machine's, its leaf excepted, and removes these groups.
+
+    Raises:
+        LabError: a process would not die.
+    """
+    for below in sorted(group.iterdir()):
+        if below.is_dir() and below.name != LEAF:
+            kill(below, timeout_s)
+
+
 def drop(group: Path) -> None:
     """Removes a group without processes and its twins, unless others are below them."""
     for directory in (group, *_twins(group)):

@@ -35,6 +35,22 @@ PODS_MAX = 250
 # Ours, of `make image`.
 IMAGE = ROOT / "build" / "image.tar"
 CONTAINED = (CONTROLLER, CNI_SERVER)
+# What is left of a machine without processes: volumes and root file systems of its pods, and what the kernel holds.
+POWER_OFF = """
+set -e
+awk '$2 ~ "^(/var/lib/kubelet/pods|/run/containerd|/run/netns|/var/lib/containerd)/" {print $2}' /proc/mounts |
+    sort -r | xargs -r -n 1 umount -l || true # several at one place
+find /run -mindepth 1 -maxdepth 1 -not -name 'calico-ebpf-lab' -not -name sysctls -exec rm -rf {} +
+mkdir /run/netns
+rm -rf /sys/fs/bpf/calico-ebpf
+for device in $(ls /sys/class/net | grep -E '^(ce[0-9a-f]{11}|calico-vxlan)$'); do ip link del "$device"; done
+tc qdisc del dev eth0 clsact
+ip route flush table all proto 206
+ip -6 route flush table all proto 206
+echo 0 > /proc/sys/net/ipv4/ip_forward
+echo 0 > /proc/sys/net/ipv6/conf/all/forwarding
+echo > /proc/sys/net/ipv4/ip_local_reserved_ports
+"""
 # Whether the CNI server answers: without one the launcher has nobody to ask.
 ASK = f"echo '{{}}' | CNI_COMMAND=VERSION CALICO_EBPF_ONESHOT=/bin/false {CNI_BIN}/calico-ebpf"
 # containerd has it make a pod's lo, whatever the network: it belongs to every node.
@@ -113,14 +129,22 @@ class Machine(Node):
     def start(self, daemon: str) -> None:
         self._daemons[daemon] = self.space.start(*self._command(daemon), log=self.log(daemon))
 
+    def install(self, settings: Mapping[str, object]) -> None:
+        """Puts our files where an installation does, and the plugin that containerd asks for besides.
+
+        Raises:
+            LabError: something is not built or installed.
+        """
+        super().install(settings)
+        if not LOOPBACK.exists():
+            raise LabError(f"{LOOPBACK} is not installed (Debian package containernetworking-plugins)")
+        self._put(f"{CNI_BIN}/{LOOPBACK.name}", LOOPBACK.read_bytes(), 0o755)
+
     def start_containerd(self) -> None:
         """Configures and starts containerd. Raises LabError: it is not installed."""
         for command in (CONTAINERD, "runc", "ctr"):
             if not shutil.which(command):
                 raise LabError(f"{command} is not installed (Debian packages containerd, runc)")
-        if not LOOPBACK.exists():
-            raise LabError(f"{LOOPBACK} is not installed (Debian package containernetworking-plugins)")
-        self._put(f"{CNI_BIN}/{LOOPBACK.name}", LOOPBACK.read_bytes(), 0o755)
         self._put(CONTAINERD_FILE, CONTAINERD_CONFIG.encode(), 0o644)
         self.start(CONTAINERD)
 
@@ -198,7 +222,8 @@ class BareMachine(Machine):
         found = self.processes(daemon)
         if not found:
             raise LabError(f"{self.name}: {daemon} does not run")
-        self._killed = time.time()
+        if daemon == CONTROLLER:
+            self._killed = time.time()
         for pid in found:
             os.kill(pid, signal.SIGKILL)
 
@@ -218,6 +243,22 @@ class BareMachine(Machine):
                 if here and b"bpf.cli" in words and daemon.encode() in words:
                     found.append(int(directory.name))
         return found
+
+    def reserved(self) -> set[str]:
+        """The addresses that are reserved for pods."""
+        directory = self.space.path("/var/lib/cni/networks/calico-ebpf")
+        return {path.name for path in directory.iterdir() if path.name[0].isdigit() or ":" in path.name}
+
+    def reboot(self) -> None:
+        """What a boot does: every process ends, and kernel state and what lies in memory is lost; the disk stays, and
+        with it kubelet's, containerd's and our files. Then containerd and kubelet start."""
+        for daemon in (KUBELET, CONTAINERD):
+            self.kill(daemon)
+        cgroups.kill_below(self.space.group)
+        self.space.run("sh", "-c", POWER_OFF)
+        self._killed = time.time()
+        for daemon in (CONTAINERD, KUBELET):
+            self.start(daemon)
 
     def _is_ready(self) -> bool:
         """Whether a controller that began after the last kill has written everything, and the CNI server answers."""

@@ -11,11 +11,16 @@ from e2e.lab.runtime import tool
 from e2e.lab.space import Space
 
 RATE, LASTING = 1000, 20
+# A busy machine asks less often than it was told to; that it asked all the while is what counts.
+LEAST = 0.5
 
 
 @contextmanager
-def load(where: Space, address: str, port: int, seconds: int, *flags: str) -> Iterator[set[str]]:
+def load(where: Space, address: str, port: int, seconds: int, *flags: str, least: float = LEAST) -> Iterator[set[str]]:
     """A thousand new connections a second from a space, and 20 that last; the body has these seconds.
+
+    Args:
+        least: the share of them that must at least be asked.
 
     Yields who has answered: empty, and filled when the body is over. Fails the test where anything was refused, reset,
     or not answered.
@@ -33,8 +38,7 @@ def load(where: Space, address: str, port: int, seconds: int, *flags: str) -> It
     assert output, complaint
     report = json.loads(output)
     print(report)
-    # A busy machine asks less often than it was told to; that it asked all the while is what counts.
-    assert report["asked"] >= 0.5 * RATE * seconds, complaint
+    assert report["asked"] >= least * RATE * seconds, complaint
     assert report["failed"] == {}
     assert report["lasting_failed"] == {}
     answered.update(report["by_name"])

@@ -2,6 +2,7 @@
 """Everything that a pod could leave behind on a node of the lab: two looks at it, before and after, must be equal."""
 
 import json
+import re
 
 from e2e.lab.node import PINS, Node
 
@@ -15,6 +16,24 @@ COMMANDS = (
     "ip -o neigh show nud permanent",
     "find /var/lib/cni /var/lib/calico-ebpf /run/calico-ebpf /run/netns /etc/cni -not -name last_reserved_ip.*",
 )
+OF_INSTALLATION = (
+    "ip -o link",
+    "ip -o address",
+    "ip -o route show table all",
+    "ip -o -6 route show table all",
+    "ip rule",
+    "ip -6 rule",
+    "nft list ruleset",
+    "bpftool net show",
+    "bpftool cgroup tree",
+    "find /sys/fs/bpf",
+    # What the runtime keeps of each pod, and the directories that kubelet makes for volumes, are theirs.
+    "find /etc /opt /usr/local/bin /usr/local/lib/calico-ebpf /var/lib/calico-ebpf /var/lib/cni -not -path */results*",
+    "sysctl -a --pattern ^net",
+)
+COUNTERS = re.compile(
+    r"counter packets \d+ bytes \d+|valid_lft \w+ preferred_lft \w+|\[\d+:\d+\]|^# .*|nf_conntrack_count = .*"
+)
 
 
 def traces(node: Node) -> dict[str, object]:
@@ -23,11 +42,20 @@ def traces(node: Node) -> dict[str, object]:
     return shown | {name: entries(node, name) for name in COUNTED}
 
 
+def remains(node: Node) -> dict[str, list[str]]:
+    """Everything that an installation could leave behind on a node, counters and times apart."""
+    return {
+        command: sorted(COUNTERS.sub("", line) for line in _shown(node, command, absent=True))
+        for command in OF_INSTALLATION
+    }
+
+
 def entries(node: Node, name: str) -> int:
     """How many entries a map has."""
     return len(json.loads(node.space.run("bpftool", "-j", "map", "dump", "pinned", f"{MAPS}/{name}").stdout))
 
 
-def _shown(node: Node, command: str) -> list[str]:
-    """Lines without what changes by itself."""
-    return [line for line in node.space.run(*command.split()).stdout.splitlines() if " cache " not in line]
+def _shown(node: Node, command: str, absent: bool = False) -> list[str]:
+    """Lines without what changes by itself; with `absent`, what a command looks for need not be there."""
+    shown = node.space.run(*command.split(), check=not absent).stdout
+    return [line for line in shown.splitlines() if " cache " not in line]

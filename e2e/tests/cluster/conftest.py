@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One cluster for all tests of this package: that of KUBECONFIG where it is set, a real one in the lab otherwise.
+"""One cluster for all tests of this package: that of KUBECONFIG where it is set, otherwise a real one in the lab, with
+conf/install/calico-ebpf.yaml applied.
 
 Of a given cluster is asked that its nodes reach the image (e2e/lab/images.py), and this machine the nodes.
 """
@@ -13,6 +14,7 @@ import pytest
 from e2e import kubernetes
 from e2e.lab import real
 from e2e.lab.cluster import Lab
+from e2e.lab.machine import BareMachine
 from e2e.lab.real import Cluster
 from e2e.tests.cluster.play import Play
 
@@ -22,7 +24,9 @@ GIVEN = os.environ.get("KUBECONFIG")
 @pytest.fixture(scope="package")
 def _cluster() -> Iterator[Cluster]:
     with Lab(f"test-{os.getpid()}-real") as lab:
-        yield real.start(lab, 2)
+        cluster = real.start(lab, 2, kind=BareMachine)
+        real.install(cluster)
+        yield cluster
 
 
 @pytest.fixture(scope="package")

@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An installation by its manifest, over its life: rolled over under load, wiped, booted anew, taken away."""
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from e2e import manifests
+from e2e.lab import real
+from e2e.lab.cluster import Lab
+from e2e.lab.machine import BareMachine
+from e2e.lab.node import CNI_SERVER, CONTROLLER
+from e2e.lab.real import Cluster
+from e2e.tests.cluster.play import PORT, Play, deployment
+from e2e.tests.load import load
+from e2e.tests.traces import remains
+
+pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
+
+PODS, CHURNED, WAVES = 10, 25, 4
+ROLLOUT_S = 60
+# Kubelets that start and stop pods take most of a small machine.
+LEAST = 0.1
+OURS = ("-n", "kube-system")
+
+
+def test_rolling_update_under_load_fails_nothing(cluster: Cluster, play: Play) -> None:
+    """New programs and new processes on every node, while a thousand connections a second are opened and 100 pods come
+    and go: no request fails, and no pod."""
+    play.scale(PODS)
+    machine = cluster.machines[0]
+    ask = next(place for place in play.places("ask") if place.node == machine.name)
+    where = machine.sandbox_of(play.get("pod", ask.pod)["status"]["podIP"])
+    before = _programs(cluster)
+    with load(where, play.service_address("IPv4"), PORT, ROLLOUT_S, "--http", least=LEAST):
+        _set(cluster, "tcp_new_s", 61 if "tcp_new_s: 60" in _config(cluster) else 60)
+        cluster.kubectl(*OURS, "rollout", "restart", "daemonset/calico-ebpf")
+        with _churn(play):
+            cluster.kubectl(*OURS, "rollout", "status", "daemonset/calico-ebpf", f"--timeout={ROLLOUT_S}s")
+    assert not set(_programs(cluster)) & set(before)
+    events = play.get("events", "--field-selector", "reason=FailedCreatePodSandBox")["items"]
+    assert not [event["message"] for event in events]
+
+
+def test_node_whose_directories_are_wiped_comes_back(cluster: Cluster, play: Play) -> None:
+    """Whatever stood in /run and /var/lib: pods there go on, new ones start, and none shares an address."""
+    machine = _machine(cluster, 1)
+    play.scale(PODS)
+    wiped = time.time()
+    machine.space.run("sh", "-c", "rm -rf /run/calico-ebpf/* /var/lib/calico-ebpf/*")
+    machine.wait(lambda: _restarted(cluster, machine, wiped), CONTROLLER)
+    play.scale(0)
+    play.scale(PODS)
+    _assert_leases_are_pods(cluster, machine)
+
+
+def test_node_that_boots_anew_comes_back(cluster: Cluster, play: Play) -> None:
+    """Fresh kernel state and an old disk: every pod runs again, and no address of those before is kept."""
+    machine = _machine(cluster, 1)
+    play.scale(PODS)
+    machine.reboot()
+    cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-A", "--timeout=180s")
+    machine.wait_ready()
+    _assert_leases_are_pods(cluster, machine)
+    play.scale(0)
+    play.scale(PODS)
+
+
+def test_overlays_are_taken_by_an_api_server(cluster: Cluster) -> None:
+    """Each kustomization makes objects that are valid, and the manifest to apply is the one that the base makes."""
+    assert manifests.INSTALL.read_text() == manifests.HEADER + manifests.rendered(manifests.BASE)
+    for overlay in sorted(manifests.OVERLAYS.iterdir()):
+        cluster.kubectl("apply", "--dry-run=server", "-f", "-", stdin=manifests.rendered(overlay))
+
+
+def test_uninstall_leaves_a_node_as_it_was() -> None:
+    """Programs, maps, routes, devices, files, rules, sysctls: before and after are equal, with pods there."""
+    with Lab(f"test-{os.getpid()}-bare") as lab:
+        cluster = real.start(lab, 1, kind=BareMachine)
+        machine = cluster.machines[0]
+        before = remains(machine)
+        real.install(cluster)
+        cluster.kubectl("create", "-f", "-", stdin=json.dumps(_with_replicas(deployment("web"), 3)))
+        cluster.kubectl("rollout", "status", "deployment/web", f"--timeout={ROLLOUT_S}s")
+        assert remains(machine) != before
+        cluster.kubectl("delete", "-f", str(manifests.INSTALL), "--timeout=60s")
+        cluster.kubectl("apply", "-f", str(manifests.UNINSTALL))
+        cluster.kubectl(*OURS, "rollout", "status", "daemonset/calico-ebpf-uninstall", f"--timeout={ROLLOUT_S}s")
+        cluster.kubectl("delete", "-f", str(manifests.UNINSTALL), "--timeout=60s")
+        assert remains(machine) == before
+
+
+@contextmanager
+def _churn(play: Play) -> Iterator[None]:
+    """Pods that start and stop, a hundred of them, before and after the body."""
+    churned = deployment("churn")
+    play.apply(churned)
+    for wave in range(WAVES):
+        play.kubectl("scale", "deployment/churn", f"--replicas={CHURNED}")
+        time.sleep(2)
+        if wave == 0:
+            yield
+        play.kubectl("rollout", "status", "deployment/churn", f"--timeout={ROLLOUT_S}s")
+        play.kubectl("scale", "deployment/churn", "--replicas=0")
+    play.kubectl("delete", "deployment/churn")
+
+
+def _machine(cluster: Cluster, index: int) -> BareMachine:
+    machine = cluster.machines[index]
+    assert isinstance(machine, BareMachine)
+    return machine
+
+
+def _restarted(cluster: Cluster, machine: BareMachine, since: float) -> bool:
+    """Whether both daemons of a machine have begun after a moment, and are ready."""
+    pods = json.loads(cluster.kubectl(*OURS, "get", "pods", "-l", "app.kubernetes.io/name=calico-ebpf", "-o", "json"))
+    (pod,) = [item for item in pods["items"] if item["spec"]["nodeName"] == machine.name]
+    states: dict[str, Any] = {item["name"]: item for item in pod["status"]["containerStatuses"]}
+    return all(states[name]["ready"] and _began(states[name]) >= since - 1 for name in (CONTROLLER, CNI_SERVER))
+
+
+def _began(status: dict[str, Any]) -> float:
+    moment = status["state"].get("running", {}).get("startedAt", "1970-01-01T00:00:00Z")
+    return time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+
+
+def _assert_leases_are_pods(cluster: Cluster, machine: BareMachine) -> None:
+    """The addresses that are reserved on a node are those of its pods, when what is going has gone."""
+    deadline = time.monotonic() + 60
+    while (reserved := machine.reserved()) != (used := _addresses(cluster, machine)):
+        assert time.monotonic() < deadline, (reserved - used, used - reserved)
+        time.sleep(1)
+
+
+def _addresses(cluster: Cluster, machine: BareMachine) -> set[str]:
+    pods = json.loads(cluster.kubectl("get", "pods", "-A", "-o", "json"))["items"]
+    return {
+        item["ip"]
+        for pod in pods
+        if pod["spec"].get("nodeName") == machine.name and not pod["spec"].get("hostNetwork")
+        for item in pod["status"].get("podIPs", ())
+    }
+
+
+def _programs(cluster: Cluster) -> list[str]:
+    """Which programs are pinned on each node."""
+    return [json.loads(machine.calico("status", "--output", "json"))["programs"] for machine in cluster.machines]
+
+
+def _config(cluster: Cluster) -> str:
+    found = json.loads(cluster.kubectl(*OURS, "get", "configmap", "calico-ebpf", "-o", "json"))
+    return str(found["data"]["config.yaml"])
+
+
+def _set(cluster: Cluster, name: str, value: int) -> None:
+    """Changes a setting in the ConfigMap."""
+    lines = [line for line in _config(cluster).splitlines() if not line.startswith(f"{name}:")]
+    patch = {"data": {"config.yaml": "\n".join([*lines, f"{name}: {value}", ""])}}
+    cluster.kubectl(*OURS, "patch", "configmap", "calico-ebpf", "--patch", json.dumps(patch))
+
+
+def _with_replicas(manifest: dict[str, Any], replicas: int) -> dict[str, Any]:
+    return manifest | {"spec": manifest["spec"] | {"replicas": replicas}}
