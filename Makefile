@@ -59,7 +59,7 @@ check: build ## format, lint, types, import contracts, generated files, pure tes
 	$(VENV)/bin/lint-imports
 	$(PYTHON) -m bpf.layout $(BUILD)/bpf/layout.o | $(VENV)/bin/ruff format --stdin-filename bpf/abi.py - | diff -u bpf/abi.py -
 	$(PYTHON) -m bpf.settings | diff -u conf/SETTINGS.md -
-	shellcheck hack/setup hack/install .ci/run
+	shellcheck hack/setup hack/install hack/kind-up .ci/run
 	$(VENV)/bin/pytest -m 'not root' bpf cni controller e2e hack
 
 # The architecture of the image; the BPF programs are the same for all.
