@@ -96,7 +96,7 @@ kernels: setup ## fetch Debian's cloud kernels, and what boots them, once
 	$(PYTHON) -m e2e.kernels.images
 
 .PHONY: test
-test: check image kubernetes kernels ## all tests: unit, packets, CNI, the lab, the image, an API server, a real cluster, other kernels
+test: check image kubernetes kernels ## all tests: unit, packets, CNI, the lab, the image, a real cluster, other kernels
 	$(VENV)/bin/pytest -m root bpf cni controller
 	env -u KUBECONFIG $(VENV)/bin/pytest -m root e2e
 
