@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +55,9 @@ class Node:
             "CALICO_EBPF_ONESHOT": str(directory / "oneshot"),
         }
 
-    def start_server(self, *flags: str) -> None:
-        """Starts a CNI server, and returns when it listens."""
-        command = self.inside(sys.executable, "-m", "bpf.cli", "cni-server", *flags)
+    def start_server(self, *flags: str, through: Sequence[str] = ()) -> None:
+        """Starts a CNI server, by a command that executes its arguments where one is given; returns when it listens."""
+        command = self.inside(*through, sys.executable, "-m", "bpf.cli", "cni-server", *flags)
         self.server = subprocess.Popen(command, cwd=ROOT, env=self.environment, text=True, stderr=self._log())
         wait_for(lambda: (self.run_dir / "cni.sock").exists() or self.server.poll() is not None, self.log)
         assert self.server.poll() is None, self.log()

@@ -30,6 +30,13 @@ exec /usr/lib/cni/host-local
 """
 
 
+# A container without privileges: /proc/sys is read-only, and the node's is seen elsewhere.
+CONTAINED = """
+mkdir -p "$0/net" && mount --bind /proc/sys/net "$0/net" &&
+mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"
+"""
+
+
 def slow_ipam(node: Node, seconds: float) -> tuple[dict[str, object], dict[str, str]]:
     """A configuration and variables with an IPAM plugin that takes long over ADD."""
     plugin = node.directory / "slow"
@@ -37,6 +44,21 @@ def slow_ipam(node: Node, seconds: float) -> tuple[dict[str, object], dict[str, 
     plugin.chmod(0o755)
     ipam = {"type": "slow", "dataDir": str(node.networks), "ranges": [[{"subnet": "10.244.7.0/24"}]]}
     return config(ipam=ipam), {"CNI_PATH": str(node.directory)}
+
+
+def test_server_in_a_container_sets_sysctls_where_it_was_told(bare_node: Node) -> None:
+    """Those of the link, and of a pod in which IPv6 was off; it is the server that does so, no other process."""
+    sysctls = bare_node.directory / "sysctls"
+    bare_node.environment |= {"CALICO_EBPF_PROC_SYS": str(sysctls), "CALICO_EBPF_ONESHOT": "/bin/false"}
+    bare_node.start_server(through=("unshare", "--mount", "sh", "-c", CONTAINED, str(sysctls)))
+    with bare_node.pods("a"):
+        off = ("ip", "netns", "exec", bare_node.netns("a"), "sysctl", "-qw", "net.ipv6.conf.default.disable_ipv6=1")
+        subprocess.run(off, check=True)
+        addresses = [item["address"].partition("/")[0] for item in added(bare_node, "a")["ips"]]
+        assert all(ping(bare_node, address) for address in addresses)
+        read = bare_node.inside("cat", f"/proc/sys/net/ipv6/conf/{host_name('a', 'eth0')}/accept_ra")
+        assert subprocess.run(read, capture_output=True, text=True, check=True).stdout == "0\n"
+        assert bare_node.call("DEL", "a", CONFIG).status == 0
 
 
 def test_thirty_pods_at_once_each_get_their_own(node: Node) -> None:

@@ -20,7 +20,8 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 
-TIMEOUT_S = 5.0
+# What is unanswered for so long has failed.
+TIMEOUT_S = 10.0
 TICK_S = 0.5
 # A machine that is too busy for the rate asks less, rather than queue questions until they time out here.
 OPEN_MAX = 200
