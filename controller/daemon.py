@@ -116,7 +116,7 @@ def source_of(settings: Settings) -> Source:
     # The client takes a quarter of a second and 30 MB, which a directory has no use for.
     from controller.kube import KubernetesSource
 
-    return KubernetesSource(settings.kubeconfig, settings.api_server)
+    return KubernetesSource(settings.kubeconfig, settings.api_server, settings.node_name)
 
 
 def log_to_stderr(level: str) -> None:

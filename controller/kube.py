@@ -8,7 +8,7 @@ in force stays while the API server is away; a deletion that was missed meanwhil
 import random
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import urllib3
 import yaml
 from kubernetes import client, config
 
+from controller.departures import Departures
 from controller.errors import ApiError, ExpiredError, RefusedError
 from controller.manifests import label
 from controller.model import Key, Kind, Object, type_of_kind
@@ -34,9 +35,13 @@ LIST_READ_S = 60
 WATCH_READ_S = 150
 # Watches end by themselves after a while, at different times on different nodes.
 WATCH_LEAST_S, WATCH_MOST_S = 300, 600
+# How often the pods of a node whose Node is gone are asked for: all controllers of a cluster together ask a hundred
+# times a second at most.
+SETTLE_S, SETTLE_NODES = 10.0, 100.0
 # A watch that lasted this long was a good one: the next failure is waited out from the shortest pause again.
 GOOD_WATCH_S = 5
 
+PODS = "/api/v1/pods"
 RESOURCES = {
     Kind.SERVICE: ("/api/v1/services", f"!{LABEL_PROXY}"),
     Kind.ENDPOINT_SLICE: ("/apis/discovery.k8s.io/v1/endpointslices", f"!{LABEL_HEADLESS}"),
@@ -74,7 +79,24 @@ class _Status(msgspec.Struct):
     code: int = 0
 
 
+class _PodAddress(msgspec.Struct):
+    ip: str
+
+
+class _PodStatus(msgspec.Struct):
+    pod_ips: list[_PodAddress] = msgspec.field(name="podIPs", default_factory=list)
+
+
+class _Pod(msgspec.Struct):
+    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
+
+
+class _Pods(msgspec.Struct):
+    items: list[_Pod]
+
+
 _page = msgspec.json.Decoder(_Page)
+_pods = msgspec.json.Decoder(_Pods)
 _item = msgspec.json.Decoder(_Item)
 _watch_event = msgspec.json.Decoder(_WatchEvent)
 _status = msgspec.json.Decoder(_Status)
@@ -86,19 +108,44 @@ class KubernetesSource:
     Args:
         kubeconfig: None: the pod's service account, else the variable KUBECONFIG.
         api_server: where the pod's service account is used; "" is the address that Kubernetes tells pods.
+        own: the name of this node.
     """
 
-    def __init__(self, kubeconfig: Path | None, api_server: str = "") -> None:
+    def __init__(self, kubeconfig: Path | None, api_server: str = "", own: str = "") -> None:
         self._server = Server(kubeconfig, api_server)
         self._stopping = threading.Event()
+        self._departures = Departures(own)
+        self._nodes_lock = threading.Lock()
 
     def start(self, post: Post) -> None:
+        def post_nodes(events: Sequence[Event]) -> None:
+            with self._nodes_lock:
+                post(self._departures.passed(events))
+
         for kind in Kind:
-            follower = Follower(kind, self._server, post, self._stopping)
+            follower = Follower(kind, self._server, post_nodes if kind == Kind.NODE else post, self._stopping)
             threading.Thread(target=follower.run, name=f"watch-{kind}", daemon=True).start()
+        threading.Thread(target=self._settle, args=(post,), name="departures", daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
+
+    def _settle(self, post: Post) -> None:
+        """Asks for the pods of nodes that are kept without their Node, or with ranges that it does not name."""
+        while not self._stopping.wait(random.uniform(1, 2) * max(SETTLE_S, len(self._departures) / SETTLE_NODES)):
+            for name in self._departures.kept:
+                try:
+                    addresses = self._server.addresses_on(name)
+                except RefusedError as error:
+                    log.warning("pods-not-listed", node=name, error=str(error))
+                    addresses = None
+                except ApiError as error:
+                    log.info("pods-not-listed", node=name, error=str(error))
+                    continue
+                with self._nodes_lock:
+                    if events := self._departures.settle(name, addresses):
+                        log.info("node-settled", node=name)
+                        post(events)
 
 
 class Server:
@@ -136,6 +183,22 @@ class Server:
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise ApiError(f"GET {path}: {error}") from error
         return answer
+
+    def addresses_on(self, node: str) -> list[str] | None:
+        """The addresses of the pods that are assigned to a node; None where there are no such pods.
+
+        Raises:
+            RefusedError, ApiError: as the server answered, or did not.
+        """
+        query = {"fieldSelector": f"spec.nodeName={node}", "resourceVersion": "0"}
+        answer = self.get(PODS, query, LIST_READ_S)
+        try:
+            pods = _pods.decode(answer.read()).items
+        except (urllib3.exceptions.HTTPError, OSError, msgspec.MsgspecError) as error:
+            raise ApiError(f"GET {PODS}: {error}") from error
+        finally:
+            answer.release_conn()
+        return [item.ip for pod in pods for item in pod.status.pod_ips] if pods else None
 
     def _connected(self) -> Any:
         with self._lock:

@@ -165,8 +165,14 @@ class NodeNetwork:
         self._own_present = found is not None
         if found is None:
             log.warning("own-node-gone", node=self._settings.node_name)
-        elif found[0] != self._own:
-            self._own = found[0]
+            return
+        facts = found[0]
+        if self._own:
+            # One that was registered anew may come before its ranges do.
+            kept = facts.pod_cidrs or self._own.pod_cidrs, facts.addresses or self._own.addresses
+            facts = facts._replace(pod_cidrs=kept[0], addresses=kept[1])
+        if facts != self._own:
+            self._own = facts
             self._ways = {}
 
     def _underlay(self, snapshot: Snapshot) -> set[int]:

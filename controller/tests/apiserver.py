@@ -15,7 +15,7 @@ import yaml
 from controller.tests.objects import JSON
 
 Query = dict[str, str]
-SERVICES = "/api/v1/services"
+SERVICES, NODES, PODS = "/api/v1/services", "/api/v1/nodes", "/api/v1/pods"
 
 
 class FakeApi:
@@ -117,7 +117,7 @@ class FakeApi:
         with self._changed:
             items = [self.objects.get(path, {})[name] for name in sorted(self.objects.get(path, {}))]
             version = self.version
-        start, limit = int(query.get("continue", 0)), int(query["limit"])
+        start, limit = int(query.get("continue", 0)), int(query.get("limit", 1 << 30))
         end = start + limit
         more = {"continue": str(end)} if end < len(items) else {}
         handler.reply(200, {"metadata": {"resourceVersion": str(version), **more}, "items": items[start:end]})

@@ -13,7 +13,7 @@ from controller import kube
 from controller.kube import KubernetesSource
 from controller.model import Kind, Service
 from controller.pacing import Backoff
-from controller.tests.apiserver import SERVICES, FakeApi, Query
+from controller.tests.apiserver import NODES, PODS, SERVICES, FakeApi, Query
 from controller.tests.collector import Collector
 from controller.tests.objects import node, service
 
@@ -22,6 +22,7 @@ from controller.tests.objects import node, service
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a fiftieth of a second instead of half a second and more."""
     monkeypatch.setattr(kube, "Backoff", lambda _: Backoff(0.02, 0.05))
+    monkeypatch.setattr(kube, "SETTLE_S", 0.02)
 
 
 @pytest.fixture
@@ -221,6 +222,28 @@ def test_service_account_is_used_at_the_address_given(
         collector.wait(lambda now: now.names() == {"a", "b"})
     finally:
         source.stop()
+
+
+def test_node_that_is_gone_stays_until_the_server_knows_no_pod_of_it(api: FakeApi, seen: Collector) -> None:
+    """It is asked for pods of that node alone, and while it does not answer, the node stays."""
+    api.put(NODES, node("far", ["192.0.2.2"], ["10.244.1.0/24"]))
+    seen.wait(lambda now: (Kind.NODE, "far") in now.objects)
+    api.put(PODS, {"metadata": {"name": "p"}, "status": {"podIPs": [{"ip": "10.244.1.7"}]}})
+    api.delete(NODES, "far")
+    seen.wait(lambda _: len(asked(api)) > 1)
+    assert asked(api)[0]["fieldSelector"] == "spec.nodeName=far"
+    api.behave = lambda handler, path, _: path == PODS and handler.refuse(500, "busy")
+    before = len(asked(api))
+    seen.wait(lambda _: len(asked(api)) > before + 1)
+    assert (Kind.NODE, "far") in seen.objects
+    api.behave = lambda *_: False
+    api.delete(PODS, "p")
+    seen.wait(lambda now: (Kind.NODE, "far") not in now.objects)
+
+
+def asked(api: FakeApi) -> list[Query]:
+    """The questions for pods."""
+    return [query for path, query in api.requests if path == PODS]
 
 
 def test_no_configuration_is_named(tmp_path: Path) -> None:

@@ -271,6 +271,19 @@ def test_unreachable_ranges_stay_while_our_node_is_not_known(rig: Rig) -> None:
     assert rig.unreachable() == OWN_RANGES
 
 
+def test_our_node_registered_anew_keeps_its_ranges_until_it_has_others(rig: Rig) -> None:
+    """Between the new object and its ranges, pods can still be made."""
+    rig.nodes(OWN)
+    rig.sync()
+    rig.nodes()
+    rig.nodes(manifest("own", ["192.0.2.1"], []))
+    rig.sync()
+    assert rig.unreachable() == OWN_RANGES
+    rig.nodes(manifest("own", ["192.0.2.1"], ["10.244.8.0/24"]))
+    rig.sync()
+    assert rig.unreachable() == {"10.244.8.0/24"}
+
+
 def test_unreachable_range_comes_behind_a_route_of_somebody_else(rig: Rig) -> None:
     """Another plugin's bridge has the same range: its pods are reached as before."""
     rig.ip("link add cni0 type bridge")

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Nodes whose Node object is gone, or came back with other pod ranges, while pods run there. Pure.
+
+Who deletes the Node of a machine that runs, by mistake or to have kubelet register it anew, breaks none of its
+connections: it stays as it was last known until its pods are gone from the API, and likewise the ranges that it had
+before, until the pods in them are. Another Node that claims a range has it at once.
+"""
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_address, ip_network
+from itertools import chain
+
+import msgspec
+
+from controller.model import Kind, Node
+from controller.source import Changed, Event
+
+
+class Departures:
+    """Stands between a source of Nodes and who consumes them.
+
+    Args:
+        own: the name of this node, which keeps what it had by itself.
+    """
+
+    def __init__(self, own: str) -> None:
+        self._own = own
+        self._now: dict[str, Node] = {}
+        self._kept: dict[str, tuple[Node, tuple[str, ...]]] = {}
+
+    def __len__(self) -> int:
+        """How many nodes there are."""
+        return len(self._now)
+
+    @property
+    def kept(self) -> list[str]:
+        """The names of those whose pods are to be asked for."""
+        return sorted(self._kept)
+
+    def passed(self, events: Sequence[Event]) -> list[Event]:
+        """The events as they are to be consumed."""
+        return list(chain.from_iterable(self._passed(event) for event in events))
+
+    def settle(self, name: str, addresses: Iterable[str] | None) -> list[Event]:
+        """Lets go of what is not needed any longer.
+
+        Args:
+            addresses: of the pods that the API knows on that node; None: it knows no pod there.
+        """
+        if name not in self._kept:
+            return []
+        now, (last, ranges) = self._now.get(name), self._kept[name]
+        if now is None:
+            if addresses is not None:
+                return []
+        elif left := tuple(cidr for cidr in ranges if _holds(cidr, addresses or ())):
+            self._kept[name] = last, left
+            return [_changed(name, _with(now, left))] if left != ranges else []
+        del self._kept[name]
+        return [_changed(name, now)]
+
+    def _passed(self, event: Event) -> list[Event]:
+        if not isinstance(event, Changed) or event.kind != Kind.NODE or event.key[1] == self._own:
+            return [event]
+        name, node = event.key[1], event.obj
+        before = self._now.get(name)
+        if not isinstance(node, Node):
+            self._now.pop(name, None)
+            if before:
+                self._kept[name] = before, (*_ranges(before), *self._past(name))
+            return [] if name in self._kept else [event]
+        self._now[name] = node
+        claimed = self._claimed(name, node)
+        past = tuple(dict.fromkeys(cidr for cidr in (*_ranges(before), *self._past(name)) if cidr not in _ranges(node)))
+        self._kept.pop(name, None)
+        if past:
+            self._kept[name] = node, past
+        return [*claimed, _changed(name, _with(node, past))]
+
+    def _past(self, name: str) -> tuple[str, ...]:
+        return self._kept[name][1] if name in self._kept else ()
+
+    def _claimed(self, claimant: str, node: Node) -> list[Event]:
+        """Takes from others what a Node says is its own."""
+        events: list[Event] = []
+        for name, (last, ranges) in list(self._kept.items()):
+            left = tuple(cidr for cidr in ranges if not _overlaps(cidr, _ranges(node)))
+            if name == claimant or left == ranges:
+                continue
+            now = self._now.get(name)
+            if left:
+                self._kept[name] = last, left
+                events.append(_changed(name, _with(now, left) if now else _only(last, left)))
+            else:
+                del self._kept[name]
+                events.append(_changed(name, now))
+        return events
+
+
+def _changed(name: str, node: Node | None) -> Changed:
+    return Changed(Kind.NODE, ("", name), node)
+
+
+def _ranges(node: Node | None) -> tuple[str, ...]:
+    """Those that make sense; `nodes.facts` names the others."""
+    return tuple(cidr for cidr in _named(node) if _is_range(cidr)) if node else ()
+
+
+def _named(node: Node) -> list[str]:
+    return node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else [])
+
+
+def _is_range(cidr: str) -> bool:
+    try:
+        ip_network(cidr)
+    except ValueError:
+        return False
+    return True
+
+
+def _with(node: Node, ranges: Sequence[str]) -> Node:
+    """A Node that has ranges besides its own."""
+    return _only(node, [*_named(node), *ranges]) if ranges else node
+
+
+def _only(node: Node, ranges: Sequence[str]) -> Node:
+    return msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, pod_cidrs=list(ranges)))
+
+
+def _holds(cidr: str, addresses: Iterable[str]) -> bool:
+    return any(ip_address(address) in ip_network(cidr) for address in addresses)
+
+
+def _overlaps(cidr: str, others: Iterable[str]) -> bool:
+    mine = ip_network(cidr)
+    return any(mine.version == other.version and mine.overlaps(other) for other in map(ip_network, others))
