@@ -18,6 +18,9 @@ from bpf.loader import Pins
 from controller.sweep import Round
 from controller.web import NOT_FOUND, Answer
 
+# In the place of iptables or nftables: whoever asks kube-proxy learns that this is another one.
+PROXY_MODE = b"calico-ebpf"
+
 _SYNC_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 _SWEEP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02)
@@ -57,7 +60,9 @@ class Metrics:
         self.map_short = self._gauge("calico_ebpf_map_short", "Service ports that lack room in a map.", "map")
 
     def answer(self, path: str) -> Answer:
-        """The scrape; counts of the programs are read when it comes."""
+        """The scrape; counts of the programs are read when it comes. And what kube-proxy says of its way of working."""
+        if path == "/proxyMode":
+            return Answer(200, "text/plain", PROXY_MODE)
         if path != "/metrics":
             return NOT_FOUND
         return Answer(200, CONTENT_TYPE_LATEST, generate_latest(self._registry))

@@ -201,6 +201,7 @@ def test_health_and_metrics_are_served(rig: Rig) -> None:
     """On their standard addresses."""
     assert json.loads(rig.get("http://127.0.0.1:10256/healthz"))["nodeEligible"] is True
     assert "lastUpdated" in rig.get("http://127.0.0.1:10256/livez")
+    assert rig.get("http://127.0.0.1:10249/proxyMode").strip() == "calico-ebpf"
     metrics = rig.get("http://127.0.0.1:10249/metrics")
     for line in (
         'calico_ebpf_map_entries{map="frontends"} 1.0',
