@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Kubernetes' own commands and CoreDNS, built from their Go modules into the cache that all clones share.
 
-The module files are hack/k8s/go.mod and hack/coredns/go.mod. `python -m e2e.kubernetes` builds what is missing and
-prints where it is: minutes from an empty cache, then nothing.
+The module files are hack/k8s/go.mod and hack/coredns/go.mod, and hack/e2e/go.mod for Kubernetes' own tests.
+`python -m e2e.kubernetes` builds what is missing of what the lab runs and prints where it is: minutes from an empty
+cache, then nothing. The tests are built when they are first asked for.
 """
 
 from pathlib import Path
@@ -25,7 +26,15 @@ KUBERNETES = Module(
     version_package="k8s.io/component-base/version",
 )
 COREDNS = Module(HACK / "coredns", "github.com/coredns/coredns", {"coredns": "."})
-MODULES = (KUBERNETES, COREDNS)
+# A module file apart, since a change of one has everything built anew that is built by it.
+TESTS = Module(
+    HACK / "e2e",
+    KUBERNETES.requires,
+    {"e2e.test": "k8s.io/kubernetes/test/e2e", "ginkgo": "github.com/onsi/ginkgo/v2/ginkgo"},
+    version_package=KUBERNETES.version_package,
+)
+LAB = (KUBERNETES, COREDNS)
+MODULES = (*LAB, TESTS)
 
 
 def version() -> str:
@@ -44,12 +53,12 @@ def command(name: str) -> Path:
 
 
 def commands() -> list[Path]:
-    """The paths of all commands, those that are missing built first.
+    """The paths of all commands that the lab runs, those that are missing built first.
 
     Raises:
         BuildError: Go failed, or a module could not be had.
     """
-    return [module.built(list(module.packages)) / name for module in MODULES for name in module.packages]
+    return [module.built(list(module.packages)) / name for module in LAB for name in module.packages]
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class Module:
     Attributes:
         directory: below hack/.
         requires: the module whose version it asks for.
-        packages: of each command.
+        packages: of each command. The tests of a package, as one program, have a name in .test.
         version_package: the Go package that has the version that the commands tell, if any does.
         architecture: another one than this machine's, as Go names it.
     """
@@ -79,20 +79,29 @@ class Module:
         target = self.target()
         print(f"building {', '.join(names)} {self.version()} (may take minutes)", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            packages = [self.packages[name] for name in names]
-            arguments = ["build", "-ldflags", f"-s -w {self._stamp()}", "-o", f"{scratch}/", *packages]
-            process = subprocess.run(
-                [Path(sys.prefix) / "bin" / "go", *arguments],
-                cwd=self.directory,
-                env=_environment() | ({"GOARCH": self.architecture} if self.architecture else {}),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if process.returncode:
-                raise BuildError(f"go build in {self.directory}: {process.stderr.strip()[-4000:]}")
+            flags = ["-ldflags", f"-s -w {self._stamp()}", "-o", f"{scratch}/"]
+            tests = [name for name in names if name.endswith(".test")]
+            for name in tests:
+                self._go("test", "-c", "-vet=off", *flags, self.packages[name])
+            packages = [self.packages[name] for name in names if name not in tests]
+            if packages:
+                self._go("build", *flags, *packages)
             for name in names:
                 (Path(scratch) / name).rename(target / name)
+
+    def _go(self, *arguments: str) -> str:
+        """What Go prints, run beside the module file. Raises BuildError."""
+        process = subprocess.run(
+            [Path(sys.prefix) / "bin" / "go", *arguments],
+            cwd=self.directory,
+            env=_environment() | ({"GOARCH": self.architecture} if self.architecture else {}),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if process.returncode:
+            raise BuildError(f"go {arguments[0]} in {self.directory}: {process.stderr.strip()[-4000:]}")
+        return process.stdout
 
     def _stamp(self) -> str:
         """Linker flags for the version that the commands tell, which Kubernetes' own build script sets likewise."""
