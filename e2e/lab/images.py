@@ -2,10 +2,12 @@
 """Container images for the lab, made without an engine and without a registry, into the cache that all clones share.
 
     pause      one static program: what a pod's sandbox runs
-    agnhost    Kubernetes' own test server, in a Debian of a few tools, under the name that upstream's tests ask for
+    agnhost    Kubernetes' own test server, in a Debian of a few tools
+    glibc-dns  that Debian: upstream's tests ask names there too, by another C library than their own agnhost's
+    nginx      that Debian, which has nginx
 
-Both are packed as one docker archive, which `ctr images import` reads. `python -m e2e.lab.images` prints where it is:
-minutes the first time (debootstrap), then nothing.
+All bear the names that upstream's tests ask for, and are packed as one docker archive, which `ctr images import` reads.
+`python -m e2e.lab.images` prints where it is: minutes the first time (debootstrap), then nothing.
 """
 
 import platform
@@ -20,11 +22,23 @@ from hack.cache import cache, digest, kept
 from hack.image.archive import Image, pack, write
 
 AGNHOST = "registry.k8s.io/e2e-test-images/agnhost:2.63.0"
+GLIBC_DNS = "registry.k8s.io/e2e-test-images/glibc-dns-testing:2.0.0"
+NGINX = "registry.k8s.io/e2e-test-images/nginx:1.15-4"
 PAUSE = "registry.k8s.io/pause:3.10.2"
 SUITE = "bookworm"
-PACKAGES = ("bind9-dnsutils", "curl", "iproute2", "iputils-ping", "netcat-openbsd")
+PACKAGES = ("bind9-dnsutils", "curl", "iproute2", "iputils-ping", "netcat-openbsd", "nginx-light", "wget")
+# As busybox's, which agnhost's own image has. It is not Debian's busybox, whose wget crashes with a time-out.
+WGETRC = "tries = 1\n"
+# What each image of the Debian runs.
+DEBIAN: dict[str, dict[str, list[str]]] = {
+    AGNHOST: {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]},
+    GLIBC_DNS: {},
+    NGINX: {"Cmd": ["nginx", "-g", "daemon off; error_log stderr;"]},
+}
+# What agnhost's command porter expects beside it, of Kubernetes' sources.
+PORTER = ("test/images/agnhost/porter/localhost.crt", "test/images/agnhost/porter/localhost.key")
 # What no program in a pod reads.
-SURPLUS = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists", "var/log")
+SURPLUS = ("usr/share/doc", "usr/share/locale", "usr/share/man", "var/cache/apt", "var/lib/apt/lists")
 PAUSE_SOURCE = Path(__file__).parent / "pause.c"
 ARCHITECTURE = {"x86_64": "amd64", "aarch64": "arm64"}[platform.machine()]
 
@@ -34,24 +48,18 @@ def archive() -> Path:
 
     Raises:
         LabError: debootstrap is not there, or something failed; the message carries what was said.
-        kubernetes.BuildError: agnhost cannot be built.
+        kubernetes.BuildError: agnhost cannot be built, or Kubernetes' sources cannot be had.
     """
     agnhost = kubernetes.command("agnhost")
-    name = digest(SUITE, PACKAGES, SURPLUS, AGNHOST, PAUSE, str(agnhost), PAUSE_SOURCE)
+    name = digest(SUITE, PACKAGES, WGETRC, PORTER, SURPLUS, repr(DEBIAN), PAUSE, str(agnhost), PAUSE_SOURCE)
     return kept(cache() / "images" / f"{name}.tar", lambda scratch: _make(scratch, agnhost))
 
 
 def _make(work: Path, agnhost: Path) -> Path:
     print("making the container images (minutes the first time)", file=sys.stderr, flush=True)
-    images = [
-        Image(PAUSE, ARCHITECTURE, {"Entrypoint": ["/pause"]}, [_layer(_pause_root(work))]),
-        Image(
-            AGNHOST,
-            ARCHITECTURE,
-            {"Entrypoint": ["/agnhost"], "Cmd": ["pause"]},
-            [_layer(_debian_root(work, agnhost))],
-        ),
-    ]
+    pause, debian = _layer(_pause_root(work)), _layer(_debian_root(work, agnhost))
+    images = [Image(PAUSE, ARCHITECTURE, {"Entrypoint": ["/pause"]}, [pause])]
+    images += [Image(name, ARCHITECTURE, config, [debian]) for name, config in DEBIAN.items()]
     write(images, work / "archive.tar")
     return work / "archive.tar"
 
@@ -72,7 +80,7 @@ def _pause_root(work: Path) -> Path:
 
 
 def _debian_root(work: Path, agnhost: Path) -> Path:
-    """A minimal Debian with agnhost at /agnhost."""
+    """A minimal Debian with agnhost at /agnhost, and beside it what its commands expect there."""
     if not shutil.which("debootstrap"):
         raise LabError("debootstrap is not installed (Debian package debootstrap)")
     root = work / "agnhost-root"
@@ -83,6 +91,9 @@ def _debian_root(work: Path, agnhost: Path) -> Path:
         (root / surplus).mkdir()
     shutil.copy(agnhost, root / "agnhost")
     (root / "uploads").mkdir()  # netexec's
+    (root / "etc/wgetrc").write_text(WGETRC)
+    for source in PORTER:
+        shutil.copy(kubernetes.sources() / source, root)
     return root
 
 
