@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's wires: a bridge in the switch's space, and a veth pair from it to every other space."""
 
+from collections.abc import Iterable
+
 from e2e.lab import addresses
 from e2e.lab.addresses import Dual
 from e2e.lab.space import Space
@@ -27,6 +29,11 @@ def plug(switch: Space, space: Space, address: Dual, mtu: int = 1500) -> None:
     _configure(space, DEVICE, address)
     gateway = addresses.underlay(addresses.SWITCH)
     _batch(space, [f"route add default via {gateway.v4}", f"route add default via {gateway.v6} dev {DEVICE}"])
+
+
+def route(space: Space, gateway: Dual, prefixes: Iterable[str]) -> None:
+    """Leads to what is behind a host: by its address of a prefix's family."""
+    _batch(space, [f"route replace {prefix} via {gateway.v6 if ':' in prefix else gateway.v4}" for prefix in prefixes])
 
 
 def _configure(space: Space, device: str, address: Dual) -> None:

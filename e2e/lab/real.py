@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from e2e import kubernetes, manifests
-from e2e.lab import addresses, apiserver, controlplane, images
+from e2e.lab import addresses, apiserver, controlplane, images, network
 from e2e.lab.cluster import API, HOME, Lab
 from e2e.lab.machine import KUBELET, Machine
 from e2e.lab.source import ApiSource
@@ -83,6 +83,7 @@ def start(
         _wait_registered(cluster, machine)
     if not kind.bare:
         _wait_nodes(cluster)
+        _route_pods(cluster)
     return cluster
 
 
@@ -100,6 +101,7 @@ def install(cluster: Cluster, manifest: str = "") -> None:
         machine.wait_ready()
     cluster.kubectl("-n", "kube-system", "rollout", "status", "daemonset/calico-ebpf", f"--timeout={READY_S}s")
     _wait_nodes(cluster)
+    _route_pods(cluster)
 
 
 def _wait_nodes(cluster: Cluster) -> None:
@@ -109,6 +111,13 @@ def _wait_nodes(cluster: Cluster) -> None:
 def _wait_registered(cluster: Cluster, machine: Machine) -> None:
     """Waits until a machine's kubelet has made its Node object: kubectl waits for no object that is not there."""
     machine.wait(lambda: f"node/{machine.name}" in cluster.kubectl("get", "nodes", "-o", "name").split(), KUBELET)
+
+
+def _route_pods(cluster: Cluster) -> None:
+    """Leads the switch to the pods: an API server asks them itself, for those who ask through it."""
+    for machine in cluster.machines:
+        prefixes = cluster.kubectl("get", "node", machine.name, "-o", "jsonpath={.spec.podCIDRs[*]}")
+        network.route(cluster.lab.switch, machine.address, prefixes.split())
 
 
 def is_up(name: str) -> bool:
