@@ -294,7 +294,6 @@ def _kubelet_config(authority: Path, cluster_dns: list[str]) -> dict[str, Any]:
         "imageGCHighThresholdPercent": 100,
         "kubeAPIBurst": 200,
         "kubeAPIQPS": 100,
-        "localStorageCapacityIsolation": False,
         "maxPods": PODS_MAX,
         "oomScoreAdj": 0,
         "resolvConf": "/etc/resolv.conf",
