@@ -104,6 +104,10 @@ test: check image kubernetes kernels ## all tests: unit, packets, CNI, the lab, 
 test-cluster: image kubernetes ## of the tests, those on a real cluster of kubelets
 	$(VENV)/bin/pytest -m root e2e/tests/cluster
 
+.PHONY: conformance
+conformance: build kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3 for three in a row)
+	$(PYTHON) -m e2e.conformance $(if $(RUNS),--runs $(RUNS))
+
 .PHONY: test-kernels
 test-kernels: build kernels ## of the tests, those on Debian's cloud kernels
 	$(VENV)/bin/pytest -m root e2e/kernels
