@@ -105,7 +105,7 @@ test-cluster: image kubernetes ## of the tests, those on a real cluster of kubel
 	$(VENV)/bin/pytest -m root e2e/tests/cluster
 
 .PHONY: conformance
-conformance: build kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3 for three in a row)
+conformance: image kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3 for three in a row)
 	$(PYTHON) -m e2e.conformance $(if $(RUNS),--runs $(RUNS))
 
 .PHONY: test-kernels

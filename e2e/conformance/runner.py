@@ -16,6 +16,7 @@ from e2e.conformance.results import Result
 from e2e.lab import images, real
 from e2e.lab.cluster import Lab
 from e2e.lab.errors import LabError
+from e2e.lab.machine import BareMachine
 from e2e.lab.real import Cluster
 
 # One test of the suite is for three nodes, and skipped where there are fewer.
@@ -55,8 +56,10 @@ def _listed(flag: str) -> str:
 
 
 def make_cluster(lab: Lab) -> Cluster:
-    """The cluster that is tested. Raises LabError."""
-    return real.start(lab, NODES)
+    """The cluster that is tested: bare nodes, to which the manifest was applied. Raises LabError."""
+    cluster = real.start(lab, NODES, kind=BareMachine)
+    real.install(cluster)
+    return cluster
 
 
 def run(
