@@ -16,16 +16,19 @@ LEAST = 0.5
 
 
 @contextmanager
-def load(where: Space, address: str, port: int, seconds: int, *flags: str, least: float = LEAST) -> Iterator[set[str]]:
-    """A thousand new connections a second from a space, and 20 that last; the body has these seconds.
+def load(
+    where: Space, address: str, port: int, seconds: int, *flags: str, rate: int = RATE, least: float = LEAST
+) -> Iterator[set[str]]:
+    """New connections from a space, and 20 that last; the body has these seconds.
 
     Args:
+        rate: new connections a second.
         least: the share of them that must at least be asked.
 
     Yields who has answered: empty, and filled when the body is over. Fails the test where anything was refused, reset,
     or not answered.
     """
-    settings = ("--rate", str(RATE), "--lasting", str(LASTING), "--seconds", str(seconds), *flags)
+    settings = ("--rate", str(rate), "--lasting", str(LASTING), "--seconds", str(seconds), *flags)
     answered: set[str] = set()
     with where.start(*tool("load", address, str(port), *settings)) as asking:
         try:
@@ -38,7 +41,7 @@ def load(where: Space, address: str, port: int, seconds: int, *flags: str, least
     assert output, complaint
     report = json.loads(output)
     print(report)
-    assert report["asked"] >= least * RATE * seconds, complaint
+    assert report["asked"] >= least * rate * seconds, complaint
     assert report["failed"] == {}
     assert report["lasting_failed"] == {}
     answered.update(report["by_name"])

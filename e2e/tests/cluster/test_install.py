@@ -13,7 +13,7 @@ import pytest
 from e2e import manifests
 from e2e.lab import real
 from e2e.lab.cluster import Lab
-from e2e.lab.machine import BareMachine
+from e2e.lab.machine import KUBELET, BareMachine
 from e2e.lab.node import CNI_SERVER, CONTROLLER
 from e2e.lab.real import Cluster
 from e2e.tests.cluster.play import PORT, Play, deployment
@@ -26,6 +26,7 @@ PODS, CHURNED, WAVES = 10, 25, 4
 ROLLOUT_S = 60
 # Kubelets that start and stop pods take most of a small machine.
 LEAST = 0.1
+ABSENT_S = 40
 OURS = ("-n", "kube-system")
 
 
@@ -38,7 +39,7 @@ def test_rolling_update_under_load_fails_nothing(cluster: Cluster, play: Play) -
     where = machine.sandbox_of(play.get("pod", ask.pod)["status"]["podIP"])
     before = _programs(cluster)
     with load(where, play.service_address("IPv4"), PORT, ROLLOUT_S, "--http", least=LEAST):
-        _set(cluster, "tcp_new_s", 61 if "tcp_new_s: 60" in _config(cluster) else 60)
+        _set(cluster, "tcp_new_s", 60 if "tcp_new_s: 61" in _config(cluster) else 61)
         cluster.kubectl(*OURS, "rollout", "restart", "daemonset/calico-ebpf")
         with _churn(play):
             cluster.kubectl(*OURS, "rollout", "status", "daemonset/calico-ebpf", f"--timeout={ROLLOUT_S}s")
@@ -67,6 +68,32 @@ def test_node_that_boots_anew_comes_back(cluster: Cluster, play: Play) -> None:
     cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-A", "--timeout=180s")
     machine.wait_ready()
     _assert_leases_are_pods(cluster, machine)
+    play.scale(0)
+    play.scale(PODS)
+
+
+def test_node_whose_object_is_deleted_loses_no_connection(cluster: Cluster, play: Play) -> None:
+    """To it, from it, through it: other nodes keep its routes until kubelet has registered it again, with whatever
+    range it gets; then pods are made there as before."""
+    machine = _machine(cluster, 1)
+    play.scale(PODS)
+    here, there = (
+        cluster.machines[index].sandbox_of(play.get("pod", place.pod)["status"]["podIP"])
+        for index, place in enumerate(sorted(play.places("ask"), key=lambda place: place.node))
+    )
+    address = play.service_address("IPv4")
+    port = play.node_port("TCP")
+    with (
+        load(here, address, PORT, ABSENT_S, "--http", rate=100),
+        load(there, address, PORT, ABSENT_S, "--http", rate=100),
+        load(cluster.lab.client, machine.address.v4, port, ABSENT_S, "--http", rate=100),
+    ):
+        cluster.kubectl("delete", "node", machine.name)
+        time.sleep(5)
+        machine.kill(KUBELET)
+        machine.start(KUBELET)
+        cluster.kubectl("wait", "--for=create", f"node/{machine.name}", "--timeout=30s")
+        cluster.kubectl("wait", "--for=condition=Ready", f"node/{machine.name}", "--timeout=30s")
     play.scale(0)
     play.scale(PODS)
 
