@@ -121,7 +121,7 @@ demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP
 	$(PYTHON) -m e2e.demo $(if $(KEEP),--keep)
 
 .PHONY: bench
-bench: build ## measure against the peers (CASE=name for one case)
+bench: image ## measure against the peers (CASE=name for one case)
 	$(PYTHON) -m e2e.bench $(CASE)
 
 .PHONY: clean

@@ -23,9 +23,10 @@ CASES = {
     "nodeport": "e2e.bench.nodeport",
     "sweep": "e2e.bench.sweep",
     "pods": "e2e.bench.pods",
+    "install": "e2e.bench.install",
 }
 # Those that run commands of Kubernetes itself.
-WITH_KUBERNETES = {"connect", "nodeport", "pods"}
+WITH_KUBERNETES = {"connect", "install", "nodeport", "pods"}
 REPORT = BUILD / "report.json"
 
 
