@@ -101,11 +101,15 @@ class Controller:
         """Says that devices or routes changed; may be called from any thread."""
         self._queue.put(Signal.NETWORK)
 
+    def post(self, events: Sequence[Event]) -> None:
+        """Takes events that come from elsewhere than the source; may be called from any thread."""
+        self._queue.put(events)
+
     def start(self) -> None:
         """Has the source begin to list; what it posts waits for `run`."""
         self._collect_due = self._clock() + LISTING_S
         gc.disable()  # until what is listed first stands: it is kept, and would be scanned over and over
-        self._source.start(self._queue.put)
+        self._source.start(self.post)
 
     def run(self) -> None:
         """Returns after `stop`."""

@@ -15,7 +15,7 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.loader import Pins
 from bpf.settings import Settings
-from controller import alone, monitor, sweep, web
+from controller import alone, kubeproxy, monitor, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -64,6 +64,8 @@ def run(settings: Settings) -> None:
     peers.start()
     _sweep(settings, pins, metrics)
     threading.Thread(target=_guard, args=(held, settings.run_dir), name="guard", daemon=True).start()
+    watching = (controller.post, settings.metrics_address)
+    threading.Thread(target=kubeproxy.watch, args=watching, name="kube-proxy", daemon=True).start()
     controller.run()
     peers.stop()
     netlink.close()

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.nftables.main import NFTables
 
 from bpf import attach
 from bpf.address import packed, text
@@ -21,6 +22,7 @@ from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
 
 PROTOCOL = 206
+_ANY_FAMILY = 0
 MAIN_TABLE = 254
 OVERLAY_MAC = "02:ce:00:00:00:01"
 # Nobody is to talk to it, and every node has the same. Of a device without an IPv4 address the kernel takes no packet
@@ -68,6 +70,20 @@ class Snapshot(NamedTuple):
 
     def overlay(self) -> Device | None:
         return next((device for device in self.devices.values() if device.overlay_port), None)
+
+
+def firewall_chains(table: str, chain: str) -> list[str]:
+    """The names of nftables' tables called `table`, and of chains called `chain` (iptables-nft's), sorted.
+
+    None where the kernel has no nftables.
+    """
+    try:
+        with NFTables(nfgen_family=_ANY_FAMILY) as nft:
+            tables = [found.get_attr("NFTA_TABLE_NAME") for found in nft.get_tables()]
+            chains = [found.get_attr("NFTA_CHAIN_NAME") for found in nft.get_chains()]
+    except (NetlinkError, OSError):
+        return []
+    return sorted({name for name in tables if name == table} | {name for name in chains if name == chain})
 
 
 class Netlink:

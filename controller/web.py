@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP servers of the controller: health and metrics, each a function from a path to an answer."""
+"""The HTTP servers of the controller: health and metrics, each a function from a path to an answer. And a question to
+one."""
 
 import socketserver
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET6
@@ -17,6 +20,7 @@ class Answer(NamedTuple):
 
 # A connection that says nothing for so long is closed: anybody may open them, and each has a thread.
 IDLE_S = 5
+TIMEOUT_S = 2
 
 NOT_FOUND = Answer(404, "text/plain", b"")
 
@@ -51,6 +55,20 @@ def serve(name: str, address: str, answer: Callable[[str], Answer]) -> Threading
     server = (_V6Server if ":" in host else _Server)((host.strip("[]"), int(port)), Handler)
     threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
     return server
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """The status and body of GET `path` at a listening address, 0.0.0.0 and [::] standing for loopback; (0, why) where
+    nobody answers."""
+    host, _, port = address.rpartition(":")
+    local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    try:
+        with urllib.request.urlopen(f"http://{local}:{port}{path}", timeout=TIMEOUT_S) as answer:
+            return answer.status, answer.read().decode(errors="replace").strip()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode(errors="replace").strip()
+    except OSError as error:
+        return 0, str(getattr(error, "reason", error))
 
 
 class _Server(ThreadingHTTPServer):

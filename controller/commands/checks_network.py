@@ -2,11 +2,10 @@
 """The checks of `calico-ebpf doctor` that look at devices, sysctls and other proxies. Nothing is changed."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 from bpf.address import packed
 from bpf.settings import Settings
-from controller import nodes
+from controller import kubeproxy, nodes
 from controller import sysctl as reserved_ports
 from controller.commands import daemons, handovers, links
 from controller.commands.checks import Check, Verdict, check, sysctl
@@ -14,13 +13,6 @@ from controller.network import HANDOVER_FILE
 from controller.nodes import overlay_bytes
 from controller.routes import Device
 
-KUBE_PROXY = "kube-proxy"
-# What its /proxyMode answers.
-MODES = {"iptables", "ipvs", "nftables"}
-REMOVE_KUBE_PROXY = (
-    "kubectl -n kube-system delete daemonset kube-proxy, then `kube-proxy --cleanup` on each node: "
-    "both would translate the same Services"
-)
 # What to do about a way of handing over, by the reason for it.
 HANDOVER_ADVICE = {
     nodes.NO_TUNNEL: "clients get no answer from backends there: set handover to auto; pods made from then on have a "
@@ -114,27 +106,8 @@ def _reserved_ports(settings: Settings) -> Check:
 
 
 def _kube_proxy(settings: Settings) -> Iterator[Check]:
-    pids = kube_proxy_processes()
-    _, mode = daemons.get(settings.metrics_address, "/proxyMode") if settings.metrics_address else (0, "")
-    if pids:
-        yield Check(KUBE_PROXY, Verdict.FAIL, f"running, process {', '.join(map(str, pids))}", REMOVE_KUBE_PROXY)
-    elif mode in MODES:
-        yield Check(KUBE_PROXY, Verdict.FAIL, f"answers at {settings.metrics_address}: {mode}", REMOVE_KUBE_PROXY)
-    else:
-        yield Check(KUBE_PROXY, Verdict.OK, "does not run")
-    rules = links.firewall_chains(table=KUBE_PROXY, chain="KUBE-SERVICES")
+    seen = kubeproxy.running(settings.metrics_address)
+    yield check(kubeproxy.NAME, not seen, seen or "does not run", kubeproxy.REMEDY)
+    rules = kubeproxy.rules()
     seen = f"left in nftables: {', '.join(rules)}" if rules else "no rules left"
     yield check("kube-proxy's rules", not rules, seen, "`kube-proxy --cleanup` removes them", Verdict.WARN)
-
-
-def kube_proxy_processes() -> list[int]:
-    """Those in this network namespace: other nodes of one machine are not our concern."""
-    here = Path("/proc/self/ns/net").readlink()
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "comm").read_text().strip() == KUBE_PROXY and (process / "ns/net").readlink() == here:
-                found.append(int(process.name))
-        except OSError:
-            continue  # it has just ended
-    return sorted(found)

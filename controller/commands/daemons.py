@@ -3,8 +3,6 @@
 
 import json
 import socket
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,17 +56,3 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def get(address: str, path: str) -> tuple[int, str]:
-    """The status and body of GET `path` at a listening address, 0.0.0.0 and [::] standing for loopback; (0, why) where
-    nobody answers."""
-    host, _, port = address.rpartition(":")
-    local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
-    try:
-        with urllib.request.urlopen(f"http://{local}:{port}{path}", timeout=TIMEOUT_S) as answer:
-            return answer.status, answer.read().decode(errors="replace").strip()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode(errors="replace").strip()
-    except OSError as error:
-        return 0, str(getattr(error, "reason", error))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, filters, routes and firewall tables as the commands see and remove them; here alone do they use pyroute2."""
+"""Devices, filters and routes as the commands see and remove them; here alone do they use pyroute2."""
 
 import errno
 from collections.abc import Iterator
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
-from pyroute2.nftables.main import NFTables
 
 from bpf import attach, bpftool
 from controller import nodes
@@ -19,7 +18,6 @@ from controller.routes import PROTOCOL, Device, Netlink, Snapshot
 
 FILTER_PREFIX = "calico-ebpf/"
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
-ANY_FAMILY = 0
 
 
 class Attached(NamedTuple):
@@ -113,20 +111,6 @@ class Links:
             for route in ours:
                 self._netlink.route("del", **_identity(route))
         return len(ours)
-
-
-def firewall_chains(table: str, chain: str) -> list[str]:
-    """The names of nftables' tables called `table`, and of chains called `chain` (iptables-nft's), here.
-
-    None where the kernel has no nftables.
-    """
-    try:
-        with NFTables(nfgen_family=ANY_FAMILY) as nft:
-            tables = [found.get_attr("NFTA_TABLE_NAME") for found in nft.get_tables()]
-            chains = [found.get_attr("NFTA_CHAIN_NAME") for found in nft.get_chains()]
-    except (NetlinkError, OSError):
-        return []
-    return sorted({name for name in tables if name == table} | {name for name in chains if name == chain})
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from bpf.abi import MAPS
 from bpf.cli import settings_flags
 from bpf.loader import Pins
 from bpf.settings import Settings
+from controller import web
 from controller.commands import daemons, drops, handovers, links, sizes
 from controller.commands.options import output_flag
 from controller.commands.output import duration, show_json, table
@@ -73,7 +74,7 @@ def fill_levels(pins: Pins) -> list[dict[str, Any]]:
 def health(settings: Settings) -> dict[str, Any]:
     if not settings.health_address:
         return {}
-    status, body = daemons.get(settings.health_address, "/healthz")
+    status, body = web.get(settings.health_address, "/healthz")
     return {"address": settings.health_address, "status": status, "answer": body}
 
 

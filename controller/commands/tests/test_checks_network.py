@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from bpf.settings import Settings
-from controller import nodes
-from controller.commands import checks_network, daemons, links
+from controller import kubeproxy, nodes, routes, web
+from controller.commands import checks_network
 from controller.commands.checks import Verdict
 from controller.routes import Device
 
@@ -47,13 +47,13 @@ def port() -> Iterator[int]:
 
 def test_get_gives_status_and_body_whatever_the_status(port: int) -> None:
     """An unhealthy daemon's answer is an answer; a wildcard address is asked on loopback."""
-    assert daemons.get(f"127.0.0.1:{port}", "/livez") == (200, "/livez")
-    assert daemons.get(f"0.0.0.0:{port}", "/healthz") == (503, "/healthz")
+    assert web.get(f"127.0.0.1:{port}", "/livez") == (200, "/livez")
+    assert web.get(f"0.0.0.0:{port}", "/healthz") == (503, "/healthz")
 
 
 def test_get_where_nobody_listens_says_why() -> None:
     """No answer has status 0."""
-    status, why = daemons.get("127.0.0.1:1", "/healthz")
+    status, why = web.get("127.0.0.1:1", "/healthz")
     assert status == 0
     assert "refused" in why
 
@@ -63,9 +63,9 @@ def test_get_where_nobody_listens_says_why() -> None:
 )
 def test_kube_proxy_is_known_by_its_mode(monkeypatch: pytest.MonkeyPatch, answer: str, verdict: Verdict) -> None:
     """Our own metrics at the same address are not taken for it."""
-    monkeypatch.setattr(checks_network, "kube_proxy_processes", list)
-    monkeypatch.setattr(daemons, "get", lambda *_: (200, answer))
-    monkeypatch.setattr(links, "firewall_chains", lambda **_: [])
+    monkeypatch.setattr(kubeproxy, "processes", list)
+    monkeypatch.setattr(web, "get", lambda *_: (200, answer))
+    monkeypatch.setattr(routes, "firewall_chains", lambda **_: [])
     found = {item.name: item.verdict for item in checks_network._kube_proxy(Settings())}
     assert found == {"kube-proxy": verdict, "kube-proxy's rules": Verdict.OK}
 
@@ -78,10 +78,10 @@ def test_kube_proxy_is_known_by_its_process(tmp_path: Path) -> None:
         try:
             while "kube-proxy" not in Path(f"/proc/{process.pid}/comm").read_text():
                 time.sleep(0.001)  # exec closes what Popen waits for before it changes the name
-            assert process.pid in checks_network.kube_proxy_processes()
+            assert process.pid in kubeproxy.processes()
         finally:
             process.kill()
-    assert process.pid not in checks_network.kube_proxy_processes()
+    assert process.pid not in kubeproxy.processes()
 
 
 @pytest.mark.parametrize(
