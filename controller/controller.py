@@ -205,6 +205,7 @@ class Controller:
         listed = Kind.NODE not in self._unlisted
         more = self._network.sync(listed)
         self.health.eligible = self._network.eligible
+        self.health.connected |= listed and not self._network.failed
         self._standing.replace("nodes", tuple(self._network.problems))
         if self._network.entries is not None:
             self._dataplane.set_network(self._network.entries)

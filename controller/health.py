@@ -2,8 +2,8 @@
 """/healthz and /livez, as load balancers and kubelet ask kube-proxy for them.
 
 /livez      503 when the oldest change that is not in the kernel has waited for too long
-/healthz    the same, and 503 until everything has been written once, and when this node's Node is gone, going, or
-            about to be scaled away
+/healthz    the same, and 503 until everything has been written once and the node's network was in order once, and when
+            this node's Node is gone, going, or about to be scaled away
 
 What does not fit into a map does not count: no restart makes room.
 """
@@ -19,12 +19,18 @@ TIMEOUT_S = 60.0
 
 
 class Health:
-    """What the controller says of itself; written by its thread, read by the server's."""
+    """What the controller says of itself; written by its thread, read by the server's.
+
+    Attributes:
+        eligible: load balancers may send this node traffic.
+        connected: programs were attached and routes made, all of them, once.
+    """
 
     def __init__(self) -> None:
         self._pending_since: float | None = None
         self._updated: float | None = None
         self.eligible = True
+        self.connected = False
 
     def waiting(self) -> None:
         """There is a change that is not in the kernel."""
@@ -50,7 +56,8 @@ class Health:
         well = self.alive
         if path == "/healthz":
             told["nodeEligible"] = self.eligible
-            well = well and self.eligible and self._updated is not None
+            told["networkConnected"] = self.connected
+            well = well and self.eligible and self.connected and self._updated is not None
         return Answer(200 if well else 503, "application/json", json.dumps(told).encode())
 
 

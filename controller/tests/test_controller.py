@@ -188,7 +188,22 @@ def test_healthz_fails_until_everything_was_written_once(rig: Rig) -> None:
     rig.tell(WEB)
     assert answers() == [503, 200]
     rig.tell(*LISTED)
+    rig.wait(1)
     assert answers() == [200, 200]
+
+
+def test_healthz_fails_until_the_network_was_in_order_once(rig: Rig) -> None:
+    """A controller that may not attach programs serves nobody; one that fails later goes on with what there is."""
+    rig.network.failed = True
+    rig.tell(WEB, *LISTED)
+    assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [503, 200]
+    rig.network.failed = False
+    rig.wait(60)
+    assert rig.controller.health.answer("/healthz")[0] == 200
+    rig.network.failed = True
+    rig.controller.network_changed()
+    rig.wait(60)
+    assert rig.controller.health.answer("/healthz")[0] == 200
 
 
 def test_garbage_is_collected_though_nothing_is_ever_listed(rig: Rig) -> None:
