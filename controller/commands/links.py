@@ -82,22 +82,15 @@ class Links:
                 self._netlink.link("del", index=ifindex)
         return bool(found)
 
-    def pod_links(self) -> list[int]:
-        """The indexes of pod links' host ends."""
+    def remove_pod_links(self) -> None:
+        """Removes both ends of every pod link."""
         with _named("looking for pod links"):
-            return [
-                int(link["index"])
-                for link in self._netlink.get_links()
-                if nodes.is_pod_link(link.get_attr("IFLA_IFNAME"))
+            found = [
+                link["index"] for link in self._netlink.get_links() if nodes.is_pod_link(link.get_attr("IFLA_IFNAME"))
             ]
-
-    def remove_pod_links(self) -> int:
-        """Removes both ends of every pod link; returns how many there were."""
-        found = self.pod_links()
         for ifindex in found:
             with _named(f"removing device {ifindex}", errno.ENODEV):
                 self._netlink.link("del", index=ifindex)
-        return len(found)
 
     def remove_routes(self) -> int:
         """Removes every route of ours; returns how many there were."""

@@ -7,14 +7,17 @@ without a way, unless they are to go as well: the node is to be drained before.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import click
 
 from bpf import node
+from bpf.abi import PodKey
+from bpf.address import text
 from bpf.attach import detach_cgroup
 from bpf.cli import settings_flags
 from bpf.errors import BpfError
@@ -47,13 +50,20 @@ def obstacles(settings: Settings, pods: bool = False) -> list[str]:
 
 
 def uninstall(settings: Settings, pods: bool = False) -> Iterator[Step]:
-    """Does everything, in an order in which no new pod comes upon half of it; with `pods`, their links go, too."""
-    links = (_pod_links,) if pods else ()
-    for take in (_units, *links, _cni_files, _cgroup, _devices, _pins, _sysctls, _directories, _installed):
+    """Does everything, in an order in which no new pod comes upon half of it; with `pods`, their links go, too.
+
+    What failed keeps the last step from being taken: the command stays, to be run again.
+    """
+    failed = False
+    for take in (_units, partial(_cni, pods=pods), _cgroup, _devices, _pins, _sysctls, _directories):
         try:
             yield from take(settings)
         except (OSError, ValueError, BpfError, ControllerError) as error:
-            yield Step(f"{take.__name__.strip('_').replace('_', ' ')}: not finished", str(error))
+            failed = True
+            name = take.func.__name__ if isinstance(take, partial) else take.__name__
+            yield Step(f"{name.strip('_').replace('_', ' ')}: not finished", str(error))
+    if not failed:
+        yield from (Step(f"removed {path}") for path in installed.remove())
 
 
 def _units(settings: Settings) -> Iterator[Step]:
@@ -64,39 +74,47 @@ def _units(settings: Settings) -> Iterator[Step]:
         yield Step(f"stopped and removed {unit}")
 
 
-def _cni_files(settings: Settings) -> Iterator[Step]:
-    for network in cnifiles.networks():
-        if network.ours:
-            network.path.unlink()
-            yield Step(f"removed {network.path}")
-            yield from _addresses(settings.cni_networks_dir / network.name)
+def _cni(settings: Settings, pods: bool) -> Iterator[Step]:
+    """What the runtime finds goes before the links, so that it makes no other."""
+    ours = [network for network in cnifiles.networks() if network.ours]
+    for network in ours:
+        network.path.unlink()
+        yield Step(f"removed {network.path}")
     if cnifiles.EXECUTABLE.is_file():
         cnifiles.EXECUTABLE.unlink()
         yield Step(f"removed {cnifiles.EXECUTABLE}")
+    gone = _remove_pods(settings) if pods else set()
+    if gone:
+        yield Step(f"removed {len(gone)} addresses of pods and their links")
+    for network in ours:
+        yield from _addresses(settings.cni_networks_dir / network.name, gone)
 
 
-def _pod_links(settings: Settings) -> Iterator[Step]:
-    del settings  # they are known by their names
+def _remove_pods(settings: Settings) -> set[str]:
+    """Removes every pod link; returns the addresses that its pods had."""
+    pins = node.pins(settings)
+    entries = raw_entries(pins, "pods") if pins.map("pods").exists() else ()
+    addresses = {text(PodKey.unpack(key).address) for key, _ in entries}
     with Links() as links:
-        removed = links.remove_pod_links()
-    if removed:
-        yield Step(f"removed the links of {removed} pods")
+        links.remove_pod_links()
+    return addresses
 
 
-def _addresses(directory: Path) -> Iterator[Step]:
-    """A network's reservations go; while pods run, those that there are stay for whichever plugin takes over."""
+def _addresses(directory: Path, gone: Collection[str]) -> Iterator[Step]:
+    """A network's reservations of pods that are gone go; others may be another plugin's of the same network."""
     if not directory.is_dir():
         return
+    for path in directory.iterdir():
+        if path.name in gone:
+            path.unlink()
     held = [path.name for path in directory.iterdir() if not path.name.startswith(BOOKKEEPING)]
-    with Links() as links:
-        pods = links.pod_links()
-    if held and pods:
+    if held:
         yield Step(f"left {directory}, which holds {len(held)} addresses")
-    else:
-        shutil.rmtree(directory)
-        yield Step(f"removed {directory}")
-        with suppress(OSError):  # other networks' stand beside it
-            directory.parent.rmdir()
+        return
+    shutil.rmtree(directory)
+    yield Step(f"removed {directory}")
+    with suppress(OSError):  # other networks' stand beside it
+        directory.parent.rmdir()
 
 
 def _cgroup(settings: Settings) -> Iterator[Step]:
@@ -145,11 +163,6 @@ def _directories(settings: Settings) -> Iterator[Step]:
         if directory.is_dir() and (not directory.is_mount() or any(directory.iterdir())):
             _empty(directory)
             yield Step(f"removed {directory}")
-
-
-def _installed(settings: Settings) -> Iterator[Step]:
-    del settings  # an installation knows one place
-    yield from (Step(f"removed {path}") for path in installed.remove())
 
 
 def _empty(directory: Path) -> None:
