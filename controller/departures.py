@@ -20,7 +20,7 @@ class Departures:
     """Stands between a source of Nodes and who consumes them.
 
     Args:
-        own: the name of this node, which keeps what it had by itself.
+        own: the name of this node, which keeps what it had by itself, and claims ranges like any other.
     """
 
     def __init__(self, own: str) -> None:
@@ -60,22 +60,37 @@ class Departures:
         return [_changed(name, now)]
 
     def _passed(self, event: Event) -> list[Event]:
-        if not isinstance(event, Changed) or event.kind != Kind.NODE or event.key[1] == self._own:
+        if not isinstance(event, Changed) or event.kind != Kind.NODE:
             return [event]
         name, node = event.key[1], event.obj
+        if name == self._own:
+            if not isinstance(node, Node):
+                return [event]
+            self._now[name] = node
+            return [*self._claimed(name, node), event]
         before = self._now.get(name)
         if not isinstance(node, Node):
             self._now.pop(name, None)
-            if before:
-                self._kept[name] = before, (*_ranges(before), *self._past(name))
-            return [] if name in self._kept else [event]
+            return self._keep(name, before) if before else [] if name in self._kept else [event]
         self._now[name] = node
         claimed = self._claimed(name, node)
-        past = tuple(dict.fromkeys(cidr for cidr in (*_ranges(before), *self._past(name)) if cidr not in _ranges(node)))
+        past = self._free(cidr for cidr in (*_ranges(before), *self._past(name)) if cidr not in _ranges(node))
         self._kept.pop(name, None)
         if past:
             self._kept[name] = node, past
         return [*claimed, _changed(name, _with(node, past))]
+
+    def _keep(self, name: str, before: Node) -> list[Event]:
+        """Keeps a node that is gone; of its ranges those that no other has by now: in a new list, who has left comes
+        after who took its place."""
+        ranges = (*_ranges(before), *self._past(name))
+        left = self._free(ranges)
+        self._kept[name] = before, left
+        return [] if left == ranges else [_changed(name, _only(before, left))]
+
+    def _free(self, ranges: Iterable[str]) -> tuple[str, ...]:
+        taken = [cidr for node in self._now.values() for cidr in _ranges(node)]
+        return tuple(dict.fromkeys(cidr for cidr in ranges if not _overlaps(cidr, taken)))
 
     def _past(self, name: str) -> tuple[str, ...]:
         return self._kept[name][1] if name in self._kept else ()

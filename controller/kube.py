@@ -37,7 +37,7 @@ WATCH_READ_S = 150
 WATCH_LEAST_S, WATCH_MOST_S = 300, 600
 # How often the pods of a node whose Node is gone are asked for: all controllers of a cluster together ask a hundred
 # times a second at most.
-SETTLE_S, SETTLE_NODES = 10.0, 100.0
+SETTLE_S, SETTLE_RATE = 10.0, 100.0
 # A watch that lasted this long was a good one: the next failure is waited out from the shortest pause again.
 GOOD_WATCH_S = 5
 
@@ -84,7 +84,7 @@ class _PodAddress(msgspec.Struct):
 
 
 class _PodStatus(msgspec.Struct):
-    pod_ips: list[_PodAddress] = msgspec.field(name="podIPs", default_factory=list)
+    pod_ips: list[_PodAddress] | None = msgspec.field(name="podIPs", default=None)
 
 
 class _Pod(msgspec.Struct):
@@ -92,7 +92,7 @@ class _Pod(msgspec.Struct):
 
 
 class _Pods(msgspec.Struct):
-    items: list[_Pod]
+    items: list[_Pod] | None = None
 
 
 _page = msgspec.json.Decoder(_Page)
@@ -132,20 +132,21 @@ class KubernetesSource:
 
     def _settle(self, post: Post) -> None:
         """Asks for the pods of nodes that are kept without their Node, or with ranges that it does not name."""
-        while not self._stopping.wait(random.uniform(1, 2) * max(SETTLE_S, len(self._departures) / SETTLE_NODES)):
+        while not self._stopping.wait(random.uniform(1, 2) * self._pause_s()):
             for name in self._departures.kept:
                 try:
                     addresses = self._server.addresses_on(name)
-                except RefusedError as error:
-                    log.warning("pods-not-listed", node=name, error=str(error))
-                    addresses = None
                 except ApiError as error:
-                    log.info("pods-not-listed", node=name, error=str(error))
+                    log.warning("pods-not-listed", node=name, error=str(error))
                     continue
                 with self._nodes_lock:
                     if events := self._departures.settle(name, addresses):
                         log.info("node-settled", node=name)
                         post(events)
+
+    def _pause_s(self) -> float:
+        kept = len(self._departures.kept)
+        return max(SETTLE_S, (len(self._departures) + kept) * max(kept, 1) / SETTLE_RATE)
 
 
 class Server:
@@ -198,7 +199,7 @@ class Server:
             raise ApiError(f"GET {PODS}: {error}") from error
         finally:
             answer.release_conn()
-        return [item.ip for pod in pods for item in pod.status.pod_ips] if pods else None
+        return [item.ip for pod in pods for item in pod.status.pod_ips or ()] if pods else None
 
     def _connected(self) -> Any:
         with self._lock:
@@ -409,10 +410,10 @@ def _load_default(made: Any, api_server: str) -> None:
         config.load_kube_config(client_configuration=made)
         return
     if api_server:
-        _settle(made, api_server)
+        _keep_address(made, api_server)
 
 
-def _settle(made: Any, api_server: str) -> None:
+def _keep_address(made: Any, api_server: str) -> None:
     """Keeps the server's address: whenever the client reads the token again, it sets that anew, and its hook, too."""
     refresh = made.refresh_api_key_hook
 

@@ -92,6 +92,27 @@ def test_range_that_another_node_claims_leaves_the_rest(departures: Departures) 
     assert shown(departures.passed([near("fd00::/60")])) == [f"far: {NEW}", f"near: fd00::/60 {OLD}"]
 
 
+def test_range_that_another_node_had_already_is_not_kept(departures: Departures) -> None:
+    """A list that makes up for a watch that was cut tells first what there is, then what is gone."""
+    departures.passed([near(OLD)])
+    assert shown(departures.passed([gone("far")])) == ["far: "]
+    assert departures.kept == ["far"]
+
+
+def test_nodes_that_have_changed_ranges_keep_neither(departures: Departures) -> None:
+    """Whichever is told first."""
+    departures.passed([near(NEW)])
+    assert shown(departures.passed([far(NEW), near(OLD)]))[-1] == f"near: {OLD}"
+    assert shown(departures.settle("far", ["10.244.1.1"])) == []
+
+
+def test_range_that_our_node_claims_is_its(departures: Departures) -> None:
+    """It was registered anew, and got what another node had before."""
+    departures.passed([gone("far")])
+    own = Changed(Kind.NODE, ("", "own"), decoded_node(node("own", ["192.0.2.1"], [OLD])))
+    assert shown(departures.passed([own])) == ["far: gone", f"own: {OLD}"]
+
+
 def test_own_node_and_everything_else_is_passed_as_it_is(departures: Departures) -> None:
     """This node keeps its own by itself, and is to know that its Node is gone."""
     own = Changed(Kind.NODE, ("", "own"), decoded_node(node("own", ["192.0.2.1"], [NEW])))
