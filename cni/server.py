@@ -67,6 +67,7 @@ class Server:
         Raises:
             ServerError: another server runs, or the socket cannot be made, or somebody has removed it.
         """
+        lost = False
         with _alone(self._run_dir), _listening(self._run_dir / SOCKET_NAME) as listener:
             log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
             threading.Thread(target=self._sweep, daemon=True).start()
@@ -79,9 +80,12 @@ class Server:
                     self._accept(listener)
                 self._follow_programs()
                 if not (self._run_dir / SOCKET_NAME).exists():
-                    raise ServerError(f"{self._run_dir / SOCKET_NAME} was removed, and what else stood there")
+                    lost = True
+                    break
         self._drain()
         self._delete_flows()
+        if lost:
+            raise ServerError(f"{self._run_dir / SOCKET_NAME} was removed, and what else stood there")
 
     def _accept(self, listener: socket.socket) -> None:
         try:

@@ -5,7 +5,7 @@
     /usr/local/lib/calico-ebpf/current         a link to it, switched atomically; what runs from another one goes on
     /usr/local/bin/calico-ebpf                 the command line
     /opt/cni/bin/calico-ebpf, loopback         what the runtime executes; loopback only where there is none
-    /etc/calico-ebpf                           the settings and the network configuration, of the ConfigMap
+    /etc/calico-ebpf                           the settings and the network configuration, of the ConfigMaps
 
 The runtime's own directory of network configurations is the CNI server's: it writes there once pods can be started.
 """
@@ -13,8 +13,9 @@ The runtime's own directory of network configurations is the CNI server's: it wr
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import yaml
@@ -29,19 +30,20 @@ from controller.files import write_atomically
 KUBELET = Path("/etc/kubernetes/kubelet.conf")
 
 
-def install(host: Path, source: Path, given: Path, node_name: str) -> Iterator[str]:
+def install(host: Path, source: Path, given: Sequence[Path], node_name: str) -> Iterator[str]:
     """Does so, and tells of each thing; what is there already is left alone.
 
     Args:
         host: where the node's root directory, or parts of it, are seen.
         source: the bundle.
-        given: the directory that holds config.yaml and the network configuration.
+        given: directories that may hold config.yaml and the network configuration; the later ones come first.
         node_name: of this node's Node object.
 
     Raises:
-        InstallError: the settings cannot be read.
+        InstallError, SettingsError: the settings make no sense; the node's stay as they are.
         OSError: something could not be written.
     """
+    text = settings_text([_read(directory / CONFIG_FILE.name) for directory in given], node_name, _server(host))
     yield from _bundle(_below(host, installed.LIBRARY), source)
     yield from _executables(host, source)
     directory = _below(host, CONFIG_FILE.parent)
@@ -49,32 +51,48 @@ def install(host: Path, source: Path, given: Path, node_name: str) -> Iterator[s
     if config.exists() and not config.read_text().startswith(installed.HEADER):
         yield f"left {CONFIG_FILE}, which somebody else has written"
     else:
-        kubelet = _below(host, KUBELET)
-        write_atomically(config, settings_text(_given(given), node_name, kubelet_server(kubelet)).encode())
+        write_atomically(config, text.encode())
         yield f"wrote {CONFIG_FILE}"
-    network = given / installed.NETWORK_FILE.name
-    if network.exists():
-        write_atomically(directory / network.name, network.read_bytes())
+    networks = [found for given_dir in given if (found := given_dir / installed.NETWORK_FILE.name).exists()]
+    if networks:
+        write_atomically(directory / installed.NETWORK_FILE.name, networks[-1].read_bytes())
         yield f"wrote {installed.NETWORK_FILE}"
 
 
-def settings_text(given: str, node_name: str, api_server: str) -> str:
-    """The node's file of settings: those given, and what only the node knows, where they do not say it.
+def settings_text(given: Sequence[str], node_name: str, api_server: str) -> str:
+    """The node's file of settings: those given, later texts before earlier ones, and what only the node knows, where
+    they do not say it.
 
     Raises:
-        InstallError: they are no mapping.
+        InstallError: a text is no mapping.
+        SettingsError: a setting is unknown or wrong.
     """
+    settings: dict[str, Any] = {}
+    for text in given:
+        settings |= _mapping(text)
+    settings.setdefault("node_name", node_name)
+    if api_server and "kubeconfig" not in settings:
+        settings.setdefault("api_server", api_server)
+    written = f"{installed.HEADER}\n{yaml.safe_dump(settings, sort_keys=False)}"
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as scratch:
+        scratch.write(written)
+        scratch.flush()
+        Settings.load({}, {}, Path(scratch.name))
+    return written
+
+
+def _mapping(text: str) -> dict[str, Any]:
     try:
-        known = yaml.safe_load(given) or {}
+        found = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise InstallError(f"the settings given are no YAML: {error}") from error
-    if not isinstance(known, dict):
+    if not isinstance(found, dict):
         raise InstallError("the settings given are no mapping of names to values")
-    lines = [installed.HEADER, given.rstrip("\n"), "", "# Of this node."]
-    for name, value in (("node_name", node_name), ("api_server", api_server)):
-        if value and name not in known and not ("kubeconfig" in known and name == "api_server"):
-            lines.append(yaml.safe_dump({name: value}).strip())
-    return "\n".join(lines) + "\n"
+    return found
+
+
+def _server(host: Path) -> str:
+    return kubelet_server(_below(host, KUBELET))
 
 
 def kubelet_server(kubeconfig: Path) -> str:
@@ -89,8 +107,7 @@ def kubelet_server(kubeconfig: Path) -> str:
     return server if server.startswith("https://") else ""
 
 
-def _given(directory: Path) -> str:
-    path = directory / CONFIG_FILE.name
+def _read(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
@@ -163,15 +180,22 @@ def _link(path: Path, target: str) -> None:
     type=click.Path(path_type=Path),
     default=Path("/given"),
     show_default=True,
-    help="Directory of config.yaml and the network configuration: the ConfigMap.",
+    help="Directory of config.yaml and the network configuration: the manifest's ConfigMap.",
 )
-def command(settings: Settings, host: Path, given: Path) -> None:
+@click.option(
+    "--own",
+    type=click.Path(path_type=Path),
+    default=Path("/own"),
+    show_default=True,
+    help="Directory of the same, from the operator's ConfigMap: what is there comes first.",
+)
+def command(settings: Settings, host: Path, given: Path, own: Path) -> None:
     """Put the bundle that this runs from on a node."""
     source = bundle.root()
     if source is None:
         raise click.ClickException("this does not run from a bundle: `hack/install` installs a checkout")
     try:
-        for line in install(host, Path(source), given, settings.node_name):
+        for line in install(host, Path(source), (given, own), settings.node_name):
             click.echo(line)
     except OSError as error:
         raise click.ClickException(str(error)) from error

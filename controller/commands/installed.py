@@ -21,7 +21,7 @@ CURRENT, BUNDLE, DRAFT = "current", "bundle-", ".new-"
 PLACED = LIBRARY / "placed"
 
 # The first line of settings that are not the operator's own.
-HEADER = "# Written by `calico-ebpf install`: a change is to be made in the ConfigMap."
+HEADER = "# Written by `calico-ebpf install`: a change is to be made in the ConfigMap calico-ebpf."
 
 
 def units() -> list[Path]:
@@ -57,14 +57,14 @@ def remove() -> Iterator[Path]:
 
 def _settings() -> Iterator[Path]:
     """The operator's own stay."""
-    if CONFIG_FILE.exists() and CONFIG_FILE.read_text().startswith(HEADER):
-        for path in (NETWORK_FILE, CONFIG_FILE):
-            if path.exists():
-                path.unlink()
-                yield path
-        if not any(CONFIG_FILE.parent.iterdir()):
-            CONFIG_FILE.parent.rmdir()
-            yield CONFIG_FILE.parent
+    ours = CONFIG_FILE.exists() and CONFIG_FILE.read_text().startswith(HEADER)
+    for path in (NETWORK_FILE, *((CONFIG_FILE,) if ours else ())):
+        if path.exists():
+            path.unlink()
+            yield path
+    if CONFIG_FILE.parent.is_dir() and not any(CONFIG_FILE.parent.iterdir()):
+        CONFIG_FILE.parent.rmdir()
+        yield CONFIG_FILE.parent
 
 
 def _systemctl(*arguments: str) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bpf.errors import SettingsError
 from controller.commands import installed
 from controller.commands.install import install, kubelet_server, settings_text
 from controller.errors import InstallError
@@ -57,7 +58,7 @@ def read(host: Path, path: str) -> str:
 
 def test_install_puts_everything_at_its_place(tmp_path: Path, host: Path) -> None:
     """The command line and the one-shot process by links, the runtime's executables as files, the settings."""
-    told = list(install(host, bundle(tmp_path, "bundle-1"), given(tmp_path / "given", "handover: l2\n"), "n1"))
+    told = list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", "handover: l2\n")], "n1"))
     assert "copied /usr/local/lib/calico-ebpf/bundle-1" in told
     assert read(host, "/usr/local/lib/calico-ebpf/oneshot") == "bin/oneshot of bundle-1"
     assert os.readlink(host / "usr/local/bin/calico-ebpf") == "/usr/local/lib/calico-ebpf/current/bin/calico-ebpf"
@@ -72,17 +73,17 @@ def test_install_puts_everything_at_its_place(tmp_path: Path, host: Path) -> Non
 def test_install_again_copies_nothing(tmp_path: Path, host: Path) -> None:
     """A pod that is made anew finds its bundle there."""
     source, config = bundle(tmp_path, "bundle-1"), given(tmp_path / "given", "")
-    list(install(host, source, config, "n1"))
-    assert not any(line.startswith("copied") for line in install(host, source, config, "n1"))
+    list(install(host, source, [config], "n1"))
+    assert not any(line.startswith("copied") for line in install(host, source, [config], "n1"))
 
 
 def test_install_of_another_version_keeps_the_one_before(tmp_path: Path, host: Path) -> None:
     """What runs from it has imports to come; what is older goes, and so does a copy that was cut short."""
     config, library = given(tmp_path / "given", ""), host / "usr/local/lib/calico-ebpf"
     for name in ("bundle-1", "bundle-2"):
-        list(install(host, bundle(tmp_path, name), config, "n1"))
+        list(install(host, bundle(tmp_path, name), [config], "n1"))
     (library / ".new-killed").mkdir()
-    list(install(host, bundle(tmp_path, "bundle-3"), config, "n1"))
+    list(install(host, bundle(tmp_path, "bundle-3"), [config], "n1"))
     assert sorted(path.name for path in library.glob("*bundle-*")) == ["bundle-2", "bundle-3"]
     assert not list(library.glob(".new-*"))
     assert read(host, "/usr/local/lib/calico-ebpf/oneshot") == "bin/oneshot of bundle-3"
@@ -94,7 +95,7 @@ def test_install_leaves_what_is_not_ours(tmp_path: Path, host: Path) -> None:
     for path, text in (("opt/cni/bin/loopback", "theirs"), ("etc/calico-ebpf/config.yaml", "flows_max: 1024\n")):
         (host / path).parent.mkdir(parents=True)
         (host / path).write_text(text)
-    told = list(install(host, bundle(tmp_path, "bundle-1"), given(tmp_path / "given", ""), "n1"))
+    told = list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", "")], "n1"))
     assert "left /etc/calico-ebpf/config.yaml, which somebody else has written" in told
     assert read(host, "/opt/cni/bin/loopback") == "theirs"
     assert read(host, "/etc/calico-ebpf/config.yaml") == "flows_max: 1024\n"
@@ -112,14 +113,40 @@ def test_install_leaves_what_is_not_ours(tmp_path: Path, host: Path) -> None:
 )
 def test_settings_given_come_before_those_found(config: str, expected: dict[str, str]) -> None:
     """What the node knows is added where nobody has said it."""
-    assert yaml.safe_load(settings_text(config, "n1", "https://a")) == expected
+    assert yaml.safe_load(settings_text([config], "n1", "https://a")) == expected
+
+
+def test_settings_of_the_operator_come_before_the_manifests() -> None:
+    """In whichever form they are written: an upgrade brings the manifest's again, and changes nothing of theirs."""
+    texts = ["# defaults\nhandover: auto\nflows_max: 1024\n...\n", "{handover: l2}"]
+    assert yaml.safe_load(settings_text(texts, "n1", "")) == {"handover": "l2", "flows_max": 1024, "node_name": "n1"}
+
+
+def test_network_of_the_operator_comes_before_the_manifests(tmp_path: Path, host: Path) -> None:
+    """As one that keeps the name of another plugin's network."""
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "10-calico-ebpf.conflist").write_text('{"name": "cbr0"}')
+    list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", ""), own], "n1"))
+    assert read(host, "/etc/calico-ebpf/10-calico-ebpf.conflist") == '{"name": "cbr0"}'
 
 
 @pytest.mark.parametrize("config", ["- a\n", "a: [", "7"])
 def test_settings_that_make_no_sense_are_refused(config: str) -> None:
     """Before they replace a node's good ones."""
     with pytest.raises(InstallError):
-        settings_text(config, "n1", "")
+        settings_text([config], "n1", "")
+
+
+@pytest.mark.parametrize("config", ["no_such: 1", "flows_max: many", "handover: pigeon"])
+def test_settings_that_the_daemons_would_refuse_are_refused(tmp_path: Path, host: Path, config: str) -> None:
+    """The node goes on with those that it has."""
+    (host / "etc/calico-ebpf").mkdir()
+    (host / "etc/calico-ebpf/config.yaml").write_text(f"{installed.HEADER}\n")
+    with pytest.raises(SettingsError):
+        list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", config)], "n1"))
+    assert read(host, "/etc/calico-ebpf/config.yaml") == f"{installed.HEADER}\n"
+    assert not (host / "usr").exists()
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[", KUBELET % "two", KUBELET % "three"])
