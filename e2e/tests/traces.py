@@ -4,6 +4,7 @@
 import json
 import re
 
+from e2e.lab import cgroups
 from e2e.lab.node import PINS, Node
 
 MAPS = f"{PINS}/maps"
@@ -25,7 +26,6 @@ OF_INSTALLATION = (
     "ip -6 rule",
     "nft list ruleset",
     "bpftool net show",
-    "bpftool cgroup tree",
     "find /sys/fs/bpf",
     # What the runtime keeps of each pod, and the directories that kubelet makes for volumes, are theirs.
     "find /etc /opt /usr/local/bin /usr/local/lib/calico-ebpf /var/lib/calico-ebpf /var/lib/cni -not -path */results*",
@@ -44,10 +44,8 @@ def traces(node: Node) -> dict[str, object]:
 
 def remains(node: Node) -> dict[str, list[str]]:
     """Everything that an installation could leave behind on a node, counters and times apart."""
-    return {
-        command: sorted(COUNTERS.sub("", line) for line in _shown(node, command, absent=True))
-        for command in OF_INSTALLATION
-    }
+    commands = (*OF_INSTALLATION, f"bpftool cgroup tree {cgroups.cgroup2()}")
+    return {command: sorted(COUNTERS.sub("", line) for line in _shown(node, command)) for command in commands}
 
 
 def entries(node: Node, name: str) -> int:
@@ -55,7 +53,7 @@ def entries(node: Node, name: str) -> int:
     return len(json.loads(node.space.run("bpftool", "-j", "map", "dump", "pinned", f"{MAPS}/{name}").stdout))
 
 
-def _shown(node: Node, command: str, absent: bool = False) -> list[str]:
-    """Lines without what changes by itself; with `absent`, what a command looks for need not be there."""
-    shown = node.space.run(*command.split(), check=not absent).stdout
+def _shown(node: Node, command: str) -> list[str]:
+    """Lines without what changes by itself. What `find` looks for need not be there."""
+    shown = node.space.run(*command.split(), check=not command.startswith("find")).stdout
     return [line for line in shown.splitlines() if " cache " not in line]

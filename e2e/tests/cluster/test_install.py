@@ -3,8 +3,10 @@
 
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +24,7 @@ from e2e.tests.traces import remains
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(400)]
 
-PODS, CHURNED, WAVES = 10, 25, 4
+PODS, CHURNED, WAVES = 10, 20, 5
 ROLLOUT_S = 60
 # Kubelets that start and stop pods take most of a small machine.
 LEAST = 0.1
@@ -39,9 +41,9 @@ def test_rolling_update_under_load_fails_nothing(cluster: Cluster, play: Play) -
     where = machine.sandbox_of(play.get("pod", ask.pod)["status"]["podIP"])
     before = _programs(cluster)
     with load(where, play.service_address("IPv4"), PORT, ROLLOUT_S, "--http", least=LEAST):
-        _set(cluster, "tcp_new_s", 60 if "tcp_new_s: 61" in _config(cluster) else 61)
-        cluster.kubectl(*OURS, "rollout", "restart", "daemonset/calico-ebpf")
+        _configure(cluster, f"tcp_new_s: {61 + int(time.time()) % 1000}")
         with _churn(play):
+            cluster.kubectl(*OURS, "rollout", "restart", "daemonset/calico-ebpf")
             cluster.kubectl(*OURS, "rollout", "status", "daemonset/calico-ebpf", f"--timeout={ROLLOUT_S}s")
     assert not set(_programs(cluster)) & set(before)
     events = play.get("events", "--field-selector", "reason=FailedCreatePodSandBox")["items"]
@@ -64,7 +66,9 @@ def test_node_that_boots_anew_comes_back(cluster: Cluster, play: Play) -> None:
     """Fresh kernel state and an old disk: every pod runs again, and no address of those before is kept."""
     machine = _machine(cluster, 1)
     play.scale(PODS)
+    before = _sandboxes(cluster, machine)
     machine.reboot()
+    machine.wait(lambda: _all_new(_sandboxes(cluster, machine), before), CONTROLLER)
     cluster.kubectl("wait", "--for=condition=Ready", "pod", "--all", "-A", "--timeout=180s")
     machine.wait_ready()
     _assert_leases_are_pods(cluster, machine)
@@ -124,17 +128,30 @@ def test_uninstall_leaves_a_node_as_it_was() -> None:
 
 @contextmanager
 def _churn(play: Play) -> Iterator[None]:
-    """Pods that start and stop, a hundred of them, before and after the body."""
-    churned = deployment("churn")
-    play.apply(churned)
-    for wave in range(WAVES):
-        play.kubectl("scale", "deployment/churn", f"--replicas={CHURNED}")
-        time.sleep(2)
-        if wave == 0:
+    """Pods that start and stop for as long as the body lasts, and until there were a hundred."""
+    play.apply(deployment("churn"))
+    done = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        waves = pool.submit(_waves, play, done)
+        try:
             yield
-        play.kubectl("rollout", "status", "deployment/churn", f"--timeout={ROLLOUT_S}s")
-        play.kubectl("scale", "deployment/churn", "--replicas=0")
+        finally:
+            done.set()
+        began_and_ended = waves.result()
     play.kubectl("delete", "deployment/churn")
+    assert began_and_ended >= CHURNED * WAVES
+
+
+def _waves(play: Play, done: threading.Event) -> int:
+    """How many pods were started, and stopped."""
+    pods = 0
+    while pods < CHURNED * WAVES or not done.is_set():
+        play.kubectl("scale", "deployment/churn", f"--replicas={CHURNED}")
+        play.kubectl("rollout", "status", "deployment/churn", f"--timeout={2 * ROLLOUT_S}s")
+        play.kubectl("scale", "deployment/churn", "--replicas=0")
+        play.kubectl("wait", "--for=delete", "pod", "-l", "app=churn", f"--timeout={2 * ROLLOUT_S}s")
+        pods += CHURNED
+    return pods
 
 
 def _machine(cluster: Cluster, index: int) -> BareMachine:
@@ -154,6 +171,21 @@ def _restarted(cluster: Cluster, machine: BareMachine, since: float) -> bool:
 def _began(status: dict[str, Any]) -> float:
     moment = status["state"].get("running", {}).get("startedAt", "1970-01-01T00:00:00Z")
     return time.mktime(time.strptime(moment, "%Y-%m-%dT%H:%M:%SZ")) - time.timezone
+
+
+def _sandboxes(cluster: Cluster, machine: BareMachine) -> dict[str, set[str]]:
+    """The containers of each pod on a machine that run."""
+    found = {}
+    for pod in json.loads(cluster.kubectl("get", "pods", "-A", "-o", "json"))["items"]:
+        if pod["spec"].get("nodeName") == machine.name:
+            statuses = pod["status"].get("containerStatuses", ())
+            found[pod["metadata"]["name"]] = {item["containerID"] for item in statuses if "running" in item["state"]}
+    return found
+
+
+def _all_new(now: dict[str, set[str]], before: dict[str, set[str]]) -> bool:
+    """Whether every pod runs, in containers that it did not have."""
+    return all(found and not found & before.get(name, set()) for name, found in now.items())
 
 
 def _assert_leases_are_pods(cluster: Cluster, machine: BareMachine) -> None:
@@ -179,16 +211,11 @@ def _programs(cluster: Cluster) -> list[str]:
     return [json.loads(machine.calico("status", "--output", "json"))["programs"] for machine in cluster.machines]
 
 
-def _config(cluster: Cluster) -> str:
-    found = json.loads(cluster.kubectl(*OURS, "get", "configmap", "calico-ebpf", "-o", "json"))
-    return str(found["data"]["config.yaml"])
-
-
-def _set(cluster: Cluster, name: str, value: int) -> None:
-    """Changes a setting in the ConfigMap."""
-    lines = [line for line in _config(cluster).splitlines() if not line.startswith(f"{name}:")]
-    patch = {"data": {"config.yaml": "\n".join([*lines, f"{name}: {value}", ""])}}
-    cluster.kubectl(*OURS, "patch", "configmap", "calico-ebpf", "--patch", json.dumps(patch))
+def _configure(cluster: Cluster, settings: str) -> None:
+    """Makes these the operator's own settings."""
+    metadata = {"name": "calico-ebpf", "namespace": OURS[1]}
+    own = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {"config.yaml": settings}}
+    cluster.kubectl("apply", "-f", "-", stdin=json.dumps(own))
 
 
 def _with_replicas(manifest: dict[str, Any], replicas: int) -> dict[str, Any]:
