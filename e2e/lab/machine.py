@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -34,6 +35,7 @@ CONTAINERD_FILE, KUBELET_FILE, KUBECONFIG = (
 PODS_MAX = 250
 # Ours, of `make image`.
 IMAGE = ROOT / "build" / "image.tar"
+KUBELET_TRIES, KUBELET_S = 10, 2.0
 CONTAINED = (CONTROLLER, CNI_SERVER)
 # What is left of a machine without processes: volumes and root file systems of its pods, and what the kernel holds.
 POWER_OFF = """
@@ -257,8 +259,18 @@ class BareMachine(Machine):
         cgroups.kill_below(self.space.group)
         self.space.run("sh", "-c", POWER_OFF)
         self._killed = time.time()
-        for daemon in (CONTAINERD, KUBELET):
-            self.start(daemon)
+        self.start(CONTAINERD)
+        self._start_kubelet()
+
+    def _start_kubelet(self) -> None:
+        """As systemd does: it ends where containerd is not there yet, and is started again."""
+        for _ in range(KUBELET_TRIES):
+            self.start(KUBELET)
+            try:
+                self._daemons[KUBELET].wait(KUBELET_S)
+            except subprocess.TimeoutExpired:
+                return
+        raise LabError(f"{self.name}: kubelet does not start:\n{self.tail(KUBELET)}")
 
     def _is_ready(self) -> bool:
         """Whether a controller that began after the last kill has written everything, and the CNI server answers."""
