@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import structlog
@@ -26,10 +28,13 @@ from controller.network import NodeNetwork
 from controller.peers import Peers, remembered
 from controller.routes import Netlink
 from controller.source import Source
+from controller.web import Answer
 
 log = structlog.get_logger()
 
 GUARD_S = 2.0
+# How long nobody answers where a load balancer asks, when kube-proxy has gone.
+SERVE_S = 1.0
 
 
 def run(settings: Settings) -> None:
@@ -136,14 +141,29 @@ def log_to_stderr(level: str) -> None:
 
 
 def _serve(settings: Settings, controller: Controller, metrics: Metrics) -> None:
-    """That an address is taken, by kube-proxy say, must not keep Services from working."""
+    """That an address is taken, by kube-proxy say, must not keep Services from working: it is had when it is free."""
+    wanted = (
+        ("health", settings.health_address, controller.health.answer),
+        ("metrics", settings.metrics_address, metrics.answer),
+    )
+    for name, address, answer in wanted:
+        if address and not _served(name, address, answer):
+            threading.Thread(target=_serve_later, args=(name, address, answer), name=name, daemon=True).start()
+
+
+def _served(name: str, address: str, answer: Callable[[str], Answer]) -> bool:
     try:
-        if settings.health_address:
-            web.serve("health", settings.health_address, controller.health.answer)
+        web.serve(name, address, answer)
     except OSError as error:
-        log.error("health-not-served", address=settings.health_address, error=str(error))
-    try:
-        if settings.metrics_address:
-            web.serve("metrics", settings.metrics_address, metrics.answer)
-    except OSError as error:
-        log.error("metrics-not-served", address=settings.metrics_address, error=str(error))
+        log.error(f"{name}-not-served", address=address, error=str(error))
+        return False
+    return True
+
+
+def _serve_later(name: str, address: str, answer: Callable[[str], Answer]) -> None:
+    while True:
+        time.sleep(SERVE_S)
+        with suppress(OSError):
+            web.serve(name, address, answer)
+            log.info(f"{name}-served", address=address)
+            return

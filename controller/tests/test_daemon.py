@@ -60,7 +60,7 @@ class Rig:
     def start(self, **environment: str) -> None:
         command = [sys.executable, "-m", "bpf.cli", "controller"]
         with self._log.open("ab") as log:
-            self._controller = subprocess.Popen(self._inside(command), env=self._environment | environment, stderr=log)
+            self._controller = subprocess.Popen(self.inside(command), env=self._environment | environment, stderr=log)
         _eventually(lambda: self.report().get("pid") == self._controller_pid and bool(self.report().get("synced")))
 
     def stop(self, number: int) -> int:
@@ -74,7 +74,7 @@ class Rig:
         return self._controller.wait(10)
 
     def sh(self, script: str) -> str:
-        return subprocess.run(self._inside(["sh", "-c", script]), check=True, capture_output=True, text=True).stdout
+        return subprocess.run(self.inside(["sh", "-c", script]), check=True, capture_output=True, text=True).stdout
 
     def place(self, name: str, *manifests: JSON) -> None:
         scratch = self.manifests / f".{name}"
@@ -120,7 +120,7 @@ class Rig:
     def _controller_pid(self) -> int:
         return self._controller.pid if self._controller else 0
 
-    def _inside(self, command: list[str]) -> list[str]:
+    def inside(self, command: list[str]) -> list[str]:
         return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net", *command]
 
 
@@ -195,6 +195,21 @@ def test_without_cgroup2_pods_have_services_all_the_same(rig: Rig) -> None:
     rig.start(CALICO_EBPF_CONNECT_TIME="host", CALICO_EBPF_CGROUP="/nonexistent")
     assert rig.served() == WEB
     assert "/nonexistent" in rig.logged("connect-time-not-attached")[0]["error"]
+
+
+def test_health_is_served_once_its_address_is_free(rig: Rig) -> None:
+    """kube-proxy had it, and is gone."""
+    rig.stop(signal.SIGTERM)
+    code = "import socket, time; s = socket.create_server(('0.0.0.0', 10256)); print(flush=True); time.sleep(60)"
+    command = rig.inside([sys.executable, "-I", "-c", code])
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as taken:
+        assert taken.stdout
+        taken.stdout.readline()
+        rig.start()
+        _eventually(lambda: bool(rig.logged("health-not-served")))
+        taken.kill()
+    _eventually(lambda: bool(rig.logged("health-served")))
+    assert "lastUpdated" in rig.get("http://127.0.0.1:10256/healthz")
 
 
 def test_health_and_metrics_are_served(rig: Rig) -> None:
