@@ -82,8 +82,9 @@ def settings_text(given: Sequence[str], node_name: str, api_server: str) -> str:
 
 
 def _mapping(text: str) -> dict[str, Any]:
+    """By names, with values as they stand there: `off` is no truth value."""
     try:
-        found = yaml.safe_load(text) or {}
+        found = yaml.load(text, Loader=yaml.BaseLoader) or {}
     except yaml.YAMLError as error:
         raise InstallError(f"the settings given are no YAML: {error}") from error
     if not isinstance(found, dict):

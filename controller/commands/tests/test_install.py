@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A bundle put on a node: what lies there afterwards, again, and after an upgrade; and the settings that it gets."""
 
+import dataclasses
 import os
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import yaml
 
 from bpf.errors import SettingsError
+from bpf.settings import Settings
 from controller.commands import installed
 from controller.commands.install import install, kubelet_server, settings_text
 from controller.errors import InstallError
@@ -119,7 +121,17 @@ def test_settings_given_come_before_those_found(config: str, expected: dict[str,
 def test_settings_of_the_operator_come_before_the_manifests() -> None:
     """In whichever form they are written: an upgrade brings the manifest's again, and changes nothing of theirs."""
     texts = ["# defaults\nhandover: auto\nflows_max: 1024\n...\n", "{handover: l2}"]
-    assert yaml.safe_load(settings_text(texts, "n1", "")) == {"handover": "l2", "flows_max": 1024, "node_name": "n1"}
+    assert yaml.safe_load(settings_text(texts, "n1", "")) == {"handover": "l2", "flows_max": "1024", "node_name": "n1"}
+
+
+def test_settings_stay_what_was_written(tmp_path: Path) -> None:
+    """YAML's idea that `off` is false is not ours, nor that a port is a number in base 60."""
+    path = tmp_path / "config.yaml"
+    given = "masquerade: off\nmetrics_address: ''\nunderlay_devices: [eth0, on]\nflows_max: 0100\n"
+    path.write_text(settings_text([given], "n1", ""))
+    ours, theirs = Settings.load({}, {}, path), tmp_path / "given.yaml"
+    theirs.write_text(given)
+    assert ours == dataclasses.replace(Settings.load({}, {}, theirs), node_name="n1")
 
 
 def test_network_of_the_operator_comes_before_the_manifests(tmp_path: Path, host: Path) -> None:
