@@ -278,10 +278,10 @@ def test_uninstall_asks_first(run: Run) -> None:
 def test_uninstall_goes_on_after_a_failed_step(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is reported; what comes after it is done all the same."""
 
-    def failing(_: object) -> list[uninstall.Step]:
+    def failing(_: object, **__: object) -> list[uninstall.Step]:
         raise OSError(5, "Input/output error")
 
-    for name in ("_cni_files", "_cgroup", "_devices"):
+    for name in ("_cni", "_cgroup", "_devices"):
         monkeypatch.setattr(uninstall, name, failing)
     monkeypatch.setattr(uninstall, "_sysctls", lambda _: [])
     steps = list(uninstall.uninstall(node.settings))
