@@ -87,16 +87,13 @@ def start(
     return cluster
 
 
-def install(cluster: Cluster, manifest: str = "") -> None:
-    """Applies the manifests to a cluster of bare machines, and waits until its nodes are ready.
-
-    Args:
-        manifest: the objects; without any, those of manifests.INSTALL.
+def install(cluster: Cluster) -> None:
+    """Applies manifests.INSTALL to a cluster of bare machines, and waits until its nodes are ready.
 
     Raises:
         LabError: they were refused, or the nodes were not ready in time.
     """
-    cluster.kubectl("apply", "-f", "-", stdin=manifest or manifests.INSTALL.read_text())
+    cluster.kubectl("apply", "-f", "-", stdin=manifests.INSTALL.read_text())
     for machine in cluster.machines:
         machine.wait_ready()
     cluster.kubectl("-n", "kube-system", "rollout", "status", "daemonset/calico-ebpf", f"--timeout={READY_S}s")

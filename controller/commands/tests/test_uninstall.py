@@ -79,14 +79,20 @@ bpftool net show | grep -o 'theirs'
 """
 
 
-def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
-    """Attachments, pins, routes, device, files and sysctls of ours are gone; a second run finds nothing."""
-    script = tmp_path / "script"
-    script.write_text(SCRIPT % {"python": sys.executable})
-    unshared = ["unshare", "--net", "--mount", "--propagation", "private", "bash", script]
+def run(directory: Path, script: str) -> tuple[str, str]:
+    """What a script prints in such a process before and after the line `left`."""
+    path = directory / "script"
+    path.write_text(script % {"python": sys.executable})
+    unshared = ["unshare", "--net", "--mount", "--propagation", "private", "bash", path]
     ran = subprocess.run(unshared, capture_output=True, text=True, cwd=Path(__file__).parents[3])
     assert ran.returncode == 0, ran.stderr
-    steps, left = ran.stdout.split("left\n")
+    shown, left = ran.stdout.split("left\n")
+    return shown, left
+
+
+def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
+    """Attachments, pins, routes, device, files and sysctls of ours are gone; a second run finds nothing."""
+    steps, left = run(tmp_path, SCRIPT)
     decoder = json.JSONDecoder()
     first, end = decoder.raw_decode(steps)
     second, _ = decoder.raw_decode(steps[end:].lstrip())
@@ -161,12 +167,7 @@ ls -A /usr/local/bin
 
 def test_uninstall_with_pods_takes_their_addresses_and_is_tried_again_where_it_failed(tmp_path: Path) -> None:
     """Another plugin's addresses of the same network stay; and while something is left, the command is."""
-    script = tmp_path / "script"
-    script.write_text(PODS % {"python": sys.executable})
-    unshared = ["unshare", "--net", "--mount", "--propagation", "private", "bash", script]
-    ran = subprocess.run(unshared, capture_output=True, text=True, cwd=Path(__file__).parents[3])
-    assert ran.returncode == 0, ran.stderr
-    steps, left = ran.stdout.split("left\n")
+    steps, left = run(tmp_path, PODS)
     done = [step["done"] for step in json.loads(steps)]
     assert "removed 1 addresses of pods and their links" in done
     assert "left /var/lib/cni/networks/cbr0, which holds 1 addresses" in done
