@@ -13,9 +13,13 @@
 
 #define ABI_LAYOUT(type, bytes) _Static_assert(sizeof(struct type) == (bytes), "layout of struct " #type)
 
-/* The directory of the pins carries it: raise it with every change of a key or a value. */
+/*
+ * The directory of the pins carries it: raise it with every change of a key or a value. What stands in the maps is
+ * taken over by the names of fields (bpf/upgrade.py): one that comes to mean something else gets another name, and 0 in
+ * a new one means what was before. Values of enums are only added.
+ */
 enum abi_version {
-	ABI_VERSION = 4,
+	ABI_VERSION = 5,
 };
 
 struct address {
@@ -268,6 +272,7 @@ enum drop_reason {
 	DROP_PORTS_EXHAUSTED,  /* masquerade: no free port towards that destination */
 	DROP_NO_HANDOVER,      /* an outside client's, and the backend's node cannot be handed packets */
 	DROP_NO_POD,           /* a flow's packet from outside to a pod that is gone */
+	DROP_TAKING_OVER,      /* of no flow here yet, while those of another layout are taken over: it is sent again */
 	DROP_REASONS,
 };
 
@@ -324,10 +329,11 @@ enum connect_time {
 	CONNECT_TIME_ALL,      /* those of pods as well */
 };
 
-/* The one map for what the controller must remember over a restart: index into state, a __u64 each. */
+/* The one map for what must be remembered over a restart: index into state, a __u64 each. */
 enum state_index {
-	STATE_NEXT_BACKEND_ID = 0,
+	STATE_NEXT_BACKEND_ID = 0, /* controller */
 	STATE_NEXT_SERVICE_ID,
+	STATE_TAKING_OVER_UNTIL_NS, /* loader, CLOCK_MONOTONIC: until then another layout's flows may be missing here */
 	STATES,
 };
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 4
+    VERSION = 5
 
 
 class ConnectTime(IntEnum):
@@ -58,6 +58,7 @@ class DropReason(IntEnum):
     PORTS_EXHAUSTED = 17
     NO_HANDOVER = 18
     NO_POD = 19
+    TAKING_OVER = 20
 
 
 class FlowFlag(IntFlag):
@@ -119,6 +120,7 @@ class StateIndex(IntEnum):
 
     NEXT_BACKEND_ID = 0
     NEXT_SERVICE_ID = 1
+    TAKING_OVER_UNTIL_NS = 2
 
 
 class WayKind(IntEnum):
@@ -666,6 +668,47 @@ MAPS = {
     "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 24, 65536, 0, "SocketKey", "SocketPeer"),
-    "state": MapSpec(2, 4, 8, 2, 0, "", ""),
+    "state": MapSpec(2, 4, 8, 3, 0, "", ""),
     "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
+}
+
+# (offset, size) in bytes of each field of a map's structs, but for padding; structs in it have dotted names.
+FIELDS = {
+    "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
+    "BackendKey": {"backend_id": (0, 4)},
+    "DropCount": {"packets": (0, 8), "octets": (8, 8)},
+    "DropKey": {"reason": (0, 4), "ifindex": (4, 4)},
+    "Flow": {
+        "twin.saddr": (0, 16),
+        "twin.daddr": (16, 16),
+        "twin.sport_be": (32, 2),
+        "twin.dport_be": (34, 2),
+        "twin.protocol": (36, 1),
+        "seen_ns": (40, 8),
+        "expires_ns": (48, 8),
+        "created_ns": (56, 8),
+        "backend_id": (64, 4),
+        "state": (68, 1),
+        "flags": (69, 1),
+        "way.ifindex": (72, 4),
+        "way.kind": (76, 1),
+        "way.end": (80, 16),
+    },
+    "Frontend": {"service_id": (0, 4), "slot_count": (4, 4), "local_count": (8, 4), "flags": (12, 4)},
+    "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
+    "Node": {"flags": (0, 4)},
+    "NodeKey": {"address": (0, 16)},
+    "Peer": {"address": (0, 16)},
+    "PeerKey": {"mac": (0, 6)},
+    "Pod": {"ifindex": (0, 4), "flags": (4, 4), "pod_mac": (8, 6), "host_mac": (14, 6), "container_hash": (24, 8)},
+    "PodKey": {"address": (0, 16)},
+    "Remote": {"next_hop": (0, 16), "node": (16, 16), "ifindex": (32, 4), "overlay_ifindex": (36, 4), "flags": (40, 4)},
+    "RemoteKey": {"prefix_bits": (0, 4), "address": (4, 16)},
+    "Slot": {"backend_id": (0, 4)},
+    "SlotKey": {"service_id": (0, 4), "slot": (4, 4)},
+    "SocketKey": {"cookie": (0, 8), "address": (8, 16), "port_be": (24, 2), "protocol": (26, 1), "side": (27, 1)},
+    "SocketPeer": {"address": (0, 16), "port_be": (16, 2), "backend_id": (20, 4)},
+    "Tuple": {"saddr": (0, 16), "daddr": (16, 16), "sport_be": (32, 2), "dport_be": (34, 2), "protocol": (36, 1)},
+    "Underlay": {"v4": (0, 16), "v6": (16, 16)},
+    "UnderlayKey": {"ifindex": (0, 4)},
 }

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from bpf import syscall
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 # First of the priorities, with a handle of our own: filters of others stand behind it, and see what it lets pass.
 PRIORITY = 1
 HANDLE = 0xCE
+# What comes before a hook in a filter's name.
+FILTER_PREFIX = "calico-ebpf/"
 ETH_P_ALL = 3
 
 CLSACT = 0xFFFFFFF1
@@ -47,7 +49,7 @@ def attach_device(netlink: Any, ifindex: int, hook: str, program_fd: int) -> Non
         ifindex,
         handle=HANDLE,
         fd=program_fd,
-        name=f"calico-ebpf/{hook}",
+        name=FILTER_PREFIX + hook,
         parent=INGRESS if hook.startswith("from_") else EGRESS,
         prio=PRIORITY,
         protocol=ETH_P_ALL,
@@ -70,6 +72,21 @@ def attach_cgroup(pins: Pins, cgroup: Path) -> None:
             _attach_link(pins, name, directory, attach_type)
     finally:
         os.close(directory)
+
+
+def move_cgroup(before: Pins, pins: Pins) -> None:
+    """Replaces the programs that another layout has attached to the cgroup, and takes over their links."""
+    for name in CGROUP_HOOKS:
+        try:
+            link = syscall.obj_get(before.links / name)
+        except FileNotFoundError:
+            continue
+        pins.links.mkdir(exist_ok=True)
+        with pins.opened_program(name) as program:
+            syscall.link_update(link, program)
+        syscall.obj_pin(link, pins.links / name)
+        os.close(link)
+        (before.links / name).unlink()
 
 
 def detach_cgroup(pins: Pins) -> None:

@@ -79,6 +79,21 @@ static __always_inline bool in_mid_stream(const struct packet *packet)
 	return packet->tuple.protocol == IPPROTO_TCP && !opens_connection(packet);
 }
 
+/* Whether the flows of another layout of the maps are being taken over: one that seems to be missing may be there. */
+static __always_inline bool taking_over(void)
+{
+	__u32 index = STATE_TAKING_OVER_UNTIL_NS;
+	const __u64 *until_ns = bpf_map_lookup_elem(&state, &index);
+
+	return until_ns && flow_clock() < *until_ns;
+}
+
+/* What becomes of TCP in mid-stream that has no flow, and needs one. */
+static __always_inline int no_flow(void)
+{
+	return taking_over() ? -DROP_TAKING_OVER : -DROP_NO_FLOW;
+}
+
 static __always_inline bool closes_connection(const struct packet *packet)
 {
 	return packet->tcp_flags & (TCP_RST | TCP_FIN);
@@ -308,8 +323,9 @@ static __always_inline bool leads_to_backends_node(const struct way *way)
 /*
  * Starts the flow of work->packet as work->opening says; a collision changes the source port of opening.to.
  *
- * TCP in mid-stream is followed from here on, but for a FIN or RST: there is nothing to follow any more.
- * Returns 0 or a negated drop reason.
+ * TCP in mid-stream is followed from here on, but for a FIN or RST: there is nothing to follow any more. While flows
+ * are taken over it is dropped: it would go untranslated, and the far end reset the connection. Returns 0 or a negated
+ * drop reason.
  */
 static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 {
@@ -318,6 +334,8 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	struct flow *entry = &work->entry;
 	int error;
 
+	if (in_mid_stream(packet) && taking_over())
+		return -DROP_TAKING_OVER;
 	if (closes_connection(packet))
 		return 0;
 	work->twin = reverse(&opening->to);

@@ -45,6 +45,10 @@ class MapSpec(NamedTuple):
 
 '''
 
+FIELDS_COMMENT = (
+    "# (offset, size) in bytes of each field of a map's structs, but for padding; structs in it have dotted names."
+)
+
 
 class Btf:
     """The types of one object, by id, as `bpftool btf dump` gives them."""
@@ -105,6 +109,23 @@ def layout(btf: Btf, item: Type) -> str:
         end = start + btf.size(member["type_id"])
     parts += [f"{item['size'] - end}x"] * (item["size"] > end)
     return "=" + "".join(parts)
+
+
+def leaves(btf: Btf, item: Type, prefix: str = "", start: int = 0) -> Iterator[tuple[str, int, int]]:
+    """(name, offset, size) in bytes of every field of a struct, those of structs in it under dotted names."""
+    for member in item["members"]:
+        inner, _ = btf.resolve(member["type_id"])
+        offset = start + member["bits_offset"] // 8
+        if inner["kind"] == "STRUCT" and inner["name"] != "address":
+            yield from leaves(btf, inner, f"{prefix}{member['name']}.", offset)
+        elif field(btf, member)[0]:
+            yield prefix + member["name"], offset, btf.size(member["type_id"])
+
+
+def fields(btf: Btf, item: Type) -> str:
+    """The entry of one struct in FIELDS."""
+    places = ", ".join(f'"{name}": ({offset}, {size})' for name, offset, size in leaves(btf, item))
+    return f'    "{camel(item["name"])}": {{{places}}},'
 
 
 ENCODE = {"port": "htons(self.{})", "int": "self.{}", "bytes": "self.{}"}
@@ -187,7 +208,10 @@ def generate(types: list[Type]) -> str:
     nested = {"flow": 1}  # a struct stands after those that it contains
     parts = [enumeration(item) for item in sorted(btf.named("ENUM"), key=lambda item: str(item["name"]))]
     parts += [codec(btf, item) for item in sorted(structs, key=lambda i: (nested.get(i["name"], 0), i["name"]))]
-    return HEADER + "\n\n" + "\n\n\n".join(parts) + "\n" + MAPS + "\nMAPS = {\n" + "\n".join(specs) + "\n}\n"
+    held = [item for item in sorted(structs, key=lambda i: i["name"]) if f'"{camel(item["name"])}"' in "".join(specs)]
+    tables = ("MAPS", specs), ("FIELDS", [fields(btf, item) for item in held])
+    shown = [f"{name} = {{\n" + "\n".join(lines) + "\n}\n" for name, lines in tables]
+    return HEADER + "\n\n" + "\n\n\n".join(parts) + "\n" + MAPS + "\n" + f"\n{FIELDS_COMMENT}\n".join(shown)
 
 
 if __name__ == "__main__":

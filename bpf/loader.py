@@ -1,13 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Creates the pinned maps and loads the programs onto them, once per node, whichever daemon comes first.
 
-Pins, below `<bpffs>/calico-ebpf/v<ABI_VERSION>`:
-
-    maps/NAME               each map of bpf/maps.h and bpf/table.h
-    programs -> programs-D  a link that is switched atomically; D is a digest of the objects and their constants
-    links/NAME              attachments to the cgroup
-
-Maps outlive the programs: a newer build of the same layout is loaded onto them, and no flow is lost.
+Maps outlive the programs: a newer build of the same layout is loaded onto them, and no flow is lost. Another
+layout takes over what it can of them: see bpf/upgrade.py.
 """
 
 import fcntl
@@ -16,12 +11,13 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from bpf import bpftool, elf, syscall
-from bpf.abi import MAPS, AbiVersion, Config, MapSpec
+from bpf import bpftool, elf, syscall, upgrade
+from bpf.abi import MAPS, Config, MapSpec
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
+from bpf.pins import Pins
 from bpf.syscall import MapInfo
 
 OBJECTS = ("tc.o", "cgroup.o")
@@ -29,42 +25,6 @@ OBJECTS = ("tc.o", "cgroup.o")
 # The sweep's, which is done without where the kernel does not take it; without BTF no kernel takes iterators.
 SWEEP = "sweep.o"
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
-
-
-class Pins:
-    """Where everything of this layout is pinned on a node.
-
-    Args:
-        bpffs: the mount point, /sys/fs/bpf.
-    """
-
-    def __init__(self, bpffs: Path) -> None:
-        self.root = bpffs / "calico-ebpf" / f"v{AbiVersion.VERSION}"
-        self.maps = self.root / "maps"
-        self.programs = self.root / "programs"
-        self.links = self.root / "links"
-
-    def map(self, name: str) -> Path:
-        return self.maps / name
-
-    def program(self, name: str) -> Path:
-        return self.programs / name
-
-    def open_map(self, name: str) -> int:
-        """A descriptor of a pinned map. Raises NotLoadedError."""
-        return _open(self.map(name))
-
-    def open_program(self, name: str) -> int:
-        """A descriptor of a pinned program. Raises NotLoadedError."""
-        return _open(self.program(name))
-
-    def opened_map(self, name: str) -> AbstractContextManager[int]:
-        """The same as open_map, closed after a `with` block."""
-        return _closed_after(self.open_map(name))
-
-    def opened_program(self, name: str) -> AbstractContextManager[int]:
-        """The same as open_program, closed after a `with` block."""
-        return _closed_after(self.open_program(name))
 
 
 def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lock: Path, replace: bool = True) -> bool:
@@ -84,17 +44,26 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         BpftoolError: the kernel refused the programs, the sweep's aside; the message carries the verifier's log.
     """
     with _locked(lock):
-        _ensure_maps(pins, sizes)
-        if not replace and pins.programs.is_dir():
-            return False
-        images = {name: _image(objects / name, config) for name in _objects()}
-        digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
-        target = pins.root / f"programs-{digest}"
-        if pins.programs.is_symlink() and os.readlink(pins.programs) == target.name and target.is_dir():
-            return False
-        _load_programs(pins, target, images)
+        before = upgrade.predecessor(pins)
+        _ensure_maps(pins, sizes, before)
+        pinned = _programs(pins)
+        target = pinned if pinned and not replace else _ensure_programs(pins, objects, config)
+        if before:
+            _take_over(before, pins, target)
+        elif target != pinned:
+            _link(pins, target)
         _sweep(pins, target)
-        return True
+        return target != pinned
+
+
+def _take_over(before: Pins, pins: Pins, target: Path) -> None:
+    """Goes over from another layout; done again from the beginning when it was killed."""
+    with upgrade.switching(before, target) as switch:
+        upgrade.copy(before, pins)
+        with upgrade.holding(before, pins):
+            _link(pins, target)
+            switch(pins)
+            upgrade.copy(before, pins)
 
 
 def unload(pins: Pins) -> None:
@@ -114,11 +83,13 @@ def netns_cookie() -> int:
             return 0
 
 
-def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
+def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None) -> None:
     try:
         pins.maps.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KernelError(f"{pins.maps}: {error.strerror}; is bpffs mounted there?") from error
+    if before:
+        upgrade.share(before, pins)
     for name, spec in MAPS.items():
         pin = pins.map(name)
         try:
@@ -136,6 +107,7 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int]) -> None:
             _check_layout(pin, fd, spec)
         finally:
             os.close(fd)
+    upgrade.describe(pins)
 
 
 def _check_layout(pin: Path, fd: int, spec: MapSpec) -> None:
@@ -160,8 +132,30 @@ def _image(path: Path, config: Config) -> bytes:
     return elf.patch(image, "config", config.pack()) if "config" in elf.symbols(image) else image
 
 
+def _programs(pins: Pins) -> Path | None:
+    """Where the programs are that `pins.programs` leads to."""
+    return pins.root / os.readlink(pins.programs) if pins.programs.is_dir() else None
+
+
+def _ensure_programs(pins: Pins, objects: Path, config: Config) -> Path:
+    """Loads the programs, unless they are those that are pinned; returns where they are."""
+    images = {name: _image(objects / name, config) for name in _objects()}
+    digest = hashlib.sha256(b"".join(images.values())).hexdigest()[:12]
+    target = pins.root / f"programs-{digest}"
+    if target != _programs(pins):
+        _load_programs(pins, target, images)
+    return target
+
+
+def _link(pins: Pins, target: Path) -> None:
+    """Has `pins.programs` lead to these, from one moment to the next."""
+    link = pins.root / "programs-next"
+    link.unlink(missing_ok=True)
+    link.symlink_to(target.name)
+    link.rename(pins.programs)
+
+
 def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> None:
-    """Loads into a directory of its own, then switches the link to it."""
     shutil.rmtree(target, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="calico-ebpf-") as scratch:
         for name, image in images.items():
@@ -172,32 +166,15 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
             except BpftoolError:
                 if name != SWEEP:
                     raise
-    link = pins.root / "programs-next"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    link.rename(pins.programs)
 
 
 def _sweep(pins: Pins, current: Path) -> None:
-    """Removes the pins of earlier programs: what is attached holds them until it is replaced."""
+    """Removes the pins of earlier programs, which what is attached holds until it is replaced, and of other layouts."""
     for stale in pins.root.glob("programs-*"):
         if stale != current:
             shutil.rmtree(stale, ignore_errors=True)
-
-
-def _open(pin: Path) -> int:
-    try:
-        return syscall.obj_get(pin)
-    except FileNotFoundError as error:
-        raise NotLoadedError(f"{pin}: not there; has a calico-ebpf daemon run on this node?") from error
-
-
-@contextmanager
-def _closed_after(fd: int) -> Iterator[int]:
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+    for other in pins.others():
+        shutil.rmtree(other.root)
 
 
 @contextmanager

@@ -74,7 +74,7 @@ struct {
 	__type(value, struct underlay);
 } underlays SEC(".maps");
 
-/* Controller: see enum state_index. */
+/* Controller and loader: see enum state_index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, STATES);

@@ -11,7 +11,7 @@ from pathlib import Path
 from bpf import features, loader
 from bpf.abi import MAPS, Config, ConnectTime
 from bpf.errors import KernelError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 
 MOUNTS = Path("/proc/self/mounts")

@@ -42,7 +42,7 @@ static __always_inline int open_service(const struct packet *packet, const struc
 	if (result != SERVICE_SELECTED)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
 	if (in_mid_stream(packet))
-		return -DROP_NO_FLOW;
+		return no_flow();
 	opening->backend_id = backend_key.backend_id;
 	opening->to.daddr = backend.address;
 	opening->to.dport_be = backend.port_be;
@@ -54,7 +54,7 @@ static __always_inline int open_service(const struct packet *packet, const struc
 
 /*
  * A pod's flow that leaves the cluster by the underlay goes under the node's own address there. One that leaves it
- * otherwise, or cannot, is the host's stack's. Returns 0 or -DROP_NO_FLOW.
+ * otherwise, or cannot, is the host's stack's. Returns 0 or a negated drop reason.
  */
 static __always_inline int open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
@@ -75,7 +75,7 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	opening->to.saddr = *address;
 	opening->way = (struct way){.ifindex = key.ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
-	return closes_connection(packet) ? -DROP_NO_FLOW : 0; /* of no flow that has a port */
+	return closes_connection(packet) ? no_flow() : 0; /* of no flow that has a port */
 }
 
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
@@ -310,6 +310,21 @@ static __always_inline bool is_probe(const struct packet *packet)
 	       packet->ttl == 1;
 }
 
+/*
+ * What is TCP in mid-stream to an address of the node, and has no flow, is of the host's own connections; of a lost
+ * flow, the host's stack says so itself. But while flows are taken over it must not say it of a pod's or a Service's.
+ */
+static __always_inline int leave_to_host(const struct packet *packet)
+{
+	__u16 masqueraded = bpf_ntohs(packet->tuple.dport_be) - config.masquerade_port_min;
+	struct frontend_key key;
+
+	if (!taking_over())
+		return PASS;
+	return masqueraded < config.masquerade_port_count || frontend_at(&packet->tuple, &key) ? -DROP_TAKING_OVER
+											       : PASS;
+}
+
 /* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
 static __always_inline int open_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -326,7 +341,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	if (!pod) {
 		own = own_address(&packet->tuple.daddr);
 		if (own && in_mid_stream(packet))
-			return PASS; /* the host's own connection; of a lost flow, the host's stack says so itself */
+			return leave_to_host(packet);
 		frontend = frontend_at(&packet->tuple, &key);
 	}
 	arrive(skb, work, overlay);

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bpf import syscall
 from bpf.abi import MAPS, DropCount, DropKey, DropReason, Flow
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 # Of `drops`: stands for all devices that are gone.
 GONE = 0

@@ -15,7 +15,7 @@ import structlog
 from bpf import attach, node
 from bpf.abi import PeerKey
 from bpf.errors import KernelError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller import alone, kubeproxy, monitor, sweep, web
 from controller.controller import Controller

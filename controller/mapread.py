@@ -7,7 +7,7 @@ bpftool's dump of 100,000 entries takes 2 s of CPU, and parsing it 250 MB and ha
 import errno
 
 from bpf import bpftool, syscall
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 _ENOTSUPP = 524  # the kernel's own, not in errno
 

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from bpf import bpftool, syscall
 from bpf.errors import BatchError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from controller import mapread
 
 

@@ -14,7 +14,7 @@ from prometheus_client.process_collector import ProcessCollector
 from bpf import bpftool
 from bpf.abi import Counter, DropCount, DropKey, DropReason
 from bpf.errors import BpfError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from controller.sweep import Round
 from controller.web import NOT_FOUND, Answer
 

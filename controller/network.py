@@ -12,10 +12,10 @@ from pathlib import Path
 
 import structlog
 
-from bpf import bpftool, syscall
+from bpf import attach, bpftool, syscall
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller import nodes
 from controller.errors import NetworkError
@@ -31,8 +31,6 @@ log = structlog.get_logger()
 
 UNDERLAY_HOOKS = ("from_netdev", "to_netdev")
 OVERLAY_HOOKS = ("from_overlay", "to_overlay")
-
-FILTER_PREFIX = "calico-ebpf/"
 
 HANDOVER_FILE = "handover.json"
 
@@ -371,8 +369,8 @@ def _programs() -> dict[int, dict[str, int]]:
     """Our hooks on each device, pod links included, with the ids of their programs."""
     found: dict[int, dict[str, int]] = {}
     for item in bpftool.filters():
-        if item.get("name", "").startswith(FILTER_PREFIX):
-            found.setdefault(item["ifindex"], {})[item["name"].removeprefix(FILTER_PREFIX)] = item["id"]
+        if item.get("name", "").startswith(attach.FILTER_PREFIX):
+            found.setdefault(item["ifindex"], {})[item["name"].removeprefix(attach.FILTER_PREFIX)] = item["id"]
     return found
 
 

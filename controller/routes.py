@@ -17,7 +17,7 @@ from pyroute2.nftables.main import NFTables
 
 from bpf import attach
 from bpf.address import packed, text
-from bpf.loader import Pins
+from bpf.pins import Pins
 from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
 

@@ -16,7 +16,7 @@ import structlog
 
 from bpf import syscall
 from bpf.errors import BpfError
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 log = structlog.get_logger()
 

@@ -41,6 +41,7 @@ from bpf.abi import (
     RemoteKey,
     Slot,
     SlotKey,
+    StateIndex,
     Tuple,
     Underlay,
     UnderlayKey,
@@ -145,6 +146,7 @@ class Datapath:
         emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
+        self.taking_over(0)
         self._counters = dict(zip(Counter, self._count(list(Counter)), strict=True))
         populate(self)
 
@@ -219,6 +221,11 @@ class Datapath:
         """Another node's MAC."""
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
 
+    def taking_over(self, until_ns: int = 2**63) -> None:
+        """As while another layout's flows are copied; until the next reset."""
+        index = StateIndex.TAKING_OVER_UNTIL_NS
+        self.write("state", struct.pack("=I", index), struct.pack("=Q", until_ns))
+
     def flow(self, key: Tuple) -> Flow | None:
         value = self.read("flows", key.pack())
         return Flow.unpack(value) if value else None
@@ -258,7 +265,7 @@ class Datapath:
 def load_arguments(version: tuple[int, int]) -> tuple[Config, dict[str, int]]:
     """What kernel.load takes: constants as a kernel of this version needs them, and sizes of maps."""
     coarse_clock = version >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]
-    sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": 2}
+    sizes = dict.fromkeys(MAPS, 1024) | {"flows": 262_144, "counters": len(Counter), "state": len(StateIndex)}
     return CONFIG._replace(coarse_clock=int(coarse_clock)), sizes
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from bpf import loader, syscall
 from bpf.abi import MAPS, Config
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
 CLONE_NEWNET = 0x40000000

@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from bpf import attach, loader, syscall
-from bpf.abi import MAPS, Backend, BackendKey, ConnectTime, Counter, Frontend, FrontendKey, Slot, SlotKey
+from bpf.abi import MAPS, Backend, BackendKey, ConnectTime, Counter, Frontend, FrontendKey, Slot, SlotKey, StateIndex
 from bpf.address import packed
-from bpf.loader import Pins
 from bpf.node import mounts
+from bpf.pins import Pins
 from bpf.tests.datapath import CONFIG, TCP_PROTOCOL, UDP_PROTOCOL
 from bpf.tests.kernel import OBJECTS
 
@@ -126,7 +126,8 @@ def _new_namespace() -> int:
 
 
 @contextmanager
-def _cgroup() -> Iterator[Path]:
+def cgroup() -> Iterator[Path]:
+    """A cgroup of the test's own."""
     root = next(point for point, kind in mounts() if kind == "cgroup2")
     path = root / f"calico-ebpf-test-{os.getpid()}"
     path.mkdir()
@@ -143,14 +144,14 @@ def host(tmp_path: Path) -> Iterator[Host]:
     subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
     namespace = _new_namespace()
     try:
-        with _cgroup() as cgroup:
+        with cgroup() as group:
             pins = Pins(mount)
-            host = Host(pins, cgroup, namespace)
+            host = Host(pins, group, namespace)
             cookie = host.run(loader.netns_cookie)
             config = CONFIG._replace(host_netns_cookie=cookie, connect_time=ConnectTime.HOST)
-            sizes = dict.fromkeys(MAPS, 1024) | {"counters": len(Counter), "state": 2}
+            sizes = dict.fromkeys(MAPS, 1024) | {"counters": len(Counter), "state": len(StateIndex)}
             loader.load(pins, OBJECTS, config, sizes, tmp_path / "lock")
-            attach.attach_cgroup(pins, cgroup)
+            attach.attach_cgroup(pins, group)
             yield host
     finally:
         os.close(namespace)

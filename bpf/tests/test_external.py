@@ -540,6 +540,17 @@ class TestBackendInTheHostsNetwork:
         same(result.packet, packet)
         assert datapath.flow(key((family.node, 40000), (family.outside, 443))) is None
 
+    @BOTH
+    def test_host_says_nothing_of_flows_that_are_taken_over(self, datapath: Datapath, family: Family) -> None:
+        """To its NodePort, or a port of the masquerade: dropped; its own connections go on."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        datapath.taking_over()
+        masqueraded = dp.CONFIG.masquerade_port_min + dp.CONFIG.masquerade_port_count - 1
+        for port, verdict in ((NODE_PORT, SHOT), (masqueraded, SHOT), (masqueraded + 1, PASS), (22, PASS)):
+            packet = arriving(tcp(family, (family.outside, 5000), (family.node, port), "PA"))
+            assert datapath.run("from_netdev", packet).verdict == verdict
+        assert datapath.dropped(DropReason.TAKING_OVER) == 2
+
 
 class TestMasquerade:
     """What pods send out of the cluster."""

@@ -4,7 +4,6 @@
 import fcntl
 import os
 import shutil
-import subprocess
 import threading
 from pathlib import Path
 
@@ -12,59 +11,13 @@ import pytest
 
 from bpf import abi, loader, syscall
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.syscall import MapInfo
+from bpf.tests.trivial import CONFIG, verdict
 
 pytestmark = pytest.mark.root
 
 HASH = 1
-CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0, 10)
-
-# One program, which returns the constant `mark` and uses the map `state`.
-SOURCE = """
-#include "config.h"
-#include "maps.h"
-SEC("classifier") int %s(struct __sk_buff *skb)
-{
-	__u32 key = 0;
-	return bpf_map_lookup_elem(&state, &key) ? config.mark : 0;
-}
-char _license[] SEC("license") = "GPL";
-"""
-
-
-@pytest.fixture(scope="module")
-def objects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with trivial objects in the place of all."""
-    directory = tmp_path_factory.mktemp("objects")
-    headers = Path(loader.__file__).parent
-    system = f"/usr/include/{os.uname().machine}-linux-gnu"
-    for name in (*loader.OBJECTS, loader.SWEEP):
-        source, raw = directory / f"{name}.c", directory / f"{name}.raw"
-        source.write_text(SOURCE % name.removesuffix(".o"))
-        flags = ["-target", "bpf", "-O2", "-g", f"-I{headers}", f"-I{system}"]
-        subprocess.run(["clang", *flags, "-c", source, "-o", raw], check=True)
-        subprocess.run(["bpftool", "gen", "object", directory / name, raw], check=True)
-    return directory
-
-
-@pytest.fixture
-def pins(bpffs: Path) -> Pins:
-    return Pins(bpffs)
-
-
-@pytest.fixture
-def lock(tmp_path: Path) -> Path:
-    return tmp_path / "run" / "load.lock"
-
-
-def verdict(pins: Pins, name: str) -> int:
-    """What a pinned program makes of a packet."""
-    fd = pins.open_program(name)
-    try:
-        return syscall.program_test_run(fd, bytes(64)).verdict
-    finally:
-        os.close(fd)
 
 
 def test_load_pins_every_map_and_program(pins: Pins, objects: Path, lock: Path) -> None:

@@ -218,6 +218,20 @@ class TestFromPod:
         assert datapath.dropped(DropReason.NO_FLOW) == 1
 
     @BOTH
+    @pytest.mark.parametrize("flags", ["PA", "SA", "FA"])
+    def test_mid_stream_without_flow_waits_while_flows_are_taken_over(
+        self, datapath: Datapath, family: Family, flags: str
+    ) -> None:
+        """For a Service, and from a pod that may be its backend: no refusal, nothing untranslated, no flow."""
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.server, 8080)])
+        datapath.taking_over()
+        for destination in ((family.service, 80), (family.server, 8080), (family.remote, 8080)):
+            assert datapath.run("from_pod", tcp(family, (family.client, 40000), destination, flags)).verdict == SHOT
+            assert datapath.flow(key((family.client, 40000), destination)) is None
+        assert datapath.dropped(DropReason.TAKING_OVER) == 3
+        assert datapath.run("from_pod", tcp(family, (family.client, 40000), (family.service, 80))).verdict == REDIRECT
+
+    @BOTH
     def test_spoofed_source_is_dropped(self, datapath: Datapath, family: Family) -> None:
         """A pod cannot send with an address that is not its own: neither an unknown one nor another pod's."""
         datapath.pod(family.server, 99, dp.SERVER_MAC, dp.SERVER_HOST_MAC)

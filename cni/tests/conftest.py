@@ -20,7 +20,7 @@ import pytest
 from bpf import syscall
 from bpf.abi import MAPS, Pod, PodKey
 from bpf.address import packed
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHER = ROOT / "build/bin/calico-ebpf"

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from bpf import node, syscall
 from bpf.abi import MAPS
 from bpf.errors import NotLoadedError
-from bpf.loader import OBJECTS, Pins
+from bpf.loader import OBJECTS
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller.commands import cnifiles, daemons, sizes
 from controller.commands.checks import Check, Verdict, check

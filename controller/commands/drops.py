@@ -9,7 +9,7 @@ import click
 
 from bpf import abi, node
 from bpf.cli import settings_flags
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller.commands.options import output_flag
 from controller.commands.output import Column, show_json, table
@@ -43,6 +43,8 @@ MEANINGS = {
     "or for what another node handed over: a few while endpoints go are harmless; otherwise see `calico-ebpf services` "
     "on both nodes.",
     abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end in seconds.",
+    abi.DropReason.TAKING_OVER: "While a version with another layout of the maps took over, a connection's packet came "
+    "before its flow did: a few are harmless, they are sent again.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
     abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "

@@ -10,7 +10,7 @@ import click
 
 from bpf import abi, address, node
 from bpf.cli import settings_flags
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller.commands.options import ADDRESS, output_flag
 from controller.commands.output import Column, duration, show

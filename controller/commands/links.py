@@ -16,7 +16,6 @@ from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME
 from controller.routes import PROTOCOL, Device, Netlink, Snapshot
 
-FILTER_PREFIX = "calico-ebpf/"
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 
 
@@ -30,8 +29,10 @@ class Attached(NamedTuple):
 
 def attached() -> list[Attached]:
     """Our programs on the devices of this network namespace. Raises BpftoolError."""
-    found = [item for item in bpftool.filters() if str(item.get("name", "")).startswith(FILTER_PREFIX)]
-    return [Attached(item["devname"], item["ifindex"], item["name"].removeprefix(FILTER_PREFIX)) for item in found]
+    found = [item for item in bpftool.filters() if str(item.get("name", "")).startswith(attach.FILTER_PREFIX)]
+    return [
+        Attached(item["devname"], item["ifindex"], item["name"].removeprefix(attach.FILTER_PREFIX)) for item in found
+    ]
 
 
 def seen() -> Snapshot:

@@ -8,7 +8,7 @@ from typing import Any
 
 from bpf import abi, address, bpftool, syscall
 from bpf.errors import KernelError
-from bpf.loader import Pins
+from bpf.pins import Pins
 
 LRU_HASH = 9
 HASHES = (1, LRU_HASH)

@@ -12,7 +12,7 @@ import click
 from bpf import node
 from bpf.abi import MAPS
 from bpf.cli import settings_flags
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller import web
 from controller.commands import daemons, drops, handovers, links, sizes

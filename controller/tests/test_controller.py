@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller.controller import Audited, Controller, Signal
 from controller.dataplane import Dataplane

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bpf.loader import Pins
+from bpf.pins import Pins
 from controller.maps import PinnedMaps
 from controller.tests.fakes import NAMES
 from controller.tests.objects import JSON, endpoint, endpoint_slice, node, served, service

@@ -9,7 +9,7 @@ import pytest
 from bpf import bpftool, syscall
 from bpf.abi import MAPS
 from bpf.errors import BatchError, BpftoolError, NotLoadedError
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.syscall import MapInfo
 from controller.dataplane import Dataplane
 from controller.maps import Op, PinnedMaps

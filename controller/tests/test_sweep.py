@@ -11,7 +11,7 @@ import pytest
 from bpf import loader, node, syscall
 from bpf.abi import Flow, FlowState, Tuple, Way
 from bpf.address import packed
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from controller import sweep
 from controller.metrics import Metrics

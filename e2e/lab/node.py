@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from bpf.loader import Pins
+from bpf.pins import Pins
 from e2e.lab import runtime, space
 from e2e.lab.addresses import Dual
 from e2e.lab.errors import LabError
@@ -67,10 +67,15 @@ class Node:
             raise LabError(f"{LAUNCHER} is missing: `make build` makes it")
         self._put(f"{runtime.CNI_BIN}/calico-ebpf", LAUNCHER.read_bytes(), 0o755)
         self._put(runtime.CNI_CONF, CONF.read_bytes(), 0o644)
-        self._put(ONE_SHOT, f"#!/bin/sh\nexec {sys.executable} -I -m cni.oneshot\n".encode(), 0o755)
-        self._put(COMMAND, f'#!/bin/sh\nexec {PROGRAM} "$@"\n'.encode(), 0o755)
+        self.run_from(ROOT)
         self._settings = {"node_name": self.name, **settings}
         self.configure()
+
+    def run_from(self, tree: Path) -> None:
+        """Has daemons that are started, commands and the one-shot process run the sources of a tree."""
+        python = f"#!/bin/sh\nPYTHONPATH={tree} exec"
+        self._put(ONE_SHOT, f"{python} {sys.executable} -P -m cni.oneshot\n".encode(), 0o755)
+        self._put(COMMAND, f'{python} {PROGRAM} "$@"\n'.encode(), 0o755)
 
     def configure(self, **changes: object) -> None:
         """Changes settings in the node's file; daemons follow when they are started again."""

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from bpf import abi, loader, syscall
 from bpf.cli import main
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.settings import Settings
 from bpf.tests.mounts import mounted_bpffs
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bpf import attach
 from bpf.abi import Config
-from bpf.loader import Pins
+from bpf.pins import Pins
 from bpf.tests import kernel
 from bpf.tests.kernel import Programs
 

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One layout takes over from another: trivial programs, real maps, of which the other version has some otherwise."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from bpf import abi, attach, loader, syscall, upgrade
+from bpf.abi import MAPS, Pod, PodKey, StateIndex
+from bpf.pins import Pins
+from bpf.tests import trivial
+from bpf.tests.test_cgroup import cgroup
+from bpf.tests.trivial import CONFIG, verdict
+
+pytestmark = pytest.mark.root
+
+PERCPU_ARRAY = 6
+
+# In the other version a pod has a field more, before those that it had, and no flags; counters are fewer.
+OTHER_POD = {"novelty": (0, 8), "ifindex": (8, 4), "pod_mac": (12, 6), "host_mac": (18, 6), "container_hash": (24, 16)}
+OTHER_POD_BYTES = 40
+FIELDS = abi.FIELDS | {"Pod": OTHER_POD}
+OTHER_MAPS = MAPS | {
+    "pods": MAPS["pods"]._replace(value_size=OTHER_POD_BYTES),
+    "counters": MAPS["counters"]._replace(max_entries=3),
+}
+KEY = PodKey(bytes(15) + b"\x01").pack()
+POD = Pod(7, 3, b"podmac", b"hosmac", 99)
+
+
+class Versions:
+    """This version of the project, and one whose layout is another, on the same node."""
+
+    def __init__(self, bpffs: Path, objects: Path, lock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.this, self.other = Pins(bpffs), Pins(bpffs, "v1000")
+        self._objects, self._lock, self._monkeypatch = objects, lock, monkeypatch
+
+    def load_this(self, mark: int = CONFIG.mark) -> bool:
+        return loader.load(self.this, self._objects, CONFIG._replace(mark=mark), {}, self._lock)
+
+    def load_other(self, replace: bool = True) -> bool:
+        with self._monkeypatch.context() as patched:
+            for module in (loader, upgrade):
+                patched.setattr(module, "MAPS", OTHER_MAPS)
+            patched.setattr(upgrade, "FIELDS", FIELDS)
+            return loader.load(self.other, self._objects, CONFIG, {}, self._lock, replace)
+
+
+@pytest.fixture
+def versions(bpffs: Path, objects: Path, lock: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
+    return Versions(bpffs, objects, lock, monkeypatch)
+
+
+def write(pins: Pins, name: str, key: bytes, value: bytes) -> None:
+    with pins.opened_map(name) as fd:
+        syscall.map_update(fd, key, value)
+
+
+def read(pins: Pins, name: str, key: bytes) -> bytes | None:
+    with pins.opened_map(name) as fd:
+        return syscall.map_lookup(fd, key, syscall.map_info(fd).value_size)
+
+
+def map_id(pins: Pins, name: str) -> int:
+    with pins.opened_map(name) as fd:
+        return syscall.map_info(fd).map_id
+
+
+def test_maps_of_the_same_fields_are_shared(versions: Versions) -> None:
+    """They are the same maps, flows among them; what counts per CPU in another shape begins at 0."""
+    assert versions.load_this()
+    before = {name: map_id(versions.this, name) for name in MAPS}
+    assert versions.load_other()
+    assert {name for name in MAPS if map_id(versions.other, name) != before[name]} == {"pods", "counters"}
+    with versions.other.opened_map("counters") as fd:
+        assert syscall.map_info(fd)[0] == PERCPU_ARRAY
+        assert syscall.map_info(fd).max_entries == 3
+
+
+def test_entries_are_copied_by_the_names_of_fields(versions: Versions) -> None:
+    """A new field is 0, and so is one of another size; to and fro, what neither version lacks is as it was."""
+    versions.load_this()
+    write(versions.this, "pods", KEY, POD.pack())
+    versions.load_other()
+    assert read(versions.other, "pods", KEY) == bytes(8) + POD.pack()[:4] + b"podmac" + b"hosmac" + bytes(16)
+    versions.load_this()
+    assert Pod.unpack(read(versions.this, "pods", KEY) or b"") == POD._replace(flags=0, container_hash=0)
+
+
+def test_no_pin_of_the_layout_before_is_left(versions: Versions) -> None:
+    """Nor of one that was never finished."""
+    versions.load_this()
+    (versions.this.root.parent / "v7" / "maps").mkdir(parents=True)
+    versions.load_other()
+    assert [path.name for path in versions.this.root.parent.iterdir()] == ["v1000"]
+    assert verdict(versions.other, "tc") == CONFIG.mark
+
+
+def test_both_daemons_find_one_takeover(versions: Versions) -> None:
+    """Who comes second finds nothing to do; and the CNI server takes over, if it comes first, as well."""
+    versions.load_this()
+    assert versions.load_other(replace=False)
+    assert not versions.load_other()
+
+
+def test_takeover_that_was_killed_is_done_again(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the new programs are linked and nothing is replaced, and the old ones go on."""
+    versions.load_this()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(upgrade, "_send", killed)
+        with pytest.raises(KeyboardInterrupt):
+            versions.load_other()
+    assert versions.other.programs.is_dir()
+    write(versions.this, "pods", KEY, POD.pack())
+    versions.load_other(replace=False)
+    assert read(versions.other, "pods", KEY)
+    assert not versions.this.root.exists()
+    assert read(versions.other, "state", bytes([StateIndex.TAKING_OVER_UNTIL_NS, 0, 0, 0])) == bytes(8)
+
+
+def test_what_is_there_already_is_not_overwritten(versions: Versions) -> None:
+    """The new programs have written it since."""
+    versions.load_this()
+    write(versions.this, "pods", KEY, POD.pack())
+    versions.load_other()
+    write(versions.other, "pods", KEY, b"\x01" * OTHER_POD_BYTES)
+    versions.load_other()
+    assert read(versions.other, "pods", KEY) == b"\x01" * OTHER_POD_BYTES
+
+
+def test_layout_that_does_not_describe_itself_is_swept(versions: Versions) -> None:
+    """As one that was made before layouts did: this one begins empty."""
+    versions.load_this()
+    write(versions.this, "pods", KEY, POD.pack())
+    versions.this.map(upgrade.DESCRIPTION).unlink()
+    versions.load_other()
+    assert read(versions.other, "pods", KEY) is None
+    assert not versions.this.root.exists()
+
+
+def test_description_names_every_map(versions: Versions) -> None:
+    """Its JSON has type, sizes and fields of each; a layout that lacks it is given it."""
+    versions.load_this()
+    versions.this.map(upgrade.DESCRIPTION).unlink()
+    versions.load_this()
+    found = json.loads(read(versions.this, upgrade.DESCRIPTION, bytes(4)) or b"")
+    assert found.keys() == MAPS.keys()
+    assert found["slots"] == {
+        "type": 1,
+        "entries": 0,
+        "key_size": 8,
+        "value_size": 4,
+        "key": {"service_id": [0, 4], "slot": [4, 4]},
+        "value": {"backend_id": [0, 4]},
+    }
+
+
+def test_links_to_the_cgroup_are_taken_over(
+    bpffs: Path, objects: Path, lock: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One link, with the new program: at no moment there are none or two."""
+    some = tmp_path / "objects"
+    shutil.copytree(objects, some)
+    trivial.build(some, "cgroup.o", "connect4", "cgroup/connect4")
+    versions = Versions(bpffs, some, lock, monkeypatch)
+    monkeypatch.setattr(attach, "CGROUP_HOOKS", {"connect4": attach.CGROUP_HOOKS["connect4"]})
+    versions.load_this()
+    with cgroup() as group:
+        attach.attach_cgroup(versions.this, group)
+        before = link_info(versions.this)
+        versions.load_other()
+        after = link_info(versions.other)
+        with versions.other.opened_program("connect4") as program:
+            assert after == (before[0], syscall.program_id(program))
+        assert after[1] != before[1]
+        attach.detach_cgroup(versions.other)
+
+
+def link_info(pins: Pins) -> tuple[int, int]:
+    """(id of the link to the cgroup, id of its program)."""
+    fd = syscall.obj_get(pins.links / "connect4")
+    try:
+        lines = dict(line.split(":\t", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines())
+    finally:
+        os.close(fd)
+    return int(lines["link_id"]), int(lines["prog_id"])

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes over from a layout of another version, older or newer: its maps, and what is attached.
+
+Beside the maps of a layout stands one more, `layout`, of a single entry: JSON that names the fields of all of them. So
+each version reads what any other left, also what was not yet written when it was made:
+
+- a map whose fields are the same is pinned here as well, and goes on as it is;
+- the entries of another are copied field by field, by name: a field that is new is 0, one that is gone is left out;
+- what counts per CPU begins at 0, as after a boot.
+
+Hence a field that comes to mean something else comes to have another name.
+"""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from sys import byteorder
+from typing import Any
+
+from bpf import attach, bpftool, syscall
+from bpf.abi import FIELDS, MAPS, MapSpec, StateIndex
+from bpf.pins import Pins
+from bpf.syscall import MapInfo
+
+DESCRIPTION = "layout"
+
+# enum bpf_map_type
+HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH = 1, 2, 5, 6, 9
+
+# Filters are replaced by as many messages at once as a socket's buffer holds in any case.
+MESSAGES_AT_ONCE = 128
+
+# For who takes over and dies of it; copying half a million flows takes four seconds.
+HOLD_NS = 30_000_000_000
+
+# Of a struct's fields: name -> offset and size in bytes.
+Fields = Mapping[str, tuple[int, int]]
+
+
+def predecessor(pins: Pins) -> Pins | None:
+    """The layout that is in force, if it is another one."""
+    found = [other for other in pins.others() if other.programs.is_symlink()]
+    return max(found, key=lambda other: other.programs.lstat().st_mtime_ns, default=None)
+
+
+def describe(pins: Pins) -> None:
+    """Pins the description of this version's maps, unless it is there."""
+    pin = pins.map(DESCRIPTION)
+    if pin.exists():
+        return
+    text = json.dumps(_described()).encode()
+    fd = syscall.map_create(MapInfo(ARRAY, 0, 4, len(text), 1, 0), DESCRIPTION)
+    try:
+        syscall.map_update(fd, bytes(4), text)
+        syscall.obj_pin(fd, pin)
+    finally:
+        os.close(fd)
+
+
+def share(before: Pins, pins: Pins) -> None:
+    """Pins here the maps of another layout that are the same in this one, but for those that stand here."""
+    theirs = _description(before)
+    for name, ours in _described().items():
+        if theirs.get(name) == ours and not pins.map(name).exists():
+            with before.opened_map(name) as fd:
+                syscall.obj_pin(fd, pins.map(name))
+
+
+def copy(before: Pins, pins: Pins) -> None:
+    """Copies the entries of the maps that are not shared, but for keys that stand here."""
+    theirs, ours = _description(before), _described()
+    for name, spec in MAPS.items():
+        if name in theirs and theirs[name] != ours[name] and spec.map_type not in (PERCPU_HASH, PERCPU_ARRAY):
+            _copy_map(before, pins, name, theirs[name], ours[name])
+
+
+@contextmanager
+def switching(before: Pins, programs: Path) -> Iterator[Callable[[Pins], None]]:
+    """What replaces all that another layout has attached with the pinned `programs`: to the cgroup, and to devices.
+
+    It is made ready here, so that it takes no time in which both layouts are at work. A filter whose program this
+    version does not have stays, until who attaches programs takes it off.
+    """
+    held = {path.name: syscall.obj_get(path) for path in programs.iterdir()}
+    try:
+        messages = _replacements(held)
+
+        def switch(pins: Pins) -> None:
+            attach.move_cgroup(before, pins)
+            _send(messages)
+
+        yield switch
+    finally:
+        for fd in held.values():
+            os.close(fd)
+
+
+@contextmanager
+def holding(*layouts: Pins) -> Iterator[None]:
+    """Has the programs of these layouts drop what seems to be in the middle of an unknown connection, in place of
+    letting it through or refusing it: its flow may be in the other layout."""
+    _hold(layouts, time.monotonic_ns() + HOLD_NS)
+    try:
+        yield
+    finally:
+        _hold(layouts, 0)
+
+
+def converter(theirs: Fields, ours: Fields, size: int) -> Callable[[bytes], bytes]:
+    """What makes one of our structs, of `size` bytes, of another version's. A field of another size counts as new."""
+    moves = [(place, theirs[name][0], length) for name, (place, length) in ours.items() if _alike(name, theirs, length)]
+
+    def converted(data: bytes) -> bytes:
+        made = bytearray(size)
+        for place, start, length in moves:
+            made[place : place + length] = data[start : start + length]
+        return bytes(made)
+
+    return converted
+
+
+def _hold(layouts: Iterable[Pins], until_ns: int) -> None:
+    key, value = int(StateIndex.TAKING_OVER_UNTIL_NS).to_bytes(4, byteorder), until_ns.to_bytes(8, byteorder)
+    for layout in layouts:
+        # One that does not know of it refuses connections.
+        with suppress(OSError), layout.opened_map("state") as state:
+            syscall.map_update(state, key, value)
+
+
+def _alike(name: str, theirs: Fields, length: int) -> bool:
+    return name in theirs and theirs[name][1] == length
+
+
+def _described() -> dict[str, Any]:
+    """This version's maps, as a description is read back."""
+    return {name: _shape(spec) for name, spec in MAPS.items()}
+
+
+def _shape(spec: MapSpec) -> dict[str, Any]:
+    structs = {"key": (spec.key, spec.key_size), "value": (spec.value, spec.value_size)}
+    return {
+        "type": spec.map_type,
+        # That of others is a setting.
+        "entries": spec.max_entries if spec.map_type in (ARRAY, PERCPU_ARRAY) else 0,
+        "key_size": spec.key_size,
+        "value_size": spec.value_size,
+        **{
+            side: {field: list(place) for field, place in FIELDS.get(struct, {"": (0, size)}).items()}
+            for side, (struct, size) in structs.items()
+        },
+    }
+
+
+def _description(pins: Pins) -> dict[str, Any]:
+    """What a layout holds; nothing where it does not say."""
+    if not pins.map(DESCRIPTION).exists():
+        return {}
+    with pins.opened_map(DESCRIPTION) as fd:
+        text = syscall.map_lookup(fd, bytes(4), syscall.map_info(fd).value_size)
+    found: dict[str, Any] = json.loads(text or b"{}")
+    return found
+
+
+def _copy_map(before: Pins, pins: Pins, name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    key_of = converter(theirs["key"], ours["key"], ours["key_size"])
+    value_of = converter(theirs["value"], ours["value"], ours["value_size"])
+    with pins.opened_map(name) as target:
+        for key, value in _entries(before, name, theirs):
+            # The key may stand there, and there may be no room in a map that is smaller now.
+            with suppress(OSError):
+                syscall.map_update(target, key_of(key), value_of(value), syscall.NOEXIST)
+
+
+def _entries(pins: Pins, name: str, shape: Mapping[str, Any]) -> Iterable[tuple[bytes, bytes]]:
+    if shape["type"] not in (HASH, LRU_HASH):
+        yield from bpftool.dump(pins.map(name))
+        return
+    with pins.opened_map(name) as fd:
+        yield from syscall.map_entries(fd, shape["key_size"], shape["value_size"])
+
+
+def _replacements(programs: Mapping[str, int]) -> list[bytes]:
+    """The messages that give every filter of ours on this node's devices the program of its name."""
+    from pyroute2 import IPBatch  # takes a tenth of a second, for which only an upgrade has a use
+
+    batch, messages = IPBatch(), []
+    for item in bpftool.filters():
+        hook = item.get("name", "").removeprefix(attach.FILTER_PREFIX)
+        if hook in programs:
+            attach.attach_device(batch, item["ifindex"], hook, programs[hook])
+            messages.append(bytes(batch.batch))
+            batch.reset()
+    return messages
+
+
+def _send(messages: list[bytes]) -> None:
+    """The kernel has done all of it when this returns; that a device has gone meanwhile is no loss."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE) as netlink:
+        netlink.bind((0, 0))
+        for start in range(0, len(messages), MESSAGES_AT_ONCE):
+            netlink.send(b"".join(messages[start : start + MESSAGES_AT_ONCE]))
