@@ -24,7 +24,7 @@ from controller.dataplane import Dataplane
 from controller.health import Health
 from controller.metrics import Metrics
 from controller.mirror import Mirror
-from controller.model import Kind, Node
+from controller.model import REQUIRED, Kind, Node
 from controller.network import NodeNetwork
 from controller.pacing import Backoff, Pacer
 from controller.report import Report, Standing
@@ -82,7 +82,7 @@ class Controller:
         self._services = ServiceTracker(Rules(settings.node_name, settings.return_path == "direct"))
         self._standing = Standing()
         self._report = Report(settings.run_dir)
-        self._unlisted = set(Kind)
+        self._unlisted = set(REQUIRED)
         self._pacer = Pacer(settings.sync_interval_ms / 1000)
         self._network_pacer = Pacer(NETWORK_INTERVAL_S)
         self._network_dirty = True

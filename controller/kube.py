@@ -9,6 +9,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from kubernetes import client, config
 from controller.departures import Departures
 from controller.errors import ApiError, ExpiredError, RefusedError
 from controller.manifests import label
-from controller.model import Key, Kind, Object, type_of_kind
+from controller.model import REQUIRED, Key, Kind, Object, Pod, type_of_kind
 from controller.pacing import Backoff
 from controller.services import LABEL_HEADLESS, LABEL_PROXY
 from controller.source import Changed, Event, Post, Problem, Problems, Synced
+from controller.standins import StandIns
 
 log = structlog.get_logger()
 
@@ -42,10 +44,13 @@ SETTLE_S, SETTLE_RATE = 10.0, 100.0
 GOOD_WATCH_S = 5
 
 PODS = "/api/v1/pods"
+# Where each kind is, and what of it is asked for. Of a pod that has ended the API keeps the address, which another may
+# have by then.
 RESOURCES = {
-    Kind.SERVICE: ("/api/v1/services", f"!{LABEL_PROXY}"),
-    Kind.ENDPOINT_SLICE: ("/apis/discovery.k8s.io/v1/endpointslices", f"!{LABEL_HEADLESS}"),
-    Kind.NODE: ("/api/v1/nodes", ""),
+    Kind.SERVICE: ("/api/v1/services", {"labelSelector": f"!{LABEL_PROXY}"}),
+    Kind.ENDPOINT_SLICE: ("/apis/discovery.k8s.io/v1/endpointslices", {"labelSelector": f"!{LABEL_HEADLESS}"}),
+    Kind.NODE: ("/api/v1/nodes", {}),
+    Kind.POD: (PODS, {"fieldSelector": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}),
 }
 
 
@@ -79,20 +84,8 @@ class _Status(msgspec.Struct):
     code: int = 0
 
 
-class _PodAddress(msgspec.Struct):
-    ip: str
-
-
-class _PodStatus(msgspec.Struct):
-    pod_ips: list[_PodAddress] | None = msgspec.field(name="podIPs", default=None)
-
-
-class _Pod(msgspec.Struct):
-    status: _PodStatus = msgspec.field(default_factory=_PodStatus)
-
-
 class _Pods(msgspec.Struct):
-    items: list[_Pod] | None = None
+    items: list[Pod] | None = None
 
 
 _page = msgspec.json.Decoder(_Page)
@@ -103,7 +96,7 @@ _status = msgspec.json.Decoder(_Status)
 
 
 class KubernetesSource:
-    """Follows every kind in a thread of its own; implements Source.
+    """Follows every kind in a thread of its own, pods while a Node lacks ranges; implements Source.
 
     Args:
         kubeconfig: None: the pod's service account, else the variable KUBECONFIG.
@@ -115,20 +108,61 @@ class KubernetesSource:
         self._server = Server(kubeconfig, api_server)
         self._stopping = threading.Event()
         self._departures = Departures(own)
-        self._nodes_lock = threading.Lock()
+        self._stand_ins = StandIns(own)
+        # Held by who changes either; told of when the watch of pods may have come to be wanted.
+        self._nodes = threading.Condition()
+        self._pods_unwanted = threading.Event()
 
     def start(self, post: Post) -> None:
-        def post_nodes(events: Sequence[Event]) -> None:
-            with self._nodes_lock:
-                post(self._departures.passed(events))
-
-        for kind in Kind:
-            follower = Follower(kind, self._server, post_nodes if kind == Kind.NODE else post, self._stopping)
+        for kind in REQUIRED:
+            post_kind = partial(self._post_nodes, post) if kind == Kind.NODE else post
+            follower = Follower(kind, self._server, post_kind, self._stopping)
             threading.Thread(target=follower.run, name=f"watch-{kind}", daemon=True).start()
         threading.Thread(target=self._settle, args=(post,), name="departures", daemon=True).start()
+        threading.Thread(target=self._follow_pods, args=(post,), name="pods", daemon=True).start()
 
     def stop(self) -> None:
         self._stopping.set()
+        with self._nodes:
+            self._pods_unwanted.set()
+            self._nodes.notify()
+
+    def _post_nodes(self, post: Post, events: Sequence[Event]) -> None:
+        with self._nodes:
+            self._pass(post, self._departures.passed(events))
+
+    def _pass(self, post: Post, events: Sequence[Event]) -> None:
+        """Posts what comes of events of Nodes and pods, and has pods followed while it is wanted; under the lock."""
+        if passed := self._stand_ins.passed(events):
+            post(passed)
+        if self._stand_ins.wanted and not self._stopping.is_set():
+            self._pods_unwanted.clear()
+        else:
+            self._pods_unwanted.set()
+        self._nodes.notify()
+
+    def _follow_pods(self, post: Post) -> None:
+        """Lists and watches all pods whenever it is wanted. A watch ends with the next that comes of it, a bookmark at
+        the latest; where it is wanted again by then, it goes on."""
+
+        def post_pods(events: Sequence[Event]) -> None:
+            with self._nodes:
+                self._pass(post, events)
+
+        while True:
+            with self._nodes:
+                if self._stopping.is_set():
+                    return
+                if not self._stand_ins.wanted:
+                    self._nodes.wait(self._stand_ins.due_s)
+                    self._pass(post, ())
+                    continue
+            follower = Follower(Kind.POD, self._server, post_pods, self._pods_unwanted)
+            follower.run()
+            with self._nodes:
+                self._stand_ins.forget()
+                self._pass(post, [follower.silence()])
+            log.info("pods-no-longer-followed")
 
     def _settle(self, post: Post) -> None:
         """Asks for the pods of nodes that are kept without their Node, or with ranges that it does not name."""
@@ -139,10 +173,10 @@ class KubernetesSource:
                 except ApiError as error:
                     log.warning("pods-not-listed", node=name, error=str(error))
                     continue
-                with self._nodes_lock:
+                with self._nodes:
                     if events := self._departures.settle(name, addresses):
                         log.info("node-settled", node=name)
-                        post(events)
+                        self._pass(post, events)
 
     def _pause_s(self) -> float:
         kept = len(self._departures.kept)
@@ -242,11 +276,11 @@ class Server:
 
 
 class Follower:
-    """Lists one kind, then watches it, for ever."""
+    """Lists one kind, then watches it, until it is told to stop."""
 
     def __init__(self, kind: Kind, server: Server, post: Post, stopping: threading.Event) -> None:
         self._kind = kind
-        self._path, self._selector = RESOURCES[kind]
+        self._path, self._selectors = RESOURCES[kind]
         self._server = server
         self._post = post
         self._stopping = stopping
@@ -281,6 +315,10 @@ class Follower:
             elif not pause_s:
                 pause_s = backoff.next_s()
             self._stopping.wait(pause_s)
+
+    def silence(self) -> Problems:
+        """What takes back everything that was said to be wrong."""
+        return Problems(self._origin, ())
 
     def _list(self, start: str) -> None:
         """Raises ApiError."""
@@ -392,7 +430,7 @@ class Follower:
         return f"watch {self._kind}"
 
     def _query(self, **parameters: str) -> dict[str, str]:
-        return parameters | ({"labelSelector": self._selector} if self._selector else {})
+        return parameters | self._selectors
 
 
 def _lines(answer: urllib3.BaseHTTPResponse) -> Iterator[list[bytes]]:

@@ -159,7 +159,7 @@ def _ref(item: _Item) -> Ref | None:
     kind, api = header.kind or item.kind, header.api_version or item.api
     if not kind or not api:
         raise ManifestError(f"no {'apiVersion' if kind else 'kind'}", item.line)
-    if kind not in type_of_kind or _group(api) != _group(api_of_kind[Kind(kind)]):
+    if kind not in api_of_kind or _group(api) != _group(api_of_kind[Kind(kind)]):
         return None
     if not header.metadata or not header.metadata.name:
         raise ManifestError(f"a {kind} without metadata.name", item.line)

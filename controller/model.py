@@ -4,6 +4,7 @@
 Pure. Objects are values that nobody changes: two that are equal need no work. Source: k8s.io/api core/v1, discovery/v1.
 """
 
+from datetime import datetime
 from enum import StrEnum
 
 import msgspec
@@ -15,6 +16,11 @@ class Kind(StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    POD = "Pod"
+
+
+# What must have been listed once before anything is programmed. Pods are followed where a Node lacks ranges alone.
+REQUIRED = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE)
 
 
 class _Object(msgspec.Struct, rename="camel", gc=False):
@@ -25,6 +31,7 @@ class Metadata(_Object):
     name: str
     namespace: str = ""
     labels: dict[str, str] = {}
+    creation_timestamp: datetime | None = None
     deletion_timestamp: str | None = None
 
 
@@ -130,10 +137,30 @@ class Node(_Object):
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
 
-type_of_kind = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: Node}
+class PodSpec(_Object):
+    node_name: str = ""
+    host_network: bool = False
+
+
+class PodAddress(_Object):
+    ip: str
+
+
+class PodStatus(_Object):
+    pod_ips: list[PodAddress] | None = msgspec.field(name="podIPs", default=None)
+
+
+class Pod(_Object):
+    metadata: Metadata
+    spec: PodSpec = msgspec.field(default_factory=PodSpec)
+    status: PodStatus = msgspec.field(default_factory=PodStatus)
+
+
+type_of_kind = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: Node, Kind.POD: Pod}
+# Those that are read from manifests, too.
 api_of_kind = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
 
-Object = Service | EndpointSlice | Node
+Object = Service | EndpointSlice | Node | Pod
 
 # (namespace, name); Nodes have no namespace: "".
 Key = tuple[str, str]

@@ -62,7 +62,7 @@ def matters(kind: int, body: bytes) -> bool:
     family, length, _, _, table, protocol = struct.unpack_from("=BBBBBB", body)
     if table != _MAIN_TABLE:
         return False
-    # Routes of ours to single addresses are the CNI plugin's, to its pods.
+    # Routes of ours to single addresses are the CNI plugin's, to its pods; those to other nodes' the audit looks after.
     return protocol != _OURS or (kind == _DELROUTE and length != (32 if family == socket.AF_INET else 128))
 
 

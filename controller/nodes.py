@@ -182,15 +182,13 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         tunnelled = bool(hop.gateway) and steering.encapsulation != "never" and network.overlay_ifindex != 0
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
         remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
-    routes, problems = [], _cut_off(node, handovers.values())
+    routes, lost = [], []
     # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
     overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
     for cidr in node.pod_cidrs:
         way = _way_to_pods(cidr, reached, own, steering.encapsulation)
         if way is None:
-            problems.append(
-                Problem(f"Node {node.name}", f"no way to its pods {cidr}: no usable InternalIP, or no route")
-            )
+            lost.append(cidr)
             continue
         address, hop, tunnelled = way
         overlay |= tunnelled
@@ -201,6 +199,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
     on_link = {address: hop.ifindex for address, hop in reached.items() if not hop.gateway}
+    problems = [*_cut_off(node, handovers.values()), *_lost(node, lost)]
     return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
 
 
@@ -233,6 +232,13 @@ def _cut_off(node: NodeFacts, handovers: Iterable[Handover]) -> list[Problem]:
     cut_off = [text(one.address) for one in handovers if one.way == "none"]
     message = f"outside clients' packets cannot be handed over to {', '.join(cut_off)}: {NO_TUNNEL}"
     return [Problem(f"Node {node.name}", message)] if cut_off else []
+
+
+def _lost(node: NodeFacts, cidrs: list[str]) -> list[Problem]:
+    """One for all, which may be single addresses."""
+    more = f" and {len(cidrs) - 1} more" if len(cidrs) > 1 else ""
+    message = f"no way to its pods {cidrs[0] if cidrs else ''}{more}: no usable InternalIP, or no route"
+    return [Problem(f"Node {node.name}", message)] if cidrs else []
 
 
 def node_entries(

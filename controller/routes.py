@@ -31,6 +31,9 @@ OVERLAY_ADDRESS = "169.254.206.1"
 
 # Behind a route of anybody else to the same addresses: that of another plugin's bridge, say.
 UNREACHABLE_METRIC = 1 << 16
+# Routes to single pods come behind those of pod links, which they must neither hide nor replace: an address that a pod
+# has here may be told of another node for a while, when it was that of a pod there before.
+POD_METRIC = 1 << 15
 
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_F_ONLINK = 4
@@ -217,6 +220,8 @@ def _hops(message: Any) -> Iterator[Hop]:
 
 def _route_arguments(route: Route) -> dict[str, Any]:
     arguments = {**_prefix_arguments(route.cidr), "oif": route.ifindex}
+    if ip_network(route.cidr).num_addresses == 1:
+        arguments["priority"] = POD_METRIC
     if route.gateway:
         arguments |= {"gateway": text(route.gateway), "flags": _RTNH_F_ONLINK}
     elif arguments["family"] == AF_INET:

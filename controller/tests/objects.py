@@ -11,7 +11,7 @@ import msgspec
 
 from bpf.abi import Backend, BackendKey, Frontend, FrontendKey, Slot, SlotKey
 from bpf.address import text
-from controller.model import EndpointSlice, Kind, Node, Object, Service, key_of
+from controller.model import EndpointSlice, Kind, Node, Object, Pod, Service, key_of
 from controller.source import Changed
 
 JSON = dict[str, Any]
@@ -63,6 +63,17 @@ def node(name: str, addresses: list[str], cidrs: list[str]) -> JSON:
     }
 
 
+def pod(name: str, on: str, *addresses: str, **spec: Any) -> JSON:
+    """A Pod on a node."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": name, "namespace": "shop"},
+        "spec": {"nodeName": on, **spec},
+        "status": {"podIPs": [{"ip": address} for address in addresses]},
+    }
+
+
 def decoded_service(manifest: JSON) -> Service:
     return msgspec.convert(manifest, Service)
 
@@ -73,6 +84,10 @@ def decoded_slice(manifest: JSON) -> EndpointSlice:
 
 def decoded_node(manifest: JSON) -> Node:
     return msgspec.convert(manifest, Node)
+
+
+def decoded_pod(manifest: JSON) -> Pod:
+    return msgspec.convert(manifest, Pod)
 
 
 def changed(obj: Object) -> Changed:

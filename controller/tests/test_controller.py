@@ -14,7 +14,7 @@ from controller.controller import Audited, Controller, Signal
 from controller.dataplane import Dataplane
 from controller.metrics import Metrics
 from controller.mirror import NETWORK_MAPS
-from controller.model import Kind, Node
+from controller.model import REQUIRED, Kind, Node
 from controller.network import NodeNetwork
 from controller.source import Event, Post, Problem, Problems, Synced
 from controller.tests.fakes import FakeMaps
@@ -31,7 +31,7 @@ from controller.tests.objects import (
     service,
 )
 
-LISTED: list[Event] = [Synced(kind) for kind in Kind]
+LISTED: list[Event] = [Synced(kind) for kind in REQUIRED]
 
 
 class FakeNetwork:
@@ -116,11 +116,11 @@ WEB_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.1")]
 OTHER_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.2")])))
 
 
-@pytest.mark.parametrize("missing", list(Kind))
+@pytest.mark.parametrize("missing", REQUIRED)
 def test_nothing_is_written_until_every_kind_is_listed(rig: Rig, missing: Kind) -> None:
     """One list that is late must not make another one's objects look gone."""
     rig.maps.maps["frontends"][bytes(20)] = bytes(16)
-    rig.tell(WEB, *(Synced(kind) for kind in Kind if kind != missing))
+    rig.tell(WEB, *(Synced(kind) for kind in REQUIRED if kind != missing))
     rig.wait(100)
     assert rig.maps.written == 0
     assert rig.report()["waiting_for"] == [missing]

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from kubernetes.config import incluster_config
 
-from controller import kube
+from controller import kube, standins
 from controller.kube import KubernetesSource
-from controller.model import Kind, Service
+from controller.model import REQUIRED, Kind, Node, Service
 from controller.pacing import Backoff
 from controller.tests.apiserver import NODES, PODS, SERVICES, FakeApi, Query
 from controller.tests.collector import Collector
-from controller.tests.objects import node, service
+from controller.tests.objects import JSON, node, pod, service
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ def seen(api: FakeApi, tmp_path: Path) -> Iterator[Collector]:
 
 
 def _listed(seen: Collector) -> bool:
-    return set(seen.synced) == set(Kind)
+    return set(seen.synced) == set(REQUIRED)
 
 
 def test_objects_are_listed_then_watched(api: FakeApi, seen: Collector) -> None:
@@ -196,7 +196,7 @@ def test_server_away_at_start_is_named_and_nothing_synced(tmp_path: Path) -> Non
     source = KubernetesSource(path)
     source.start(collector.post)
     try:
-        collector.wait(lambda now: len(now.messages()) == len(Kind))
+        collector.wait(lambda now: len(now.messages()) == len(REQUIRED))
         assert not collector.synced
     finally:
         source.stop()
@@ -240,6 +240,86 @@ def test_node_that_is_gone_stays_until_the_server_knows_no_pod_of_it(api: FakeAp
     api.behave = lambda *_: False
     api.delete(PODS, "p")
     seen.wait(lambda now: (Kind.NODE, "far") not in now.objects)
+
+
+def test_pods_are_followed_while_a_node_lacks_ranges(api: FakeApi, seen: Collector) -> None:
+    """By a watch, which resumes, and ends when the node has its ranges; the deletion that it missed shows in a list."""
+    seen.wait(_listed)
+    api.put(PODS, pod("a", "far", "10.244.1.7"))
+    api.put(NODES, node("near", ["192.0.2.3"], ["10.244.2.0/24"]))
+    seen.wait(lambda now: (Kind.NODE, "near") in now.objects)
+    assert not asked(api)
+    api.put(NODES, old(node("far", ["192.0.2.2"], [])))
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.7/32"])
+    api.put(PODS, pod("b", "far", "10.244.1.8"))
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.7/32", "10.244.1.8/32"])
+    api.delete(PODS, "a", tell=False)
+    api.send(PODS, "ERROR", {"code": 410, "message": "too old resource version"})
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.8/32"] and api.watching(PODS) > 1)
+    api.put(NODES, node("far", ["192.0.2.2"], ["10.244.1.0/24"]))
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.0/24"])
+    api.send(PODS, "BOOKMARK", {"metadata": {"resourceVersion": "4711"}})
+    time.sleep(0.1)
+    asked_before = len(asked(api))
+    api.cut_watches()
+    time.sleep(0.2)
+    assert len(asked(api)) == asked_before
+    assert {query["fieldSelector"] for query in asked(api)} == {
+        "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"
+    }
+
+
+def test_pods_are_followed_again_when_a_node_needs_it_again(api: FakeApi, seen: Collector) -> None:
+    """From a new list."""
+    api.put(NODES, old(node("far", ["192.0.2.2"], [])))
+    seen.wait(lambda _: api.watching(PODS) == 1)
+    api.delete(NODES, "far")
+    seen.wait(lambda now: (Kind.NODE, "far") not in now.objects)
+    api.send(PODS, "BOOKMARK", {"metadata": {"resourceVersion": "4711"}})
+    time.sleep(0.1)
+    api.put(PODS, pod("a", "far", "10.244.1.7"))
+    api.put(NODES, old(node("far", ["192.0.2.2"], [])))
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.7/32"])
+
+
+def test_node_that_is_new_has_pods_looked_at_when_its_time_is_over(
+    api: FakeApi, seen: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though nothing changes meanwhile."""
+    monkeypatch.setattr(standins, "PATIENCE_S", 0.3)
+    api.put(PODS, pod("a", "far", "10.244.1.7"))
+    api.put(NODES, node("far", ["192.0.2.2"], []))
+    seen.wait(lambda now: (Kind.NODE, "far") in now.objects)
+    assert not asked(api)
+    seen.wait(lambda now: _ranges(now, "far") == ["10.244.1.7/32"])
+
+
+def test_start_waits_for_pods_where_a_node_lacks_ranges(api: FakeApi, tmp_path: Path) -> None:
+    """What an earlier controller wrote of them must not be taken for old; why it waits is named."""
+    api.put(NODES, old(node("far", ["192.0.2.2"], [])))
+    api.put(PODS, pod("a", "far", "10.244.1.7"))
+    api.behave = lambda handler, path, _: path == PODS and handler.refuse(403, "pods is forbidden")
+    collector = Collector()
+    source = KubernetesSource(api.kubeconfig(tmp_path))
+    source.start(collector.post)
+    try:
+        collector.wait(lambda now: any("403 pods is forbidden" in message for message in now.messages()))
+        assert Kind.NODE not in collector.synced
+        api.behave = lambda *_: False
+        collector.wait(lambda now: Kind.NODE in now.synced and not now.messages())
+        assert _ranges(collector, "far") == ["10.244.1.7/32"]
+    finally:
+        source.stop()
+
+
+def old(manifest: JSON) -> JSON:
+    """The object as one that was made long ago."""
+    return manifest | {"metadata": manifest["metadata"] | {"creationTimestamp": "2026-01-02T03:04:05Z"}}
+
+
+def _ranges(seen: Collector, name: str) -> list[str]:
+    found = seen.objects.get((Kind.NODE, name))
+    return found.spec.pod_cidrs if isinstance(found, Node) else []
 
 
 def asked(api: FakeApi) -> list[Query]:
@@ -287,7 +367,7 @@ def test_malformed_kubeconfig_is_named(tmp_path: Path, content: str) -> None:
     source = KubernetesSource(path)
     source.start(collector.post)
     try:
-        collector.wait(lambda now: len(now.messages()) == len(Kind))
+        collector.wait(lambda now: len(now.messages()) == len(REQUIRED))
         assert all("no way to the API server" in message for message in collector.messages())
     finally:
         source.stop()

@@ -309,6 +309,28 @@ def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
     assert rig.hooks() == {"up0": NETDEV}
 
 
+def test_route_to_a_single_pod_neither_hides_nor_replaces_that_of_a_pod_here(rig: Rig) -> None:
+    """The address was another node's a moment ago, and the API says so still."""
+    links = ("10.250.0.5/32", "fd00:10:250::5/128")
+    rig.ip("link add ce0123456789a type veth peer name pod0")
+    rig.ip("link set pod0 up")
+    rig.ip("link set ce0123456789a up")
+    for link in links:
+        rig.ip(f"{'-6 ' if ':' in link else ''}route add {link} dev ce0123456789a proto 206")
+    rig.nodes(OWN, manifest("near", ["192.0.2.2", "2001:db8::2"], [*links, "10.250.0.6/32"]))
+    rig.sync()
+    assert "10.250.0.6 via 192.0.2.2 dev up0 src 192.0.2.1 metric 32768 onlink" in rig.routes()
+    assert len(rig.routes()) == 5
+    for link in links:
+        assert "dev ce0123456789a" in rig.ip(f"route get {link.partition('/')[0]}")[0]
+    rig.nodes(manifest("near", ["192.0.2.2", "2001:db8::2"], []))
+    rig.sync()
+    assert rig.routes() == {
+        "10.250.0.5 dev ce0123456789a scope link",
+        "fd00:10:250::5 dev ce0123456789a metric 1024 pref medium",
+    }
+
+
 def test_device_that_comes_back_is_attached_again_when_the_kernel_says_so(rig: Rig) -> None:
     """The monitor tells."""
     rig.nodes(OWN, NEAR)
