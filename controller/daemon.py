@@ -17,7 +17,7 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, kubeproxy, monitor, sweep, web
+from controller import alone, kubeproxy, memory, monitor, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -123,7 +123,8 @@ def source_of(settings: Settings) -> Source:
     # The client takes a quarter of a second and 30 MB, which a directory has no use for.
     from controller.kube import KubernetesSource
 
-    return KubernetesSource(settings.kubeconfig, settings.api_server, settings.node_name)
+    nodes = settings.run_dir / memory.FILE_NAME
+    return KubernetesSource(settings.kubeconfig, settings.api_server, settings.node_name, nodes)
 
 
 def log_to_stderr(level: str) -> None:

@@ -13,7 +13,7 @@ from itertools import chain
 import msgspec
 
 from controller.model import Kind, Node
-from controller.source import Changed, Event
+from controller.source import Changed, Event, Synced
 
 
 class Departures:
@@ -21,10 +21,12 @@ class Departures:
 
     Args:
         own: the name of this node, which keeps what it had by itself, and claims ranges like any other.
+        remembered: the other nodes as an earlier controller passed them on last.
     """
 
-    def __init__(self, own: str) -> None:
+    def __init__(self, own: str, remembered: Iterable[Node] = ()) -> None:
         self._own = own
+        self._remembered = {node.metadata.name: node for node in remembered}
         self._now: dict[str, Node] = {}
         self._kept: dict[str, tuple[Node, tuple[str, ...]]] = {}
 
@@ -60,6 +62,8 @@ class Departures:
         return [_changed(name, now)]
 
     def _passed(self, event: Event) -> list[Event]:
+        if isinstance(event, Synced) and event.kind == Kind.NODE:
+            return [*self._missed(), event]
         if not isinstance(event, Changed) or event.kind != Kind.NODE:
             return [event]
         name, node = event.key[1], event.obj
@@ -68,7 +72,7 @@ class Departures:
                 return [event]
             self._now[name] = node
             return [*self._claimed(name, node), event]
-        before = self._now.get(name)
+        before = self._now.get(name) or self._remembered.pop(name, None)
         if not isinstance(node, Node):
             self._now.pop(name, None)
             return self._keep(name, before) if before else [] if name in self._kept else [event]
@@ -79,6 +83,12 @@ class Departures:
         if past:
             self._kept[name] = node, past
         return [*claimed, _changed(name, _with(node, past))]
+
+    def _missed(self) -> list[Event]:
+        """Keeps those that the first list does not have: they went while no controller was here."""
+        missed, self._remembered = self._remembered, {}
+        self._kept |= {name: (node, self._free(_ranges(node))) for name, node in missed.items()}
+        return [_changed(name, _only(node, self._kept[name][1])) for name, node in missed.items()]
 
     def _keep(self, name: str, before: Node) -> list[Event]:
         """Keeps a node that is gone; of its ranges those that no other has by now: in a new list, who has left comes

@@ -22,6 +22,7 @@ from kubernetes import client, config
 from controller.departures import Departures
 from controller.errors import ApiError, ExpiredError, RefusedError
 from controller.manifests import label
+from controller.memory import NodeMemory
 from controller.model import REQUIRED, Key, Kind, Object, Pod, type_of_kind
 from controller.pacing import Backoff
 from controller.services import LABEL_HEADLESS, LABEL_PROXY
@@ -102,12 +103,16 @@ class KubernetesSource:
         kubeconfig: None: the pod's service account, else the variable KUBECONFIG.
         api_server: where the pod's service account is used; "" is the address that Kubernetes tells pods.
         own: the name of this node.
+        memory: the file in which other Nodes are remembered.
     """
 
-    def __init__(self, kubeconfig: Path | None, api_server: str = "", own: str = "") -> None:
+    def __init__(
+        self, kubeconfig: Path | None, api_server: str = "", own: str = "", memory: Path | None = None
+    ) -> None:
         self._server = Server(kubeconfig, api_server)
         self._stopping = threading.Event()
-        self._departures = Departures(own)
+        self._memory = NodeMemory(memory, own)
+        self._departures = Departures(own, self._memory.nodes)
         self._stand_ins = StandIns(own)
         # Held by who changes either; told of when the watch of pods may have come to be wanted.
         self._nodes = threading.Condition()
@@ -129,7 +134,11 @@ class KubernetesSource:
 
     def _post_nodes(self, post: Post, events: Sequence[Event]) -> None:
         with self._nodes:
-            self._pass(post, self._departures.passed(events))
+            self._pass_nodes(post, self._departures.passed(events))
+
+    def _pass_nodes(self, post: Post, events: Sequence[Event]) -> None:
+        self._memory.note(events)
+        self._pass(post, events)
 
     def _pass(self, post: Post, events: Sequence[Event]) -> None:
         """Posts what comes of events of Nodes and pods, and has pods followed while it is wanted; under the lock."""
@@ -176,7 +185,7 @@ class KubernetesSource:
                 with self._nodes:
                     if events := self._departures.settle(name, addresses):
                         log.info("node-settled", node=name)
-                        self._pass(post, events)
+                        self._pass_nodes(post, events)
 
     def _pause_s(self) -> float:
         kept = len(self._departures.kept)

@@ -52,6 +52,28 @@ def test_node_that_is_gone_stays_until_its_pods_are(departures: Departures) -> N
     assert departures.kept == []
 
 
+def test_node_that_went_while_no_controller_was_here_stays_until_its_pods_are() -> None:
+    """An earlier one remembered it; what the list has is not told twice, and what it claims is not kept."""
+    remembered = [event.obj for event in (far(OLD), near(NEW)) if isinstance(event.obj, Node)]
+    departures = Departures("own", remembered)
+    other = Changed(Kind.NODE, ("", "other"), decoded_node(node("other", ["192.0.2.4"], [OLD])))
+    assert shown(departures.passed([near(NEW)])) == [f"near: {NEW}"]
+    *events, last = departures.passed([other, Synced(Kind.NODE)])
+    assert shown(events) == [f"other: {OLD}", "far: "]
+    assert last == Synced(Kind.NODE)
+    assert departures.kept == ["far"]
+    assert shown(departures.settle("far", None)) == ["far: gone"]
+
+
+def test_node_that_came_back_otherwise_while_no_controller_was_here_has_both() -> None:
+    """Its range of before is one of those that were passed on."""
+    remembered = [event.obj for event in (far(OLD),) if isinstance(event.obj, Node)]
+    departures = Departures("own", remembered)
+    assert shown(departures.passed([far(NEW)])) == [f"far: {NEW} {OLD}"]
+    assert departures.passed([Synced(Kind.NODE)]) == [Synced(Kind.NODE)]
+    assert shown(departures.settle("far", ["10.244.9.2"])) == [f"far: {NEW}"]
+
+
 def test_node_that_is_back_as_it_was_is_passed_on(departures: Departures) -> None:
     """Nothing is kept for it any longer."""
     departures.passed([gone("far")])

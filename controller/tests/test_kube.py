@@ -3,6 +3,7 @@
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,15 @@ def api() -> Iterator[FakeApi]:
 @pytest.fixture
 def seen(api: FakeApi, tmp_path: Path) -> Iterator[Collector]:
     """What a source that follows `api` posts, from the start."""
+    with following(api, tmp_path) as collector:
+        yield collector
+
+
+@contextmanager
+def following(api: FakeApi, directory: Path) -> Iterator[Collector]:
+    """A source that follows `api`, as the one that did so before from the same directory; what it posts."""
     collector = Collector()
-    source = KubernetesSource(api.kubeconfig(tmp_path))
+    source = KubernetesSource(api.kubeconfig(directory), memory=directory / "nodes.json")
     source.start(collector.post)
     try:
         yield collector
@@ -240,6 +248,20 @@ def test_node_that_is_gone_stays_until_the_server_knows_no_pod_of_it(api: FakeAp
     api.behave = lambda *_: False
     api.delete(PODS, "p")
     seen.wait(lambda now: (Kind.NODE, "far") not in now.objects)
+
+
+def test_node_that_went_while_nobody_followed_stays_until_its_pods_are(api: FakeApi, tmp_path: Path) -> None:
+    """It is told before Nodes count as listed: until then nothing is taken away."""
+    api.put(NODES, node("far", ["192.0.2.2"], ["10.244.1.0/24"]))
+    with following(api, tmp_path) as earlier:
+        earlier.wait(_listed)
+    api.put(PODS, {"metadata": {"name": "p"}, "status": {"podIPs": [{"ip": "10.244.1.7"}]}})
+    api.delete(NODES, "far")
+    with following(api, tmp_path) as seen:
+        seen.wait(_listed)
+        assert _ranges(seen, "far") == ["10.244.1.0/24"]
+        api.delete(PODS, "p")
+        seen.wait(lambda now: (Kind.NODE, "far") not in now.objects)
 
 
 def test_pods_are_followed_while_a_node_lacks_ranges(api: FakeApi, seen: Collector) -> None:
