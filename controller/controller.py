@@ -4,14 +4,14 @@
     posted events -> trackers -> pools -> difference -> maps
 
 A change is written at once when the last sync is some time ago, and together with its neighbours under churn. Nothing
-is programmed, and above all nothing removed, until every kind has been listed once. A failed sync is tried again, later
-and later, and then compares everything. Stopping leaves maps, attachments and routes as they are.
+is programmed, and above all nothing removed, until every kind that is required has been listed once. A failed sync is
+tried again, later and later, and then compares everything. Stopping leaves maps, attachments and routes as they are.
 """
 
 import gc
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from queue import Empty, SimpleQueue
 from typing import NamedTuple
@@ -24,9 +24,10 @@ from controller.dataplane import Dataplane
 from controller.health import Health
 from controller.metrics import Metrics
 from controller.mirror import Mirror
-from controller.model import REQUIRED, Kind, Node
+from controller.model import REQUIRED, Kind, Node, ServiceCIDR
 from controller.network import NodeNetwork
 from controller.pacing import Backoff, Pacer
+from controller.ranges import ServiceRanges
 from controller.report import Report, Standing
 from controller.services import Rules, ServiceTracker
 from controller.source import Changed, Event, Problem, Problems, Source, Synced
@@ -80,6 +81,7 @@ class Controller:
         self._clock = clock
         self._queue: SimpleQueue[Message] = SimpleQueue()
         self._services = ServiceTracker(Rules(settings.node_name, settings.return_path == "direct"))
+        self._ranges = ServiceRanges()
         self._standing = Standing()
         self._report = Report(settings.run_dir)
         self._unlisted = set(REQUIRED)
@@ -187,12 +189,15 @@ class Controller:
 
     def _handle_event(self, event: Event) -> None:
         if isinstance(event, Problems):
-            self._standing.replace(event.origin, event.problems)
+            self._replace([event])
         elif isinstance(event, Synced):
             self._unlisted.discard(event.kind)
             self._network_dirty |= event.kind == Kind.NODE
         elif event.kind == Kind.NODE:
             self._handle_node(event)
+        elif event.kind == Kind.SERVICE_CIDR:
+            found = event.obj if isinstance(event.obj, ServiceCIDR) else None
+            self._replace(self._ranges.set_range(event.key[1], found))
         else:
             self._services.apply(event)
 
@@ -200,6 +205,11 @@ class Controller:
         node = event.obj if isinstance(event.obj, Node) else None
         self._network_dirty |= self._network.set_node(event.key[1], node)
         self.health.eligible = self._network.eligible
+        self._replace(self._ranges.set_node(event.key[1], node))
+
+    def _replace(self, told: Iterable[Problems]) -> None:
+        for one in told:
+            self._standing.replace(one.origin, one.problems)
 
     def _sync_network(self, now: float) -> None:
         listed = Kind.NODE not in self._unlisted
@@ -331,6 +341,7 @@ class Controller:
             "synced": self._ready and not self._dataplane.pending and self._last_sync is not None,
             "waiting_for": sorted(self._unlisted),
             "objects": self._counts(),
+            "service_ranges": self._ranges.ranges,
             "pending": self._dataplane.pending,
             "last_sync": self._last_sync,
             "maps": {name: list(sizes) for name, sizes in self._dataplane.sizes().items()},

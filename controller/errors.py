@@ -8,7 +8,8 @@ ControllerError
 ├── NetworkError        a device or route could not be made or changed
 └── ApiError            the API server did not do what was asked
     ├── ExpiredError    410: the resource version is too old; list again
-    └── RefusedError    401 or 403: says what is not permitted
+    ├── RefusedError    401 or 403: says what is not permitted
+    └── AbsentError     404: the server does not have this kind
 """
 
 
@@ -50,3 +51,7 @@ class ExpiredError(ApiError):
 
 class RefusedError(ApiError):
     """401 or 403; the message says what is not permitted."""
+
+
+class AbsentError(ApiError):
+    """404: the server does not have this kind."""

@@ -20,10 +20,10 @@ import yaml
 from kubernetes import client, config
 
 from controller.departures import Departures
-from controller.errors import ApiError, ExpiredError, RefusedError
+from controller.errors import AbsentError, ApiError, ExpiredError, RefusedError
 from controller.manifests import label
 from controller.memory import NodeMemory
-from controller.model import REQUIRED, Key, Kind, Object, Pod, type_of_kind
+from controller.model import OPTIONAL, REQUIRED, Key, Kind, Object, Pod, type_of_kind
 from controller.pacing import Backoff
 from controller.services import LABEL_HEADLESS, LABEL_PROXY
 from controller.source import Changed, Event, Post, Problem, Problems, Synced
@@ -43,6 +43,8 @@ WATCH_LEAST_S, WATCH_MOST_S = 300, 600
 SETTLE_S, SETTLE_RATE = 10.0, 100.0
 # A watch that lasted this long was a good one: the next failure is waited out from the shortest pause again.
 GOOD_WATCH_S = 5
+# How often a kind is asked for that the server does not have: until it is of another version.
+ABSENT_S = 300.0
 
 PODS = "/api/v1/pods"
 # Where each kind is, and what of it is asked for. Of a pod that has ended the API keeps the address, which another may
@@ -51,6 +53,7 @@ RESOURCES = {
     Kind.SERVICE: ("/api/v1/services", {"labelSelector": f"!{LABEL_PROXY}"}),
     Kind.ENDPOINT_SLICE: ("/apis/discovery.k8s.io/v1/endpointslices", {"labelSelector": f"!{LABEL_HEADLESS}"}),
     Kind.NODE: ("/api/v1/nodes", {}),
+    Kind.SERVICE_CIDR: ("/apis/networking.k8s.io/v1/servicecidrs", {}),
     Kind.POD: (PODS, {"fieldSelector": "spec.nodeName!=,status.phase!=Succeeded,status.phase!=Failed"}),
 }
 
@@ -119,7 +122,7 @@ class KubernetesSource:
         self._pods_unwanted = threading.Event()
 
     def start(self, post: Post) -> None:
-        for kind in REQUIRED:
+        for kind in (*REQUIRED, *OPTIONAL):
             post_kind = partial(self._post_nodes, post) if kind == Kind.NODE else post
             follower = Follower(kind, self._server, post_kind, self._stopping)
             threading.Thread(target=follower.run, name=f"watch-{kind}", daemon=True).start()
@@ -205,7 +208,7 @@ class Server:
         """An answer with its body still to be read.
 
         Raises:
-            ExpiredError, RefusedError, ApiError: as the server answered, or did not.
+            ExpiredError, RefusedError, AbsentError, ApiError: as the server answered, or did not.
         """
         try:
             api = self._connected()
@@ -281,6 +284,8 @@ class Server:
                 self._client = None  # credentials are read again
         if status in (401, 403):
             return RefusedError(message)
+        if status == 404:
+            return AbsentError(message)
         return ApiError(message)
 
 
@@ -317,8 +322,12 @@ class Follower:
                 self._version, start = "", ""
                 pause_s = backoff.next_s()
             except ApiError as error:
-                self._report(error)
-                pause_s = backoff.next_s()
+                if isinstance(error, AbsentError) and self._kind in OPTIONAL:
+                    self._listed_all(set(), "")
+                    pause_s = ABSENT_S
+                else:
+                    self._report(error)
+                    pause_s = backoff.next_s()
             if time.monotonic() - began > GOOD_WATCH_S:
                 backoff.reset()
             elif not pause_s:
@@ -339,12 +348,16 @@ class Follower:
             if not page.metadata.next:
                 break
             query = self._query(limit=str(PAGE), **{"continue": page.metadata.next})
+        self._listed_all(seen, page.metadata.resource_version)
+
+    def _listed_all(self, seen: set[Key], version: str) -> None:
+        """Ends a list: what it did not have is gone. version: from where to watch, or "" to list again."""
         self._bad = {key: problem for key, problem in self._bad.items() if key in seen}
         events: list[Event] = [self._gone(key) for key in self._known.keys() - seen]
         if not self._listed:
             events.append(Synced(self._kind))
             self._listed = True
-        self._version = page.metadata.resource_version
+        self._version = version
         self._failing = False
         log.info("listed", kind=self._kind, objects=len(self._known))
         self._post([*events, self._problems()])

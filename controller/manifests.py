@@ -16,7 +16,7 @@ import msgspec
 import yaml
 
 from controller.errors import ManifestError
-from controller.model import Key, Kind, Object, api_of_kind, type_of_kind
+from controller.model import CLUSTER_SCOPED, Key, Kind, Object, api_of_kind, type_of_kind
 from controller.source import Problem
 
 SUFFIXES = (".json", ".yaml", ".yml")
@@ -163,7 +163,7 @@ def _ref(item: _Item) -> Ref | None:
         return None
     if not header.metadata or not header.metadata.name:
         raise ManifestError(f"a {kind} without metadata.name", item.line)
-    namespace = "" if kind == Kind.NODE else header.metadata.namespace or "default"
+    namespace = "" if kind in CLUSTER_SCOPED else header.metadata.namespace or "default"
     return Kind(kind), (namespace, header.metadata.name)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The fields of Kubernetes' objects that this project reads, decoded by msgspec; all others are skipped.
 
-Pure. Objects are values that nobody changes: two that are equal need no work. Source: k8s.io/api core/v1, discovery/v1.
+Pure. Objects are values that nobody changes: two that are equal need no work. Source: k8s.io/api core/v1, discovery/v1,
+networking/v1.
 """
 
 from datetime import datetime
@@ -16,11 +17,16 @@ class Kind(StrEnum):
     SERVICE = "Service"
     ENDPOINT_SLICE = "EndpointSlice"
     NODE = "Node"
+    SERVICE_CIDR = "ServiceCIDR"
     POD = "Pod"
 
 
-# What must have been listed once before anything is programmed. Pods are followed where a Node lacks ranges alone.
+# What must have been listed once before anything is programmed; what API servers may not have (ServiceCIDRs: from 1.33
+# on). Pods are followed where a Node lacks ranges alone.
 REQUIRED = (Kind.SERVICE, Kind.ENDPOINT_SLICE, Kind.NODE)
+OPTIONAL = (Kind.SERVICE_CIDR,)
+# Those without a namespace.
+CLUSTER_SCOPED = (Kind.NODE, Kind.SERVICE_CIDR)
 
 
 class _Object(msgspec.Struct, rename="camel", gc=False):
@@ -137,6 +143,15 @@ class Node(_Object):
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
 
+class ServiceCIDRSpec(_Object):
+    cidrs: list[str] | None = None
+
+
+class ServiceCIDR(_Object):
+    metadata: Metadata
+    spec: ServiceCIDRSpec = msgspec.field(default_factory=ServiceCIDRSpec)
+
+
 class PodSpec(_Object):
     node_name: str = ""
     host_network: bool = False
@@ -156,13 +171,24 @@ class Pod(_Object):
     status: PodStatus = msgspec.field(default_factory=PodStatus)
 
 
-type_of_kind = {Kind.SERVICE: Service, Kind.ENDPOINT_SLICE: EndpointSlice, Kind.NODE: Node, Kind.POD: Pod}
+type_of_kind = {
+    Kind.SERVICE: Service,
+    Kind.ENDPOINT_SLICE: EndpointSlice,
+    Kind.NODE: Node,
+    Kind.SERVICE_CIDR: ServiceCIDR,
+    Kind.POD: Pod,
+}
 # Those that are read from manifests, too.
-api_of_kind = {Kind.SERVICE: "v1", Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1", Kind.NODE: "v1"}
+api_of_kind = {
+    Kind.SERVICE: "v1",
+    Kind.ENDPOINT_SLICE: "discovery.k8s.io/v1",
+    Kind.NODE: "v1",
+    Kind.SERVICE_CIDR: "networking.k8s.io/v1",
+}
 
-Object = Service | EndpointSlice | Node | Pod
+Object = Service | EndpointSlice | Node | ServiceCIDR | Pod
 
-# (namespace, name); Nodes have no namespace: "".
+# (namespace, name); what is cluster-scoped has no namespace: "".
 Key = tuple[str, str]
 
 

@@ -236,9 +236,14 @@ def _cut_off(node: NodeFacts, handovers: Iterable[Handover]) -> list[Problem]:
 
 def _lost(node: NodeFacts, cidrs: list[str]) -> list[Problem]:
     """One for all, which may be single addresses."""
-    more = f" and {len(cidrs) - 1} more" if len(cidrs) > 1 else ""
-    message = f"no way to its pods {cidrs[0] if cidrs else ''}{more}: no usable InternalIP, or no route"
-    return [Problem(f"Node {node.name}", message)] if cidrs else []
+    if not cidrs:
+        return []
+    return [Problem(f"Node {node.name}", f"no way to its pods {some(cidrs)}: no usable InternalIP, or no route")]
+
+
+def some(names: list[str]) -> str:
+    """The first, and how many more there are: what a message has room for."""
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def node_entries(

@@ -133,7 +133,10 @@ def controller_lines(report: dict[str, Any]) -> list[str]:
     since = (
         f"last write {duration(time.time() - report['last_sync'])} ago" if report.get("last_sync") else "no write yet"
     )
-    return [f"source {report.get('source')}: {objects or 'nothing'}; {state}, {since}"]
+    lines = [f"source {report.get('source')}: {objects or 'nothing'}; {state}, {since}"]
+    if report.get("service_ranges"):
+        lines.append(f"ranges of Services: {', '.join(report['service_ranges'])}")
+    return lines
 
 
 def _share(level: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from controller.tests.objects import JSON
 
 Query = dict[str, str]
 SERVICES, NODES, PODS = "/api/v1/services", "/api/v1/nodes", "/api/v1/pods"
+SERVICE_CIDRS = "/apis/networking.k8s.io/v1/servicecidrs"
 
 
 class FakeApi:

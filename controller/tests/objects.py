@@ -11,7 +11,7 @@ import msgspec
 
 from bpf.abi import Backend, BackendKey, Frontend, FrontendKey, Slot, SlotKey
 from bpf.address import text
-from controller.model import EndpointSlice, Kind, Node, Object, Pod, Service, key_of
+from controller.model import EndpointSlice, Kind, Node, Object, Pod, Service, ServiceCIDR, key_of
 from controller.source import Changed
 
 JSON = dict[str, Any]
@@ -63,6 +63,15 @@ def node(name: str, addresses: list[str], cidrs: list[str]) -> JSON:
     }
 
 
+def service_cidr(name: str, *cidrs: str) -> JSON:
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": name},
+        "spec": {"cidrs": list(cidrs)},
+    }
+
+
 def pod(name: str, on: str, *addresses: str, **spec: Any) -> JSON:
     """A Pod on a node."""
     return {
@@ -88,6 +97,10 @@ def decoded_node(manifest: JSON) -> Node:
 
 def decoded_pod(manifest: JSON) -> Pod:
     return msgspec.convert(manifest, Pod)
+
+
+def decoded_service_cidr(manifest: JSON) -> ServiceCIDR:
+    return msgspec.convert(manifest, ServiceCIDR)
 
 
 def changed(obj: Object) -> Changed:

@@ -22,6 +22,7 @@ from controller.tests.objects import (
     changed,
     decoded_node,
     decoded_service,
+    decoded_service_cidr,
     decoded_slice,
     endpoint,
     endpoint_slice,
@@ -29,6 +30,7 @@ from controller.tests.objects import (
     node,
     served,
     service,
+    service_cidr,
 )
 
 LISTED: list[Event] = [Synced(kind) for kind in REQUIRED]
@@ -281,6 +283,20 @@ def test_problems_are_reported_with_file_and_line_until_solved(rig: Rig) -> None
     rig.now += 2
     rig.tell(Problems("a.yaml", ()))
     assert rig.report()["errors"] == []
+
+
+def test_ranges_of_services_are_reported_with_who_is_in_their_way(rig: Rig) -> None:
+    """Also by those that come later; nothing waits for them to be listed."""
+    rig.tell(changed(decoded_node(node("far", ["192.0.2.2"], ["203.0.113.0/24"]))), *LISTED)
+    rig.wait(2)
+    assert (rig.report()["service_ranges"], rig.report()["errors"]) == ([], [])
+    rig.tell(changed(decoded_service_cidr(service_cidr("kubernetes", "203.0.112.0/20", "2001:db8:5::/64"))))
+    rig.wait(2)
+    assert rig.report()["service_ranges"] == ["203.0.112.0/20", "2001:db8:5::/64"]
+    assert len(rig.report()["errors"]) == 1
+    rig.tell(gone(decoded_service_cidr(service_cidr("kubernetes"))))
+    rig.wait(2)
+    assert (rig.report()["service_ranges"], rig.report()["errors"]) == ([], [])
 
 
 def test_report_is_written_once_a_second_at_most(rig: Rig) -> None:

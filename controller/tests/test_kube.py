@@ -12,11 +12,11 @@ from kubernetes.config import incluster_config
 
 from controller import kube, standins
 from controller.kube import KubernetesSource
-from controller.model import REQUIRED, Kind, Node, Service
+from controller.model import OPTIONAL, REQUIRED, Kind, Node, Service
 from controller.pacing import Backoff
-from controller.tests.apiserver import NODES, PODS, SERVICES, FakeApi, Query
+from controller.tests.apiserver import NODES, PODS, SERVICE_CIDRS, SERVICES, FakeApi, Query
 from controller.tests.collector import Collector
-from controller.tests.objects import JSON, node, pod, service
+from controller.tests.objects import JSON, node, pod, service, service_cidr
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def following(api: FakeApi, directory: Path) -> Iterator[Collector]:
 
 
 def _listed(seen: Collector) -> bool:
-    return set(seen.synced) == set(REQUIRED)
+    return set(seen.synced) >= set(REQUIRED)
 
 
 def test_objects_are_listed_then_watched(api: FakeApi, seen: Collector) -> None:
@@ -82,12 +82,15 @@ def test_selectors_and_credentials_are_sent(api: FakeApi, seen: Collector) -> No
     tokens = []
     api.behave = lambda handler, *_: tokens.append(handler.headers["Authorization"])  # type: ignore[func-returns-value]
     seen.wait(_listed)
-    seen.wait(lambda _: api.watching("/apis/discovery.k8s.io/v1/endpointslices") > 0)
+    seen.wait(
+        lambda _: api.watching("/apis/discovery.k8s.io/v1/endpointslices") > 0 and api.watching(SERVICE_CIDRS) > 0
+    )
     selectors = {path: query.get("labelSelector") for path, query in api.requests}
     assert selectors == {
         SERVICES: "!service.kubernetes.io/service-proxy-name",
         "/apis/discovery.k8s.io/v1/endpointslices": "!service.kubernetes.io/headless",
         "/api/v1/nodes": None,
+        SERVICE_CIDRS: None,
     }
     assert set(tokens) <= {"Bearer secret"}
 
@@ -204,7 +207,7 @@ def test_server_away_at_start_is_named_and_nothing_synced(tmp_path: Path) -> Non
     source = KubernetesSource(path)
     source.start(collector.post)
     try:
-        collector.wait(lambda now: len(now.messages()) == len(REQUIRED))
+        collector.wait(lambda now: len(now.messages()) == len(REQUIRED + OPTIONAL))
         assert not collector.synced
     finally:
         source.stop()
@@ -334,6 +337,29 @@ def test_start_waits_for_pods_where_a_node_lacks_ranges(api: FakeApi, tmp_path: 
         source.stop()
 
 
+def test_kind_that_the_server_does_not_have_is_an_empty_list(
+    api: FakeApi, seen: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is asked for again, seldom; no problem, and nothing waits for it."""
+    monkeypatch.setattr(kube, "ABSENT_S", 0.05)
+    api.put(SERVICE_CIDRS, service_cidr("kubernetes", "10.96.0.0/16"))
+    seen.wait(lambda now: now.names(Kind.SERVICE_CIDR) == {"kubernetes"})
+    api.behave = lambda handler, path, _: path == SERVICE_CIDRS and handler.refuse(404, "not found")
+    api.cut_watches()
+    seen.wait(lambda now: not now.names(Kind.SERVICE_CIDR) and not now.messages())
+    api.behave = lambda *_: False
+    seen.wait(lambda now: now.names(Kind.SERVICE_CIDR) == {"kubernetes"})
+
+
+def test_kind_that_is_required_is_never_taken_for_empty(api: FakeApi, seen: Collector) -> None:
+    """404 of what stands before the API server, say."""
+    seen.wait(_listed)
+    api.behave = lambda handler, path, _: path == SERVICES and handler.refuse(404, "not found")
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
+    seen.wait(lambda now: any("404 not found" in message for message in now.messages()))
+    assert seen.names() == {"a"}
+
+
 def old(manifest: JSON) -> JSON:
     """The object as one that was made long ago."""
     return manifest | {"metadata": manifest["metadata"] | {"creationTimestamp": "2026-01-02T03:04:05Z"}}
@@ -389,7 +415,7 @@ def test_malformed_kubeconfig_is_named(tmp_path: Path, content: str) -> None:
     source = KubernetesSource(path)
     source.start(collector.post)
     try:
-        collector.wait(lambda now: len(now.messages()) == len(REQUIRED))
+        collector.wait(lambda now: len(now.messages()) == len(REQUIRED + OPTIONAL))
         assert all("no way to the API server" in message for message in collector.messages())
     finally:
         source.stop()

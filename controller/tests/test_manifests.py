@@ -6,7 +6,7 @@ import json
 import pytest
 
 from controller.manifests import parse
-from controller.tests.objects import JSON, endpoint, endpoint_slice, node, service
+from controller.tests.objects import JSON, endpoint, endpoint_slice, node, service, service_cidr
 
 
 def _names(name: str, text: str) -> tuple[list[str], list[tuple[str, int]]]:
@@ -136,3 +136,14 @@ def test_nested_too_deeply_is_an_error_not_a_crash() -> None:
     """Neither the parser's recursion limit nor ours ends the thread."""
     deep = '{"kind": "Service", "x": ' + "[" * 100_000 + "]" * 100_000 + "}"
     assert len(parse("x.json", deep.encode()).problems) == 1
+
+
+def test_object_without_namespace_is_of_the_cluster_or_of_the_default_one() -> None:
+    """By its kind; what a manifest says of a namespace for the first is passed over."""
+    manifests = [service_cidr("more", "198.51.100.0/24"), node("n", [], []), service("web")]
+    for manifest in manifests:
+        manifest["metadata"].pop("namespace", None)
+    manifests[0]["metadata"]["namespace"] = "shop"
+    found = parse("x.json", json.dumps({"kind": "List", "apiVersion": "v1", "items": manifests}).encode())
+    assert [key for _, key in found.entries] == [("", "more"), ("", "n"), ("default", "web")]
+    assert found.problems == []

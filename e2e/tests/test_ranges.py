@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the API tells of address ranges: nodes without pod ranges, whose pods have theirs from the CNI configuration."""
+"""What the API tells of ranges: nodes without any, whose pods have addresses of the CNI configuration's; and those of
+Services.
+"""
 
 import json
 from typing import Any
 
 import pytest
 
-from e2e.lab import runtime, source
+from e2e.lab import addresses, runtime, source
 from e2e.lab.cluster import NODES, Lab
 from e2e.lab.node import CNI_SERVER, CONF, CONTROLLER, Node
 from e2e.lab.runtime import Pod
 from e2e.lab.source import ApiSource, Manifest
-from e2e.tests.stage import ask, names, wait
+from e2e.tests.stage import Stage, ask, names, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(240)]
 
@@ -114,6 +116,29 @@ def test_ranges_take_the_place_of_pods_addresses(cluster: Cluster) -> None:
     wait(lambda: "pods-no-longer-followed" in second.log(CONTROLLER).read_text())
     late = first.add_pod("late")
     assert answered_by(second.add_pod("asker", serve=False), late) == {"late"}
+
+
+def test_ranges_of_services_are_shown_and_who_is_in_their_way_named(api_stage: Stage) -> None:
+    """As the API server makes them of its flags, and as they are added."""
+    stage, node = api_stage, api_stage.node(1)
+    ranges = list(map(str, addresses.SERVICES))
+    wait(lambda: shown(node) == ranges)
+    spec = {"cidrs": ["10.99.0.0/24"]}
+    added = {"apiVersion": "networking.k8s.io/v1", "kind": "ServiceCIDR", "metadata": {"name": "more"}, "spec": spec}
+    strange = source.node("strange", 9, addresses.underlay(99)) | {"spec": {"podCIDRs": ["10.99.0.128/25"]}}
+    strange["spec"]["podCIDR"] = strange["spec"]["podCIDRs"][0]
+    stage.source.apply("ranges", [added, strange])
+    wait(lambda: shown(node) == [ranges[0], "10.99.0.0/24", ranges[1]])
+    warning = "Node strange: its pods 10.99.0.128/25 in the range 10.99.0.0/24 of Services: traffic goes astray"
+    wait(lambda: warning in node.calico("status"))
+    stage.source.delete("ranges")
+    wait(lambda: shown(node) == ranges and warning not in node.calico("status"))
+
+
+def shown(node: Node) -> list[str]:
+    lines = node.calico("status").splitlines()
+    found = next((line for line in lines if line.startswith("ranges of Services: ")), ": ")
+    return found.partition(": ")[2].split(", ")
 
 
 def answered_by(asker: Pod, asked: Pod) -> set[str]:

@@ -132,6 +132,7 @@ def test_status_shows_what_the_controller_reports(run: Run, node: Node) -> None:
         "synced": False,
         "waiting_for": ["Node"],
         "objects": {"Service": 3},
+        "service_ranges": ["198.51.100.0/24", "2001:db8:5::/64"],
         "last_sync": None,
         "errors": ["a.yaml:7: Service default/web: no port"],
     }
@@ -139,6 +140,7 @@ def test_status_shows_what_the_controller_reports(run: Run, node: Node) -> None:
     output = run("status").output
     assert "controller.lock: nobody holds it" in output
     assert "source kubernetes: 3 Service; not in step, waiting for the first list of Node, no write yet" in output
+    assert "ranges of Services: 198.51.100.0/24, 2001:db8:5::/64" in output
     assert "a.yaml:7: Service default/web: no port" in output
 
 
