@@ -17,7 +17,7 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, kubeproxy, memory, monitor, sweep, web
+from controller import alone, health, kubeproxy, memory, monitor, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -145,6 +145,7 @@ def _serve(settings: Settings, controller: Controller, metrics: Metrics) -> None
     """That an address is taken, by kube-proxy say, must not keep Services from working: it is had when it is free."""
     wanted = (
         ("health", settings.health_address, controller.health.answer),
+        ("probes", health.PROBES_ADDRESS, controller.health.answer),
         ("metrics", settings.metrics_address, metrics.answer),
     )
     for name, address, answer in wanted:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""/healthz and /livez, as load balancers and kubelet ask kube-proxy for them.
+"""/healthz and /livez, as load balancers ask kube-proxy for them, and kubelet asks us at an address of our own.
 
 /livez      503 when the oldest change that is not in the kernel has waited for too long
 /healthz    the same, and 503 until everything has been written once and the node's network was in order once, and when
@@ -14,6 +14,9 @@ from datetime import UTC, datetime
 
 from controller.web import NOT_FOUND, Answer
 
+# Where kubelet's probes ask: a kube-proxy beside us has the other address, and would answer in our place. No setting,
+# since the DaemonSet names it; the number is that of the probe of layer 2, by TCP.
+PROBES_ADDRESS = "127.0.0.1:20206"
 # kube-proxy allows twice its sync period of 30 s.
 TIMEOUT_S = 60.0
 

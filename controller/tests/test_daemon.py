@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bpf.pins import Pins
+from controller.health import PROBES_ADDRESS
 from controller.maps import PinnedMaps
 from controller.tests.fakes import NAMES
 from controller.tests.objects import JSON, endpoint, endpoint_slice, node, served, service
@@ -207,6 +208,7 @@ def test_health_is_served_once_its_address_is_free(rig: Rig) -> None:
         taken.stdout.readline()
         rig.start()
         _eventually(lambda: bool(rig.logged("health-not-served")))
+        assert "lastUpdated" in rig.get(f"http://{PROBES_ADDRESS}/healthz"), "kubelet would hear kube-proxy"
         taken.kill()
     _eventually(lambda: bool(rig.logged("health-served")))
     assert "lastUpdated" in rig.get("http://127.0.0.1:10256/healthz")
