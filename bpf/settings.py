@@ -265,8 +265,8 @@ class Settings:
         120, "A UDP flow with answers is forgotten after.", "as the kernel's own tracking"
     )
     health_address: str = _setting(
-        "0.0.0.0:10256",
-        "Address of /healthz and /livez.",
+        "[::]:10256",
+        "Address of /healthz and /livez; `[::]` stands for all addresses of either family.",
         "kube-proxy's, where load balancers look",
         empty="not served",
         check=_check_address,

@@ -2,13 +2,14 @@
 """The HTTP servers of the controller: health and metrics, each a function from a path to an answer. And a question to
 one."""
 
+import errno
 import socketserver
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6
+from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY
 from typing import NamedTuple
 
 
@@ -29,7 +30,7 @@ def serve(name: str, address: str, answer: Callable[[str], Answer]) -> Threading
     """Serves GET in threads of its own until `shutdown` is called on what it returns.
 
     Args:
-        address: ADDRESS:PORT, an IPv6 address in brackets.
+        address: ADDRESS:PORT, an IPv6 address in brackets; [::] stands for all addresses of either family.
         answer: the answer to a path, without its query.
 
     Raises:
@@ -51,17 +52,29 @@ def serve(name: str, address: str, answer: Callable[[str], Answer]) -> Threading
         def log_message(self, format: str, *args: object) -> None:
             """Probes and scrapes come every few seconds: not logged."""
 
-    host, _, port = address.rpartition(":")
-    server = (_V6Server if ":" in host else _Server)((host.strip("[]"), int(port)), Handler)
+    server = _bound(address, Handler)
     threading.Thread(target=server.serve_forever, name=name, daemon=True).start()
     return server
 
 
-def get(address: str, path: str) -> tuple[int, str]:
-    """The status and body of GET `path` at a listening address, 0.0.0.0 and [::] standing for loopback; (0, why) where
-    nobody answers."""
+def _bound(address: str, handler: type[BaseHTTPRequestHandler]) -> "_Server":
     host, _, port = address.rpartition(":")
-    local = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    if ":" not in host:
+        return _Server((host, int(port)), handler)
+    try:
+        return _V6Server((host.strip("[]"), int(port)), handler)
+    except OSError as error:
+        if (host, error.errno) != ("[::]", errno.EAFNOSUPPORT):
+            raise
+        # The kernel was booted without IPv6.
+        return _Server(("0.0.0.0", int(port)), handler)
+
+
+def get(address: str, path: str) -> tuple[int, str]:
+    """The status and body of GET `path` at a listening address, 0.0.0.0 and [::] standing for IPv4's loopback; (0, why)
+    where nobody answers."""
+    host, _, port = address.rpartition(":")
+    local = "127.0.0.1" if host in ("0.0.0.0", "[::]") else host
     try:
         with urllib.request.urlopen(f"http://{local}:{port}{path}", timeout=TIMEOUT_S) as answer:
             return answer.status, answer.read().decode(errors="replace").strip()
@@ -82,3 +95,8 @@ class _Server(ThreadingHTTPServer):
 
 class _V6Server(_Server):
     address_family = AF_INET6
+
+    def server_bind(self) -> None:
+        """IPv4 as well, whatever net.ipv6.bindv6only says."""
+        self.socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, 0)
+        super().server_bind()

@@ -215,7 +215,8 @@ def test_health_is_served_once_its_address_is_free(rig: Rig) -> None:
 
 
 def test_health_and_metrics_are_served(rig: Rig) -> None:
-    """On their standard addresses."""
+    """On their standard addresses, health by either family."""
+    assert "lastUpdated" in rig.get("http://[::1]:10256/livez")
     assert json.loads(rig.get("http://127.0.0.1:10256/healthz"))["nodeEligible"] is True
     assert "lastUpdated" in rig.get("http://127.0.0.1:10256/livez")
     assert rig.get("http://127.0.0.1:10249/proxyMode").strip() == "calico-ebpf"

@@ -10,6 +10,9 @@ import pytest
 from controller import web
 from controller.web import NOT_FOUND, Answer
 
+# A family of which this kernel, as any, knows nothing.
+UNKNOWN = 255
+
 
 def _answer(path: str) -> Answer:
     return Answer(200, "text/plain", b"here") if path == "/here" else NOT_FOUND
@@ -38,6 +41,30 @@ def test_server_answers_paths_and_looks_up_no_name(host: str) -> None:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_server_of_all_addresses_answers_either_family() -> None:
+    """A load balancer asks by the family of its cluster."""
+    server = web.serve("test", "[::]:0", _answer)
+    try:
+        for host in ("127.0.0.1", "[::1]", "[::]"):
+            assert web.get(f"{host}:{server.server_port}", "/here") == (200, "here")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_server_of_all_addresses_does_without_ipv6(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that was booted with ipv6.disable=1 knows no such sockets."""
+    monkeypatch.setattr(web._V6Server, "address_family", UNKNOWN)
+    server = web.serve("test", "[::]:0", _answer)
+    try:
+        assert web.get(f"[::]:{server.server_port}", "/here") == (200, "here")
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(OSError, match="not supported"):
+        web.serve("test", "[::1]:0", _answer)
 
 
 def test_connection_that_says_nothing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
