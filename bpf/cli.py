@@ -8,13 +8,14 @@ the settings, for the commands' modules.
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bpf.errors import SettingsError
 from bpf.settings import CONFIG_FILE, Described, Settings, describe
 
 # Name to (module of its `command`, one line of help).
@@ -69,10 +70,13 @@ def main() -> None:
     """Pod networking and Services for Kubernetes in BPF."""
 
 
-def settings_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def settings_flags(*names: str, forgiving: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Gives a command a flag for each setting named, or for all of them, and --config; it is called with `settings`.
 
     The command is refused, but for its help, to whoever is not root: before it asks or reports anything.
+
+    Args:
+        forgiving: a file that cannot be understood is told of, and counts as absent.
 
     Raises:
         SettingsError: from the command, where a value is wrong.
@@ -85,7 +89,8 @@ def settings_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
             flags = {setting.name: options.pop(setting.name) for setting in wanted}
             if os.geteuid():
                 raise click.ClickException("not root: everything here looks at maps, devices or processes that need it")
-            return function(settings=Settings.load(flags, os.environ, config or CONFIG_FILE), **options)
+            load = _load_forgiving if forgiving else Settings.load
+            return function(settings=load(flags, os.environ, config or CONFIG_FILE), **options)
 
         decorated: Callable[..., Any] = command
         for setting in reversed(wanted):
@@ -94,6 +99,16 @@ def settings_flags(*names: str) -> Callable[[Callable[..., Any]], Callable[..., 
         return click.option("--config", type=file, help=f"Settings file.  [default: {CONFIG_FILE}]")(decorated)
 
     return decorate
+
+
+def _load_forgiving(flags: Mapping[str, object], environ: Mapping[str, str], path: Path) -> Settings:
+    """Raises SettingsError where a flag or a variable is wrong."""
+    try:
+        return Settings.load(flags, environ, path)
+    except SettingsError as error:
+        settings = Settings.load(flags, environ, Path(os.devnull))
+        click.echo(f"{error}; going on without this file", err=True)
+        return settings
 
 
 def _flag(setting: Described) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

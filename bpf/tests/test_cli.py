@@ -113,6 +113,22 @@ def test_settings_flags_named_leave_out_the_others(run: CliRunner, tmp_path: Pat
     assert run.invoke(command, ["--flows-max", "1"]).exit_code == 2
 
 
+def test_settings_flags_forgiving_do_without_a_file_that_is_wrong(run: CliRunner, tmp_path: Path) -> None:
+    """And say so; what is wrong on the command line is an error all the same."""
+
+    @click.command()
+    @cli.settings_flags("bpffs", "flows_max", forgiving=True)
+    def command(settings: Settings) -> None:
+        click.echo(f"{settings.bpffs} {settings.flows_max}")
+
+    file = tmp_path / "config.yaml"
+    file.write_bytes(b"bpffs: /elsewhere\nnonsense: \xff\n")
+    result = run.invoke(command, ["--config", str(file), "--flows-max", "5000"])
+    assert result.stdout == "/sys/fs/bpf 5000\n"
+    assert str(file) in result.stderr
+    assert run.invoke(command, ["--config", str(file), "--flows-max", "x"]).exit_code == 1
+
+
 def test_commands_are_refused_without_root_before_they_do_anything(
     run: CliRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ def install_checks(settings: Settings) -> Iterator[Check]:
     errors = daemons.report(settings, "controller.json").get("errors", [])
     seen = f"{len(errors)}, the first: {errors[0]}" if errors else "the controller names none"
     yield check("problems", not errors, seen, "`calico-ebpf status` lists them", Verdict.WARN)
-    yield from _cni()
+    yield from _cni(settings)
 
 
 def _objects(settings: Settings) -> Check:
@@ -55,7 +55,7 @@ def _as_expected(pins: Pins, name: str) -> bool:
     return (info.map_type, info.key_size, info.value_size) == (spec.map_type, spec.key_size, spec.value_size)
 
 
-def _cni() -> Iterator[Check]:
+def _cni(settings: Settings) -> Iterator[Check]:
     executable = os.access(cnifiles.EXECUTABLE, os.X_OK)
     seen = str(cnifiles.EXECUTABLE) if executable else f"{cnifiles.EXECUTABLE} is missing or not executable"
     yield check("cni executable", executable, seen, "install it from build/bin/calico-ebpf", Verdict.WARN)
@@ -63,9 +63,9 @@ def _cni() -> Iterator[Check]:
     missing = f"{cnifiles.LOOPBACK} is missing or not executable: containerd runs it for every pod"
     advice = "link it from /usr/lib/cni, where Debian's containernetworking-plugins has it"
     yield check("cni loopback", loopback, str(cnifiles.LOOPBACK) if loopback else missing, advice, Verdict.WARN)
-    files = cnifiles.networks()
+    files = cnifiles.networks(settings.cni_conf_dir)
     if not any(network.ours for network in files):
-        seen = f"no network of ours in {cnifiles.NETWORKS_DIR}"
+        seen = f"no network of ours in {settings.cni_conf_dir}"
         yield Check("cni network", Verdict.WARN, seen, "copy conf/base/10-calico-ebpf.conflist there")
     else:
         advice = "the runtime takes the first in the order of names: rename or remove it"

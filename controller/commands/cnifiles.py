@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files by which a container runtime finds the CNI plugin, at their standard places."""
+"""The files by which a container runtime finds the CNI plugin: executables at their standard places, networks."""
 
 import json
 from pathlib import Path
 from typing import NamedTuple
 
-NETWORKS_DIR = Path("/etc/cni/net.d")
 EXECUTABLE = Path("/opt/cni/bin/calico-ebpf")
 LOOPBACK = EXECUTABLE.with_name("loopback")
 PLUGIN = "calico-ebpf"
@@ -20,9 +19,10 @@ class NetworkFile(NamedTuple):
     name: str
 
 
-def networks() -> list[NetworkFile]:
-    """The network configurations in the order in which a runtime looks at them; one that does not parse is not ours."""
-    paths = [path for path in NETWORKS_DIR.glob("*") if path.suffix in SUFFIXES]
+def networks(directory: Path) -> list[NetworkFile]:
+    """A directory's network configurations in the order in which a runtime looks at them; one that does not parse is
+    not ours."""
+    paths = [path for path in directory.glob("*") if path.suffix in SUFFIXES]
     return [_read(path) for path in sorted(paths)]
 
 

@@ -48,7 +48,7 @@ def install(host: Path, source: Path, given: Sequence[Path], node_name: str) -> 
     yield from _executables(host, source)
     directory = _below(host, CONFIG_FILE.parent)
     config = directory / CONFIG_FILE.name
-    if config.exists() and not config.read_text().startswith(installed.HEADER):
+    if config.exists() and not installed.is_ours(config):
         yield f"left {CONFIG_FILE}, which somebody else has written"
     else:
         write_atomically(config, text.encode())

@@ -24,6 +24,11 @@ PLACED = LIBRARY / "placed"
 HEADER = "# Written by `calico-ebpf install`: a change is to be made in the ConfigMap calico-ebpf."
 
 
+def is_ours(config: Path) -> bool:
+    """Whether `calico-ebpf install` has written a file of settings, whatever came of it."""
+    return config.read_bytes().startswith(HEADER.encode())
+
+
 def units() -> list[Path]:
     return sorted(UNITS_DIR.glob("calico-ebpf-*.service"))
 
@@ -57,7 +62,7 @@ def remove() -> Iterator[Path]:
 
 def _settings() -> Iterator[Path]:
     """The operator's own stay."""
-    ours = CONFIG_FILE.exists() and CONFIG_FILE.read_text().startswith(HEADER)
+    ours = CONFIG_FILE.is_file() and is_ours(CONFIG_FILE)
     for path in (NETWORK_FILE, *((CONFIG_FILE,) if ours else ())):
         if path.exists():
             path.unlink()

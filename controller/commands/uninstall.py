@@ -76,7 +76,7 @@ def _units(settings: Settings) -> Iterator[Step]:
 
 def _cni(settings: Settings, pods: bool) -> Iterator[Step]:
     """What the runtime finds goes before the links, so that it makes no other."""
-    ours = [network for network in cnifiles.networks() if network.ours]
+    ours = [network for network in cnifiles.networks(settings.cni_conf_dir) if network.ours]
     for network in ours:
         network.path.unlink()
         yield Step(f"removed {network.path}")
@@ -177,7 +177,7 @@ def _empty(directory: Path) -> None:
 
 
 @click.command("uninstall")
-@settings_flags("run_dir", "state_dir", "bpffs", "cni_networks_dir", "proc_sys")
+@settings_flags("run_dir", "state_dir", "bpffs", "cni_conf_dir", "cni_networks_dir", "proc_sys", forgiving=True)
 @click.option("--pods", is_flag=True, help="Take the links of pods that still run, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--force", is_flag=True, help="Even while daemons run or pods are there.")

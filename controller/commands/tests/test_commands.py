@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The commands as they are called, on real maps, with no daemon running."""
 
+import dataclasses
 import json
 import os
 import time
@@ -225,6 +226,14 @@ def test_missing_loopback_plugin_is_a_warning(
     found = {item.name: item for item in checks_install.install_checks(node.settings)}["cni loopback"]
     assert found.verdict == (Verdict.OK if there else Verdict.WARN)
     assert ("containernetworking-plugins" in found.advice) != there
+
+
+def test_network_is_looked_for_where_the_runtime_does(node: Node, tmp_path: Path) -> None:
+    """The setting says where that is."""
+    (tmp_path / "10-x.conf").write_text('{"name": "x", "type": "calico-ebpf"}')
+    settings = dataclasses.replace(node.settings, cni_conf_dir=tmp_path)
+    found = {item.name: item for item in checks_install.install_checks(settings)}["cni network"]
+    assert (found.verdict, found.seen) == (Verdict.OK, f"{tmp_path / '10-x.conf'} is the first")
 
 
 def test_kernel_checks_pass_where_these_tests_run(node: Node) -> None:

@@ -140,8 +140,10 @@ PODS = """
 set -e
 mount -t bpf bpf /sys/fs/bpf
 for directory in /run /var/lib /etc /opt /usr/local; do mount -t tmpfs tmpfs $directory; done
-mkdir -p /etc/cni/net.d /var/lib/cni/networks/cbr0 /usr/local/lib/calico-ebpf /usr/local/bin
-echo '{"name": "cbr0", "plugins": [{"type": "calico-ebpf"}]}' > /etc/cni/net.d/10-calico-ebpf.conflist
+mkdir -p /etc/calico-ebpf /etc/networks /var/lib/cni/networks/cbr0 /usr/local/lib/calico-ebpf /usr/local/bin
+echo '{"name": "cbr0", "plugins": [{"type": "calico-ebpf"}]}' > /etc/networks/10-calico-ebpf.conflist
+export CALICO_EBPF_CNI_CONF_DIR=/etc/networks
+printf 'flows_max: \\377' > /etc/calico-ebpf/config.yaml
 touch /var/lib/cni/networks/cbr0/{lock,10.244.1.5,10.244.1.9}
 ln -s /nowhere /usr/local/bin/calico-ebpf
 ip link add ce0123456789a type veth peer name pod0
@@ -166,9 +168,11 @@ ls -A /usr/local/bin
 
 
 def test_uninstall_with_pods_takes_their_addresses_and_is_tried_again_where_it_failed(tmp_path: Path) -> None:
-    """Another plugin's addresses of the same network stay; and while something is left, the command is."""
+    """Another plugin's addresses of the same network stay; and while something is left, the command is. Settings that
+    are no text keep nothing from going."""
     steps, left = run(tmp_path, PODS)
     done = [step["done"] for step in json.loads(steps)]
+    assert "removed /etc/networks/10-calico-ebpf.conflist" in done
     assert "removed 1 addresses of pods and their links" in done
     assert "left /var/lib/cni/networks/cbr0, which holds 1 addresses" in done
     assert "sysctls: not finished" in done
