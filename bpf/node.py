@@ -16,6 +16,8 @@ from bpf.settings import Settings
 
 MOUNTS = Path("/proc/self/mounts")
 LOCK_NAME = "load.lock"
+# Below run_dir: held by the CNI server while it lives, or by `calico-ebpf uninstall`.
+SERVER_LOCK = Path("state/server.lock")
 
 # Set on what the programs send through a device, so that they know it again there; the default in bpf/config.h.
 MARK = 0xCE1F0000

@@ -65,10 +65,10 @@ class Server:
         """Accepts calls until stopped, then waits for those under way.
 
         Raises:
-            ServerError: another server runs, or the socket cannot be made, or somebody has removed it.
+            ServerError: the socket cannot be made, or somebody has removed it.
         """
         lost = False
-        with _alone(self._run_dir), _listening(self._run_dir / SOCKET_NAME) as listener:
+        with _listening(self._run_dir / SOCKET_NAME) as listener:
             log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
             threading.Thread(target=self._sweep, daemon=True).start()
             while True:
@@ -183,15 +183,16 @@ def run(settings: Settings) -> None:
 
     Raises:
         BpfError: the data plane cannot be loaded.
-        ServerError: another server runs.
+        ServerError: another server runs, or as `Server.serve`.
     """
-    loaded = node.load_datapath(settings, replace=False)
-    plugin = Plugin(settings)
-    log.info("datapath_ready", loaded=loaded, links=plugin.reattach())
-    server = Server(settings, plugin)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: server.stop())
-    server.serve()
+    with _alone(settings.run_dir):
+        loaded = node.load_datapath(settings, replace=False)
+        plugin = Plugin(settings)
+        log.info("datapath_ready", loaded=loaded, links=plugin.reattach())
+        server = Server(settings, plugin)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        server.serve()
 
 
 def _keys(call: protocol.Call) -> dict[str, str]:
@@ -201,14 +202,15 @@ def _keys(call: protocol.Call) -> dict[str, str]:
 
 @contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
-    """Keeps a second server from taking the socket. Raises ServerError."""
-    path = run_dir / "state" / "server.lock"
+    """Keeps a second server from taking the socket, and any from starting while `calico-ebpf uninstall` takes things
+    away. Raises ServerError."""
+    path = run_dir / node.SERVER_LOCK
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with path.open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise ServerError(f"another cni-server runs: it holds {path}") from error
+            raise ServerError(f"another cni-server runs, or uninstall: it holds {path}") from error
         yield
 
 

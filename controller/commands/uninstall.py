@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """`calico-ebpf uninstall`: takes everything of ours off this node, what hack/install put there included, and puts back
-what was changed.
+what was changed. It does so in the daemons' stead, by their locks: one that runs would put things back.
 
 What a step cannot remove is reported, and the next steps are taken all the same. The links of pods that still run stay,
 without a way, unless they are to go as well: the node is to be drained before.
 """
 
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterable, Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,16 +21,20 @@ from bpf.attach import detach_cgroup
 from bpf.cli import settings_flags
 from bpf.errors import BpfError
 from bpf.settings import Settings
+from controller import alone
 from controller.commands import cnifiles, daemons, installed
 from controller.commands.links import Links, attached
 from controller.commands.options import output_flag
 from controller.commands.output import show_json
 from controller.commands.reading import raw_entries
-from controller.errors import ControllerError
+from controller.errors import AloneError, ControllerError
 from controller.sysctl import RESERVED, Sysctls
 
 # A directory of addresses may hold these without holding an address.
 BOOKKEEPING = ("last_reserved_ip", "lock", ".draft")
+
+# How long a daemon that was told to end may take until it has; the controller's last bpftool, too.
+WAIT_S = 5.0
 
 
 class Step(NamedTuple):
@@ -52,23 +55,43 @@ def obstacles(settings: Settings, pods: bool = False) -> list[str]:
 def uninstall(settings: Settings, pods: bool = False) -> Iterator[Step]:
     """Does everything, in an order in which no new pod comes upon half of it; with `pods`, their links go, too.
 
-    What failed keeps the last step from being taken: the command stays, to be run again.
+    What failed keeps the last step from being taken: the command stays, to be run again. While a daemon runs that is no
+    unit of systemd's, nothing else is done.
     """
-    failed = False
-    for take in (_units, partial(_cni, pods=pods), _cgroup, _devices, _pins, _sysctls, _directories):
+    done = yield from _taken((("units", _units()),))
+    controller, server = settings.run_dir / alone.LOCK_NAME, settings.run_dir / node.SERVER_LOCK
+    try:
+        with alone.kept_off("controller", controller, WAIT_S), alone.kept_off("cni-server", server, WAIT_S):
+            done &= yield from _taken(
+                (
+                    ("cni", _cni(settings, pods)),
+                    ("cgroup", _cgroup(settings)),
+                    ("devices", _devices()),
+                    ("pins", _pins(settings)),
+                    ("sysctls", _sysctls(settings)),
+                    ("directories", _directories(settings)),
+                )
+            )
+            if done:
+                yield from (Step(f"removed {path}") for path in installed.remove())
+    except AloneError as error:
+        yield Step("nothing else was removed", str(error))
+
+
+def _taken(steps: Iterable[tuple[str, Iterator[Step]]]) -> Generator[Step, None, bool]:
+    """Takes each of the named steps, whatever came of the one before; returns whether all were finished."""
+    finished = True
+    for name, step in steps:
         try:
-            yield from take(settings)
+            yield from step
         except (OSError, ValueError, BpfError, ControllerError) as error:
-            failed = True
-            name = take.func.__name__ if isinstance(take, partial) else take.__name__
-            yield Step(f"{name.strip('_').replace('_', ' ')}: not finished", str(error))
-    if not failed:
-        yield from (Step(f"removed {path}") for path in installed.remove())
+            finished = False
+            yield Step(f"{name}: not finished", str(error))
+    return finished
 
 
-def _units(settings: Settings) -> Iterator[Step]:
+def _units() -> Iterator[Step]:
     """First: a daemon that goes on puts things back."""
-    del settings  # systemd knows them by their names
     for unit in installed.units():
         installed.remove_unit(unit)
         yield Step(f"stopped and removed {unit}")
@@ -124,8 +147,8 @@ def _cgroup(settings: Settings) -> Iterator[Step]:
         yield Step("detached the cgroup programs")
 
 
-def _devices(settings: Settings) -> Iterator[Step]:
-    del settings  # whatever devices they named once: ours are known by their names and numbers
+def _devices() -> Iterator[Step]:
+    """Whatever devices the settings named once: ours are known by their names and numbers."""
     with Links() as links:
         devices = {}
         for item in attached():
@@ -180,7 +203,7 @@ def _empty(directory: Path) -> None:
 @settings_flags("run_dir", "state_dir", "bpffs", "cni_conf_dir", "cni_networks_dir", "proc_sys", forgiving=True)
 @click.option("--pods", is_flag=True, help="Take the links of pods that still run, too.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--force", is_flag=True, help="Even while daemons run or pods are there.")
+@click.option("--force", is_flag=True, help="Even while pods are there, or daemons run as systemd's units.")
 @output_flag
 @click.pass_context
 def command(context: click.Context, settings: Settings, pods: bool, yes: bool, force: bool, output: str) -> None:
@@ -191,7 +214,7 @@ def command(context: click.Context, settings: Settings, pods: bool, yes: bool, f
     """
     reasons = obstacles(settings, pods)
     if reasons and not force:
-        raise click.ClickException(f"{'; '.join(reasons)} (--force goes on all the same)")
+        raise click.ClickException(f"{'; '.join(reasons)} (--force minds no pods, and stops systemd's units)")
     if not yes:
         click.confirm("Services and pods of this node lose their network. Go on?", abort=True, err=True)
     steps = list(uninstall(settings, pods)) or [Step("nothing of ours was there")]

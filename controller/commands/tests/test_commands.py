@@ -2,10 +2,11 @@
 """The commands as they are called, on real maps, with no daemon running."""
 
 import dataclasses
+import fcntl
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -286,11 +287,31 @@ def test_uninstall_asks_first(run: Run) -> None:
     assert "Go on?" in result.stderr
 
 
+@pytest.mark.parametrize("name", ["controller.lock", "state/server.lock"])
+def test_uninstall_takes_nothing_while_a_daemon_holds_its_lock(
+    run: Run, node: Node, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It would put everything back; --force is no help, but stopping it is."""
+    monkeypatch.setattr(uninstall, "WAIT_S", 0.0)
+    for step in ("_cni", "_cgroup", "_devices", "_pins", "_sysctls", "_directories"):
+        monkeypatch.setattr(uninstall, step, lambda *_: iter([uninstall.Step("taken")]))
+    monkeypatch.setattr(uninstall.installed, "remove", lambda: iter([]))
+    path = node.settings.run_dir / name
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        result = run("uninstall", "--yes", "--force")
+    assert result.exit_code == 1
+    assert f"it holds {path}; stop it" in result.stdout
+    assert "taken" not in result.stdout
+
+
 def test_uninstall_goes_on_after_a_failed_step(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """What fails is reported; what comes after it is done all the same."""
 
-    def failing(_: object, **__: object) -> list[uninstall.Step]:
+    def failing(*_: object) -> Iterator[uninstall.Step]:
         raise OSError(5, "Input/output error")
+        yield
 
     for name in ("_cni", "_cgroup", "_devices"):
         monkeypatch.setattr(uninstall, name, failing)
