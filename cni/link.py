@@ -10,7 +10,6 @@ the message that creates the pair: udev rewrites those that the kernel chose.
 import errno
 import hashlib
 import os
-import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf import attach
+from bpf import attach, podlink
 from cni import netlink
 from cni.errors import DifferenceError, ExistsError, NodeError, VariableError
 from cni.netlink import Netlink, NetlinkError
@@ -26,8 +25,6 @@ from cni.ranges import Address, Destination
 
 # rtm_protocol of the routes of ours (the project's number everywhere) and of those within the pod (RTPROT_BOOT)
 PROTOCOL, _BOOT = 206, 3
-PREFIX = "ce"
-HOST_NAME = re.compile(PREFIX + "[0-9a-f]{11}")
 GATEWAYS = {4: bytes([169, 254, 1, 1]), 6: bytes.fromhex("fe80" + "00" * 13 + "01")}
 # Reserved, hence nobody's: the way to them is the default route.
 _NOWHERE = {4: bytes([240, 0, 0, 1]), 6: bytes.fromhex("2000" + "00" * 13 + "01")}
@@ -52,13 +49,13 @@ class PodLink(NamedTuple):
 
 
 def host_name(container_id: str, ifname: str) -> str:
-    """The name of the host end: as long as names can be told apart in a table, and no longer than the kernel allows."""
-    return PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[:11]
+    """The name of the host end."""
+    return podlink.name(hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest())
 
 
 def host_ends() -> list[str]:
     """The names of all pod links' host ends in this network namespace, also of those whose records were lost."""
-    return [name for _, name in socket.if_nameindex() if HOST_NAME.fullmatch(name)]
+    return [name for _, name in socket.if_nameindex() if podlink.is_name(name)]
 
 
 def gateway(family: int) -> str:

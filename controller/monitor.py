@@ -11,7 +11,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterator
 
-from controller.nodes import is_pod_link
+from bpf import podlink
 
 _NETLINK_ROUTE = 0
 _GROUPS = 0x1 | 0x10 | 0x40 | 0x100 | 0x400  # links; IPv4 addresses, routes; IPv6 addresses, routes
@@ -54,7 +54,7 @@ def matters(kind: int, body: bytes) -> bool:
     """Whether a message may concern the underlay, the overlay, or a route to another node."""
     if kind in (_NEWLINK, _DELLINK):
         # The CNI plugin names both ends of a pod link as it makes it: none ever has another name here.
-        return not is_pod_link(_name(body))
+        return not podlink.is_name(_name(body))
     if kind in (_NEWADDR, _DELADDR):
         return True
     if kind not in (_NEWROUTE, _DELROUTE):

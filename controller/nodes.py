@@ -6,7 +6,6 @@ Pure: the node's devices and routes come in as values (`Network`), what should b
 followed: the ways to other nodes are those of the main table.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import NamedTuple
@@ -18,7 +17,6 @@ from controller.model import Node
 from controller.source import Problem
 
 OVERLAY_NAME = "calico-vxlan"
-POD_LINK = re.compile(r"ce[0-9a-f]{11}")
 # What VXLAN adds to a packet, by the family of the nodes' addresses: IP, UDP, VXLAN and inner Ethernet headers.
 OVERLAY_BYTES = {4: 50, 6: 70}
 
@@ -329,11 +327,6 @@ def underlay(own: NodeFacts | None, network: Network, addresses: Mapping[bytes, 
     """
     holding = {addresses[address] for address in (own.addresses if own else ()) if address in addresses}
     return holding | {hop.ifindex for hop in network.hops if hop.length == 0}
-
-
-def is_pod_link(name: str) -> bool:
-    """Whether a device is the host end of a pod link: the CNI plugin names it ce and eleven hexadecimal digits."""
-    return POD_LINK.fullmatch(name) is not None
 
 
 def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:

@@ -15,11 +15,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
-from bpf import attach
+from bpf import attach, podlink
 from bpf.address import packed, text
 from bpf.pins import Pins
 from controller.errors import NetworkError
-from controller.nodes import OVERLAY_NAME, Hop, Route, is_pod_link
+from controller.nodes import OVERLAY_NAME, Hop, Route
 
 PROTOCOL = 206
 _ANY_FAMILY = 0
@@ -115,7 +115,7 @@ class Netlink:
             for hop in _hops(message):
                 if message["proto"] != PROTOCOL:
                     hops.append(hop)
-                elif hop.ifindex in devices and not is_pod_link(devices[hop.ifindex].name):
+                elif hop.ifindex in devices and not podlink.is_name(devices[hop.ifindex].name):
                     source = message.get_attr("RTA_PREFSRC")
                     cidr = f"{text(hop.prefix)}/{hop.length}"
                     routes[cidr] = Route(cidr, hop.ifindex, hop.gateway, packed(source) if source else b"")

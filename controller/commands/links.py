@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bpf import attach, bpftool
+from bpf import attach, bpftool, podlink
 from controller import nodes
 from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME
@@ -87,7 +87,7 @@ class Links:
         """Removes both ends of every pod link."""
         with _named("looking for pod links"):
             found = [
-                link["index"] for link in self._netlink.get_links() if nodes.is_pod_link(link.get_attr("IFLA_IFNAME"))
+                link["index"] for link in self._netlink.get_links() if podlink.is_name(link.get_attr("IFLA_IFNAME"))
             ]
         for ifindex in found:
             with _named(f"removing device {ifindex}", errno.ENODEV):

@@ -12,7 +12,6 @@ from controller.nodes import (
     Steering,
     Ways,
     facts,
-    is_pod_link,
     merged,
     node_entries,
     peer_entries,
@@ -293,12 +292,6 @@ def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
     own = OWN._replace(addresses=OWN.addresses[:1])
     found = ways(_facts(["198.51.100.2", "2001:db8:1::2"], ["fd00:10:244:1::/64"]), own, NETWORK, Steering("auto"))
     assert _shown(found)["fd00:10:244:1::/64"] == "overlay 198.51.100.2"
-
-
-@pytest.mark.parametrize(("name", "ours"), [("ce0123456789a", True), ("ceph-storage0", False), ("ce012345678", False)])
-def test_pod_link_is_known_by_its_whole_name(name: str, ours: bool) -> None:
-    """Not every device that begins so and is as long."""
-    assert is_pod_link(name) == ours
 
 
 def test_nonsense_in_a_node_is_named_and_the_rest_used() -> None:
