@@ -9,6 +9,7 @@ It stays while the server is restarted or upgraded, and after a reboot: ADD is a
 import json
 from pathlib import Path
 
+from bpf import files
 from cni.errors import ConfigError
 
 
@@ -35,10 +36,5 @@ def publish(name: str, network: bytes, directory: Path) -> bool:
     path = directory / name
     if path.exists() and path.read_bytes() == network:
         return False
-    directory.mkdir(parents=True, exist_ok=True)
-    # A name that no runtime takes for a configuration's.
-    draft = directory / f".{name}.new"
-    draft.write_bytes(network)
-    draft.chmod(0o644)
-    draft.rename(path)
+    files.write(path, network)
     return True

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from controller.files import write_atomically
+from bpf import files
 from controller.model import Kind, Metadata, Node, NodeSpec
 from controller.source import Changed, Event
 
@@ -53,7 +53,7 @@ class NodeMemory:
                 del self._nodes[name]
         if changed and self._path:
             try:
-                write_atomically(self._path, msgspec.json.encode(self._nodes))
+                files.write(self._path, msgspec.json.encode(self._nodes))
             except OSError as error:
                 log.error("nodes-not-remembered", path=str(self._path), error=str(error))
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import structlog
 
-from bpf import attach, bpftool, syscall
+from bpf import attach, bpftool, files, syscall
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.pins import Pins
 from bpf.settings import Settings
 from controller import nodes
 from controller.errors import NetworkError
-from controller.files import write_atomically
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
@@ -320,7 +319,7 @@ class NodeNetwork:
     def _tell(self, name: str, content: bytes) -> None:
         path: Path = self._settings.run_dir / name
         if content != self._told.get(name) or not path.exists():
-            write_atomically(path, content)
+            files.write(path, content)
             self._told[name] = content
 
     def _sync_routes(self, wanted: Mapping[str, Route], found: dict[str, Route]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from controller.files import write_atomically
+from bpf import files
 from controller.source import Problem
 
 log = structlog.get_logger()
@@ -72,7 +72,7 @@ class Report:
             return None
         content = {"pid": os.getpid(), "written": time.time(), **told}
         try:
-            write_atomically(self._path, json.dumps(content).encode())
+            files.write(self._path, json.dumps(content).encode())
         except OSError as error:
             log.error("report-not-written", path=str(self._path), error=str(error))
         self._written, self._earliest = told, now + INTERVAL_S

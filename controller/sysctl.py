@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from controller.files import write_atomically
+from bpf import files
 
 FILE_NAME = "sysctl.json"
 RESERVED = "net/ipv4/ip_local_reserved_ports"
@@ -61,7 +61,7 @@ class Sysctls:
         others = parse_ports(found) - (parse_ports(kept["ours"]) - parse_ports(kept["before"]))
         wanted, ours = format_ports(others | set(ports)), format_ports(set(ports))
         if wanted != found or ours != kept["ours"]:
-            write_atomically(self._state_dir / RESERVED_FILE, json.dumps(kept | {"ours": ours}).encode())
+            files.write(self._state_dir / RESERVED_FILE, json.dumps(kept | {"ours": ours}).encode())
             (self._proc / RESERVED).write_text(f"{wanted}\n")
 
     def release_ports(self) -> str | None:
@@ -91,7 +91,7 @@ class Sysctls:
     def _remember(self, values: dict[str, str]) -> None:
         """The first value ever seen is the one to go back to."""
         path = self._state_dir / FILE_NAME
-        write_atomically(path, json.dumps(values | _kept(path)).encode())
+        files.write(path, json.dumps(values | _kept(path)).encode())
 
     def _read(self, name: str) -> str:
         try:

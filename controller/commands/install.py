@@ -20,12 +20,11 @@ from typing import Any
 import click
 import yaml
 
-from bpf import bundle
+from bpf import bundle, files
 from bpf.cli import settings_flags
 from bpf.settings import CONFIG_FILE, Settings
 from controller.commands import cnifiles, installed
 from controller.errors import InstallError
-from controller.files import write_atomically
 
 KUBELET = Path("/etc/kubernetes/kubelet.conf")
 
@@ -51,11 +50,11 @@ def install(host: Path, source: Path, given: Sequence[Path], node_name: str) -> 
     if config.exists() and not installed.is_ours(config):
         yield f"left {CONFIG_FILE}, which somebody else has written"
     else:
-        write_atomically(config, text.encode())
+        files.write(config, text.encode())
         yield f"wrote {CONFIG_FILE}"
     networks = [found for given_dir in given if (found := given_dir / installed.NETWORK_FILE.name).exists()]
     if networks:
-        write_atomically(directory / installed.NETWORK_FILE.name, networks[-1].read_bytes())
+        files.write(directory / installed.NETWORK_FILE.name, networks[-1].read_bytes())
         yield f"wrote {installed.NETWORK_FILE}"
 
 
@@ -125,24 +124,25 @@ def _bundle(library: Path, source: Path) -> Iterator[str]:
     if not target.is_dir():
         with tempfile.TemporaryDirectory(dir=library, prefix=installed.DRAFT) as scratch:
             shutil.copytree(source, Path(scratch) / source.name, symlinks=True)
-            (Path(scratch) / source.name).rename(target)
+            os.sync()  # thousands of files, one by one, would take longer
+            files.rename(Path(scratch) / source.name, target)
         yield f"copied {installed.LIBRARY / source.name}"
-    _link(library / "oneshot", "current/bin/oneshot")
-    _link(current, source.name)
+    files.link(library / "oneshot", "current/bin/oneshot")
+    files.link(current, source.name)
     yield f"{installed.LIBRARY / installed.CURRENT} is {source.name}"
 
 
 def _executables(host: Path, source: Path) -> Iterator[str]:
     command = _below(host, installed.COMMAND)
     command.parent.mkdir(parents=True, exist_ok=True)
-    _link(command, str(installed.LIBRARY / installed.CURRENT / "bin/calico-ebpf"))
+    files.link(command, str(installed.LIBRARY / installed.CURRENT / "bin/calico-ebpf"))
     executable = _below(host, cnifiles.EXECUTABLE)
     _put(source / "cni/calico-ebpf", executable)
     yield f"wrote {cnifiles.EXECUTABLE}"
     loopback = _below(host, cnifiles.LOOPBACK)
     if not loopback.exists():
         # First the note: a file without one would be taken for somebody else's.
-        write_atomically(_below(host, installed.PLACED), f"{cnifiles.LOOPBACK}\n".encode())
+        files.write(_below(host, installed.PLACED), f"{cnifiles.LOOPBACK}\n".encode())
         _put(source / "cni/loopback", loopback)
         yield f"wrote {cnifiles.LOOPBACK}"
 
@@ -152,19 +152,8 @@ def _below(host: Path, path: Path) -> Path:
 
 
 def _put(source: Path, target: Path) -> None:
-    """Writes beside its place and renames: a runtime may execute the old file meanwhile."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.new")
-    shutil.copyfile(source, draft)
-    draft.chmod(0o755)
-    draft.rename(target)
-
-
-def _link(path: Path, target: str) -> None:
-    draft = path.with_name(f".{path.name}.new")
-    draft.unlink(missing_ok=True)
-    draft.symlink_to(target)
-    draft.rename(path)
+    """A runtime may execute the old file meanwhile."""
+    files.write(target, source.read_bytes(), mode=0o755)
 
 
 @click.command("install")

@@ -72,6 +72,15 @@ def test_install_puts_everything_at_its_place(tmp_path: Path, host: Path) -> Non
     assert not (host / "etc/cni").exists()  # that is the CNI server's
 
 
+def test_bundle_is_on_the_disk_before_its_name_is(tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there by that name is not copied again: half of it would stay for ever."""
+    named: list[list[str]] = []
+    library = host / "usr/local/lib/calico-ebpf"
+    monkeypatch.setattr(os, "sync", lambda: named.append([path.name for path in library.glob("bundle-*")]))
+    list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", "")], "n1"))
+    assert named == [[]]
+
+
 def test_install_again_copies_nothing(tmp_path: Path, host: Path) -> None:
     """A pod that is made anew finds its bundle there."""
     source, config = bundle(tmp_path, "bundle-1"), given(tmp_path / "given", "")
