@@ -4,7 +4,7 @@
     /usr/local/lib/calico-ebpf/bundle-DIGEST   Python, bpftool, programs, with their own C library
     /usr/local/lib/calico-ebpf/current         a link to it, switched atomically; what runs from another one goes on
     /usr/local/bin/calico-ebpf                 the command line
-    /opt/cni/bin/calico-ebpf, loopback         what the runtime executes; loopback only where there is none
+    /opt/cni/bin/calico-ebpf, loopback         what the runtime executes; loopback unless there is somebody else's
     /etc/calico-ebpf                           the settings and the network configuration, of the ConfigMaps
 
 The runtime's own directory of network configurations is the CNI server's: it writes there once pods can be started.
@@ -139,11 +139,20 @@ def _executables(host: Path, source: Path) -> Iterator[str]:
     executable = _below(host, cnifiles.EXECUTABLE)
     _put(source / "cni/calico-ebpf", executable)
     yield f"wrote {cnifiles.EXECUTABLE}"
-    loopback = _below(host, cnifiles.LOOPBACK)
-    if not loopback.exists():
-        # First the note: a file without one would be taken for somebody else's.
-        files.write(_below(host, installed.PLACED), f"{cnifiles.LOOPBACK}\n".encode())
-        _put(source / "cni/loopback", loopback)
+    yield from _loopback(host, source)
+
+
+def _loopback(host: Path, source: Path) -> Iterator[str]:
+    """Puts it there, or renews it, where there is none or one that was put there."""
+    target, placed = _below(host, cnifiles.LOOPBACK), _below(host, installed.PLACED)
+    new = installed.note(cnifiles.LOOPBACK, (source / "cni/loopback").read_bytes())
+    there = [installed.note(cnifiles.LOOPBACK, target.read_bytes())] if target.exists() else []
+    if not {new, *_read(placed).splitlines()}.issuperset(there):
+        return
+    # First the notes, of both: a file without one would be taken for somebody else's.
+    files.write(placed, "".join(f"{line}\n" for line in sorted({*there, new})).encode())
+    if there != [new]:
+        _put(source / "cni/loopback", target)
         yield f"wrote {cnifiles.LOOPBACK}"
 
 

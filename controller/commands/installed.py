@@ -2,6 +2,7 @@
 """What an installation has put on the node besides the CNI files: systemd's units, the library directory, the command,
 the settings. hack/install and `calico-ebpf install` put things at the same places."""
 
+import hashlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ NETWORK_FILE = CONFIG_FILE.with_name("10-calico-ebpf.conflist")
 
 # Names in the library directory.
 CURRENT, BUNDLE, DRAFT = "current", "bundle-", ".new-"
-# Files of others' directories, a line each, that were put there since there were none.
+# Notes of files that were put into others' directories since there were none.
 PLACED = LIBRARY / "placed"
 
 # The first line of settings that are not the operator's own.
@@ -27,6 +28,11 @@ HEADER = "# Written by `calico-ebpf install`: a change is to be made in the Conf
 def is_ours(config: Path) -> bool:
     """Whether `calico-ebpf install` has written a file of settings, whatever came of it."""
     return config.read_bytes().startswith(HEADER.encode())
+
+
+def note(path: Path, content: bytes) -> str:
+    """The line of PLACED, as sha256sum writes it: by it our file is told from another one at its place."""
+    return f"{hashlib.sha256(content).hexdigest()}  {path}"
 
 
 def units() -> list[Path]:
@@ -47,8 +53,9 @@ def remove_unit(unit: Path) -> None:
 def remove() -> Iterator[Path]:
     """Removes all of it, and tells what was there. What runs from the library directory is past its imports."""
     if PLACED.exists():
-        for path in map(Path, PLACED.read_text().split()):
-            if path.exists():
+        for line in PLACED.read_text().splitlines():
+            path = Path(line.partition("  ")[2])
+            if path.is_file() and note(path, path.read_bytes()) == line:
                 path.unlink()
                 yield path
     yield from _settings()

@@ -113,6 +113,26 @@ def test_install_leaves_what_is_not_ours(tmp_path: Path, host: Path) -> None:
     assert not (host / installed.PLACED.relative_to("/")).exists()
 
 
+def test_install_renews_its_own_loopback(tmp_path: Path, host: Path) -> None:
+    """Each version brings its own, also where one was killed between its note and the file."""
+    config, path = given(tmp_path / "given", ""), host / "opt/cni/bin/loopback"
+    for name in ("bundle-1", "bundle-2"):
+        assert "wrote /opt/cni/bin/loopback" in list(install(host, bundle(tmp_path, name), [config], "n1"))
+        assert path.read_text() == f"cni/loopback of {name}"
+    path.write_text("cni/loopback of bundle-1")
+    list(install(host, bundle(tmp_path, "bundle-3"), [config], "n1"))
+    assert path.read_text() == "cni/loopback of bundle-3"
+
+
+def test_install_leaves_a_loopback_that_came_in_place_of_its_own(tmp_path: Path, host: Path) -> None:
+    """Somebody has installed a package of plugins since."""
+    config, path = given(tmp_path / "given", ""), host / "opt/cni/bin/loopback"
+    list(install(host, bundle(tmp_path, "bundle-1"), [config], "n1"))
+    path.write_text("theirs")
+    list(install(host, bundle(tmp_path, "bundle-2"), [config], "n1"))
+    assert path.read_text() == "theirs"
+
+
 @pytest.mark.parametrize(
     ("config", "expected"),
     [

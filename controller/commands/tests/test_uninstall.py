@@ -25,7 +25,8 @@ touch /opt/cni/bin/calico-ebpf /opt/cni/bin/bridge
 mkdir -p /etc/systemd/system /usr/local/lib/calico-ebpf/bpf /usr/local/bin
 touch /etc/systemd/system/{calico-ebpf-controller,calico-ebpf-cni-server,other}.service
 touch /opt/cni/bin/loopback
-echo /opt/cni/bin/loopback > /usr/local/lib/calico-ebpf/placed
+sha256sum /opt/cni/bin/loopback > /usr/local/lib/calico-ebpf/placed
+echo 'another  /opt/cni/bin/bridge' >> /usr/local/lib/calico-ebpf/placed
 touch /usr/local/lib/calico-ebpf/oneshot /usr/local/lib/calico-ebpf/bpf/tc.o /usr/local/bin/other
 ln -s /nowhere /usr/local/bin/calico-ebpf
 printf '#!/bin/sh\necho "$@" >> /opt/asked\n' > /usr/local/bin/systemctl
