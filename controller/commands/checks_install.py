@@ -4,7 +4,7 @@
 import os
 from collections.abc import Iterator
 
-from bpf import node, syscall
+from bpf import bundle, node, syscall
 from bpf.abi import MAPS
 from bpf.errors import NotLoadedError
 from bpf.loader import OBJECTS
@@ -31,7 +31,7 @@ def install_checks(settings: Settings) -> Iterator[Check]:
 def _objects(settings: Settings) -> Check:
     absent = [name for name in OBJECTS if not (settings.objects_dir / name).is_file()]
     seen = f"{', '.join(absent)} missing in {settings.objects_dir}" if absent else str(settings.objects_dir)
-    return check("objects", not absent, seen, "`make build` makes them; or set objects_dir")
+    return check("objects", not absent, seen, _advice("`make build` makes them; or set objects_dir"))
 
 
 def _pins(pins: Pins) -> Iterator[Check]:
@@ -58,15 +58,24 @@ def _as_expected(pins: Pins, name: str) -> bool:
 def _cni(settings: Settings) -> Iterator[Check]:
     executable = os.access(cnifiles.EXECUTABLE, os.X_OK)
     seen = str(cnifiles.EXECUTABLE) if executable else f"{cnifiles.EXECUTABLE} is missing or not executable"
-    yield check("cni executable", executable, seen, "install it from build/bin/calico-ebpf", Verdict.WARN)
+    advice = _advice("install it from build/bin/calico-ebpf")
+    yield check("cni executable", executable, seen, advice, Verdict.WARN)
     loopback = os.access(cnifiles.LOOPBACK, os.X_OK)
     missing = f"{cnifiles.LOOPBACK} is missing or not executable: containerd runs it for every pod"
-    advice = "link it from /usr/lib/cni, where Debian's containernetworking-plugins has it"
+    advice = _advice("link it from /usr/lib/cni, where Debian's containernetworking-plugins has it")
     yield check("cni loopback", loopback, str(cnifiles.LOOPBACK) if loopback else missing, advice, Verdict.WARN)
     files = cnifiles.networks(settings.cni_conf_dir)
     if not any(network.ours for network in files):
         seen = f"no network of ours in {settings.cni_conf_dir}"
-        yield Check("cni network", Verdict.WARN, seen, "copy conf/base/10-calico-ebpf.conflist there")
+        advice = (
+            "the CNI server's log says why it has given none" if bundle.root() else "`hack/install` copies it there"
+        )
+        yield Check("cni network", Verdict.WARN, seen, advice)
     else:
         advice = "the runtime takes the first in the order of names: rename or remove it"
         yield check("cni network", files[0].ours, f"{files[0].path} is the first", advice, Verdict.WARN)
+
+
+def _advice(checkout: str) -> str:
+    """What to do about a part of the installation that is missing; what runs from a bundle has no checkout."""
+    return "delete calico-ebpf's pod of this node: the next one installs it" if bundle.root() else checkout

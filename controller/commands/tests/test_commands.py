@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from bpf import abi
+from bpf import abi, bundle
 from bpf.address import packed
 from bpf.errors import BpfError
 from controller import alone
@@ -227,6 +227,20 @@ def test_missing_loopback_plugin_is_a_warning(
     found = {item.name: item for item in checks_install.install_checks(node.settings)}["cni loopback"]
     assert found.verdict == (Verdict.OK if there else Verdict.WARN)
     assert ("containernetworking-plugins" in found.advice) != there
+
+
+def test_advice_from_a_bundle_speaks_of_no_checkout(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is nothing to make or to copy: the DaemonSet's pod installs, and the CNI server gives the network."""
+    monkeypatch.setattr(bundle, "root", lambda: str(tmp_path))
+    monkeypatch.setattr(cnifiles, "LOOPBACK", tmp_path / "absent")
+    monkeypatch.setattr(cnifiles, "EXECUTABLE", tmp_path / "absent")
+    settings = dataclasses.replace(node.settings, cni_conf_dir=tmp_path)
+    advice = {item.name: item.advice for item in checks_install.install_checks(settings)}
+    for name in ("objects", "cni executable", "cni loopback"):
+        assert advice[name] == "delete calico-ebpf's pod of this node: the next one installs it"
+    assert advice["cni network"] == "the CNI server's log says why it has given none"
 
 
 def test_network_is_looked_for_where_the_runtime_does(node: Node, tmp_path: Path) -> None:
