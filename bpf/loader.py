@@ -83,7 +83,7 @@ def netns_cookie() -> int:
             return 0
 
 
-def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None) -> None:
+def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None = None) -> None:
     try:
         pins.maps.mkdir(parents=True, exist_ok=True)
     except OSError as error:
