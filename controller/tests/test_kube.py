@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from kubernetes.config import incluster_config
 
-from controller import kube, standins
+from controller import follower, kube, standins
 from controller.kube import KubernetesSource
 from controller.model import OPTIONAL, REQUIRED, Kind, Node, Service
 from controller.pacing import Backoff
@@ -22,7 +22,7 @@ from controller.tests.objects import JSON, node, pod, service, service_cidr
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses of a fiftieth of a second instead of half a second and more."""
-    monkeypatch.setattr(kube, "Backoff", lambda _: Backoff(0.02, 0.05))
+    monkeypatch.setattr(follower, "Backoff", lambda _: Backoff(0.02, 0.05))
     monkeypatch.setattr(kube, "SETTLE_S", 0.02)
 
 
@@ -98,7 +98,7 @@ def test_selectors_and_credentials_are_sent(api: FakeApi, seen: Collector) -> No
 def test_long_list_is_read_in_pages(api: FakeApi, seen: Collector, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page by the token of the one before."""
     seen.wait(_listed)
-    monkeypatch.setattr(kube, "PAGE", 2)
+    monkeypatch.setattr(follower, "PAGE", 2)
     for name in "bcdefg":
         api.put(SERVICES, service(name))
     api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
@@ -187,7 +187,7 @@ def test_server_slow_or_silent_keeps_what_is_in_force(
     api: FakeApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A watch that says nothing is given up after the read time-out, and begun again."""
-    monkeypatch.setattr(kube, "WATCH_READ_S", 0.3)
+    monkeypatch.setattr(follower, "WATCH_READ_S", 0.3)
     collector = Collector()
     source = KubernetesSource(api.kubeconfig(tmp_path))
     source.start(collector.post)
@@ -341,7 +341,7 @@ def test_kind_that_the_server_does_not_have_is_an_empty_list(
     api: FakeApi, seen: Collector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is asked for again, seldom; no problem, and nothing waits for it."""
-    monkeypatch.setattr(kube, "ABSENT_S", 0.05)
+    monkeypatch.setattr(follower, "ABSENT_S", 0.05)
     api.put(SERVICE_CIDRS, service_cidr("kubernetes", "10.96.0.0/16"))
     seen.wait(lambda now: now.names(Kind.SERVICE_CIDR) == {"kubernetes"})
     api.behave = lambda handler, path, _: path == SERVICE_CIDRS and handler.refuse(404, "not found")
