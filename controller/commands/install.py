@@ -121,7 +121,9 @@ def _bundle(library: Path, source: Path) -> Iterator[str]:
             path.name.startswith(installed.BUNDLE) and path.name not in (before, source.name)
         ):
             shutil.rmtree(path)
-    if not target.is_dir():
+    # Its directory may be there, and wiped.
+    if not (target / "bin/oneshot").exists():
+        shutil.rmtree(target, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=library, prefix=installed.DRAFT) as scratch:
             shutil.copytree(source, Path(scratch) / source.name, symlinks=True)
             os.sync()  # thousands of files, one by one, would take longer

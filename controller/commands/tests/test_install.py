@@ -3,6 +3,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,15 @@ def test_install_again_copies_nothing(tmp_path: Path, host: Path) -> None:
     source, config = bundle(tmp_path, "bundle-1"), given(tmp_path / "given", "")
     list(install(host, source, [config], "n1"))
     assert not any(line.startswith("copied") for line in install(host, source, [config], "n1"))
+
+
+def test_install_again_brings_back_a_bundle_that_was_wiped(tmp_path: Path, host: Path) -> None:
+    """Its directory may have been left."""
+    source, config = bundle(tmp_path, "bundle-1"), given(tmp_path / "given", "")
+    list(install(host, source, [config], "n1"))
+    shutil.rmtree(host / "usr/local/lib/calico-ebpf/bundle-1/bin")
+    list(install(host, source, [config], "n1"))
+    assert read(host, "/usr/local/lib/calico-ebpf/oneshot") == "bin/oneshot of bundle-1"
 
 
 def test_install_of_another_version_keeps_the_one_before(tmp_path: Path, host: Path) -> None:
