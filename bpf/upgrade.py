@@ -42,8 +42,9 @@ Fields = Mapping[str, tuple[int, int]]
 
 
 def predecessor(pins: Pins) -> Pins | None:
-    """The layout that is in force, if it is another one."""
-    found = [other for other in pins.others() if other.programs.is_symlink()]
+    """The layout that is in force, if it is another one, and describes itself: of one that does not, nothing can be
+    taken over, and programs that are attached are better off with its maps than with empty ones."""
+    found = [other for other in pins.others() if other.programs.is_symlink() and other.map(DESCRIPTION).exists()]
     return max(found, key=lambda other: other.programs.lstat().st_mtime_ns, default=None)
 
 
@@ -156,9 +157,7 @@ def _shape(spec: MapSpec) -> dict[str, Any]:
 
 
 def _description(pins: Pins) -> dict[str, Any]:
-    """What a layout holds; nothing where it does not say."""
-    if not pins.map(DESCRIPTION).exists():
-        return {}
+    """What a layout holds."""
     with pins.opened_map(DESCRIPTION) as fd:
         text = syscall.map_lookup(fd, bytes(4), syscall.map_info(fd).value_size)
     found: dict[str, Any] = json.loads(text or b"{}")

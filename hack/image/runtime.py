@@ -37,7 +37,7 @@ SURPLUS = (
     *("lib-dynload/_crypt.*", "lib-dynload/_curses*", "lib-dynload/_dbm.*", "lib-dynload/_gdbm.*"),
     *("lib-dynload/*_test*", "lib-dynload/_xxtestfuzz.*", "lib-dynload/nis.*", "lib-dynload/readline.*"),
 )
-# Of the Kubernetes client, what is generated from the API: ours speaks to it in its own words (controller/apiserver.py).
+# Of the Kubernetes client, what is generated from the API: ours speaks to it in its own words, controller/apiserver.py.
 UNUSED = (
     *("kubernetes/aio", "kubernetes/client/api/[!_]*.py", "kubernetes/client/models/[!_]*.py"),
     *("bin", "*.dist-info/RECORD"),
