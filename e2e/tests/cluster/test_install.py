@@ -30,6 +30,7 @@ ROLLOUT_S = 60
 LEAST = 0.1
 ABSENT_S = 40
 OURS = ("-n", "kube-system")
+INSTALLED = ("/opt/cni/bin", "/etc/cni/net.d", "/etc/calico-ebpf", "/usr/local/lib/calico-ebpf")
 
 
 def test_rolling_update_under_load_fails_nothing(cluster: Cluster, play: Play) -> None:
@@ -60,6 +61,17 @@ def test_node_whose_directories_are_wiped_comes_back(cluster: Cluster, play: Pla
     play.scale(0)
     play.scale(PODS)
     _assert_leases_are_pods(cluster, machine)
+
+
+def test_installation_that_is_wiped_comes_back(cluster: Cluster, play: Play) -> None:
+    """Executables, bundle, settings, network configuration: within seconds they are there again, and pods are made."""
+    machine = _machine(cluster, 1)
+    play.scale(PODS)
+    machine.space.run("sh", "-c", f"rm -rf {' '.join(f'{place}/*' for place in INSTALLED)}")
+    machine.wait(lambda: all(any(machine.space.path(place).iterdir()) for place in INSTALLED), CONTROLLER)
+    machine.wait_ready()
+    play.scale(0)
+    play.scale(PODS)
 
 
 def test_node_that_boots_anew_comes_back(cluster: Cluster, play: Play) -> None:
