@@ -91,7 +91,7 @@ def test_node_that_boots_anew_comes_back(cluster: Cluster, play: Play) -> None:
 def test_node_whose_object_is_deleted_loses_no_connection(cluster: Cluster, play: Play) -> None:
     """To it, from it, through it: other nodes keep its routes until kubelet has registered it again, with whatever
     range it gets, also where their controller is started anew meanwhile; then pods are made there as before."""
-    machine, other = _machine(cluster, 1), _machine(cluster, 2)
+    machine, other = _machine(cluster, 1), _machine(cluster, 0)
     play.scale(PODS)
     here, there = (
         cluster.machines[index].sandbox_of(play.get("pod", place.pod)["status"]["podIP"])
