@@ -18,7 +18,7 @@ BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o $(BUILD)/bpf/sweep.o
 
 .PHONY: help
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 17
 
 .PHONY: setup
 setup: ## install what the project needs: Debian packages, a virtual environment, bpffs
@@ -103,6 +103,12 @@ test: check image kubernetes kernels ## all tests: unit, packets, CNI, the lab, 
 .PHONY: test-cluster
 test-cluster: image kubernetes ## of the tests, those on a real cluster of kubelets
 	$(VENV)/bin/pytest -m root e2e/tests/cluster
+
+.PHONY: test-kubernetes
+test-kubernetes: export KUBERNETES ?= 1.30
+test-kubernetes: image kubernetes ## of the tests, those with an API server, on an older Kubernetes (KUBERNETES=1.30)
+	env -u KUBECONFIG $(VENV)/bin/pytest -m root -k api e2e/tests --ignore e2e/tests/cluster
+	env -u KUBECONFIG $(VENV)/bin/pytest -m root e2e/tests/cluster
 
 .PHONY: conformance
 conformance: image kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3 for three in a row)

@@ -80,7 +80,7 @@ def start(
     for machine in machines:
         if not machine.bare:
             machine.wait_ready()
-        _wait_registered(cluster, machine)
+        wait_registered(cluster, machine)
     if not kind.bare:
         _wait_nodes(cluster)
         _route_pods(cluster)
@@ -105,8 +105,8 @@ def _wait_nodes(cluster: Cluster) -> None:
     cluster.kubectl("wait", "--for=condition=Ready", "node", "--all", f"--timeout={READY_S}s")
 
 
-def _wait_registered(cluster: Cluster, machine: Machine) -> None:
-    """Waits until a machine's kubelet has made its Node object: kubectl waits for no object that is not there."""
+def wait_registered(cluster: Cluster, machine: Machine) -> None:
+    """Waits until a machine's kubelet has made its Node object: kubectl waits for one only from 1.31 on."""
     machine.wait(lambda: f"node/{machine.name}" in cluster.kubectl("get", "nodes", "-o", "name").split(), KUBELET)
 
 

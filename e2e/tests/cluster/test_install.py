@@ -110,7 +110,7 @@ def test_node_whose_object_is_deleted_loses_no_connection(cluster: Cluster, play
         time.sleep(5)
         machine.kill(KUBELET)
         machine.start(KUBELET)
-        cluster.kubectl("wait", "--for=create", f"node/{machine.name}", "--timeout=30s")
+        real.wait_registered(cluster, machine)
         cluster.kubectl("wait", "--for=condition=Ready", f"node/{machine.name}", "--timeout=30s")
     play.scale(0)
     play.scale(PODS)

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's own cluster, its nodes looked into: what pods leave behind, parts killed, clusters of one family."""
 
+import json
 import os
 import time
 
 import pytest
 
+from e2e import kubernetes
 from e2e.lab import real
 from e2e.lab.cluster import Lab
 from e2e.lab.machine import CONTAINERD, KUBELET, Machine
@@ -19,6 +21,13 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
 PODS = 20
 SECONDS = 10
+
+
+def test_cluster_is_of_the_version_that_was_asked_for(cluster: Cluster, play: Play) -> None:
+    """The API server and every kubelet tell it."""
+    server = json.loads(cluster.kubectl("version", "-o", "json"))["serverVersion"]["gitVersion"]
+    kubelets = {node["status"]["nodeInfo"]["kubeletVersion"] for node in play.get("nodes", namespaced=False)["items"]}
+    assert {server} | kubelets == {kubernetes.KUBERNETES.version()}
 
 
 def test_scaling_leaves_nothing_behind(cluster: Cluster, play: Play) -> None:
