@@ -84,6 +84,8 @@ def move_cgroup(before: Pins, pins: Pins) -> None:
         pins.links.mkdir(exist_ok=True)
         with pins.opened_program(name) as program:
             syscall.link_update(link, program)
+        # One that stands here is of an earlier time, or this very one.
+        (pins.links / name).unlink(missing_ok=True)
         syscall.obj_pin(link, pins.links / name)
         os.close(link)
         (before.links / name).unlink()

@@ -57,13 +57,18 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
 
 
 def _take_over(before: Pins, pins: Pins, target: Path) -> None:
-    """Goes over from another layout; done again from the beginning when it was killed."""
-    with upgrade.switching(before, target) as switch:
-        upgrade.copy(before, pins)
-        with upgrade.holding(before, pins):
-            _link(pins, target)
-            switch(pins)
-            upgrade.copy(before, pins)
+    """Goes over from another layout; done again from the beginning when it was killed. Raises BpfError."""
+    copying = upgrade.Copying(before, pins)
+    try:
+        with upgrade.switching(before, target) as switch:
+            copying.round()
+            copying.round()  # what has changed meanwhile: the next takes the shorter
+            with upgrade.holding(before, pins):
+                _link(pins, target)
+                switch(pins)
+                copying.round()
+    except OSError as error:
+        raise KernelError(f"taking over from {before.root}: {error}") from error
 
 
 def unload(pins: Pins) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpf import features, loader
+from bpf import features, loader, upgrade
 from bpf.abi import MAPS, Config, ConnectTime
 from bpf.errors import KernelError
 from bpf.pins import Pins
@@ -70,6 +70,13 @@ def load_datapath(settings: Settings, replace: bool = True) -> bool:
     require_bpffs(settings.bpffs)
     lock = settings.run_dir / LOCK_NAME
     return loader.load(pins(settings), settings.objects_dir, config(settings), map_sizes(settings), lock, replace)
+
+
+def other_layout_in_force(settings: Settings) -> bool:
+    """Whether the programs at work are those of a version with another layout of the maps, from which this one has not
+    taken over, or which has taken over from it."""
+    found = pins(settings)
+    return not found.programs.is_symlink() and upgrade.predecessor(found) is not None
 
 
 def require_bpffs(path: Path) -> None:

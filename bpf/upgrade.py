@@ -11,6 +11,7 @@ each version reads what any other left, also what was not yet written when it wa
 Hence a field that comes to mean something else comes to have another name.
 """
 
+import errno
 import json
 import os
 import socket
@@ -34,7 +35,7 @@ HASH, ARRAY, PERCPU_HASH, PERCPU_ARRAY, LRU_HASH = 1, 2, 5, 6, 9
 # Filters are replaced by as many messages at once as a socket's buffer holds in any case.
 MESSAGES_AT_ONCE = 128
 
-# For who takes over and dies of it; copying half a million flows takes four seconds.
+# For who takes over and dies of it.
 HOLD_NS = 30_000_000_000
 
 # Of a struct's fields: name -> offset and size in bytes.
@@ -71,12 +72,39 @@ def share(before: Pins, pins: Pins) -> None:
                 syscall.obj_pin(fd, pins.map(name))
 
 
-def copy(before: Pins, pins: Pins) -> None:
-    """Copies the entries of the maps that are not shared, but for keys that stand here."""
-    theirs, ours = _description(before), _described()
-    for name, spec in MAPS.items():
-        if name in theirs and theirs[name] != ours[name] and spec.map_type not in (PERCPU_HASH, PERCPU_ARRAY):
-            _copy_map(before, pins, name, theirs[name], ours[name])
+class Copying:
+    """Copies the entries of the maps that are not shared, in rounds: the first all of them, but for keys that stand
+    here (an LPM trie before 6.13 gives them up: of those the controller writes its own again); each later one what has
+    come or changed since. That takes as long as to read them, where few have.
+    """
+
+    def __init__(self, before: Pins, pins: Pins) -> None:
+        self._before = before
+        self._pins = pins
+        self._theirs = _description(before)
+        # By map, of what was copied: hash of the key -> hash of the value, as they were there.
+        self._copied: dict[str, dict[int, int]] = {}
+
+    def round(self) -> None:
+        ours = _described()
+        for name, spec in MAPS.items():
+            known = name in self._theirs and self._theirs[name] != ours[name]
+            if known and spec.map_type not in (PERCPU_HASH, PERCPU_ARRAY):
+                self._copy(name, self._theirs[name], ours[name])
+
+    def _copy(self, name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+        key_of = converter(theirs["key"], ours["key"], ours["key_size"])
+        value_of = converter(theirs["value"], ours["value"], ours["value_size"])
+        copied = self._copied.setdefault(name, {})
+        with self._pins.opened_map(name) as target:
+            for key, value in _entries(self._before, name, theirs):
+                known, content = hash(key), hash(value)
+                if copied.get(known) == content:
+                    continue
+                # What an array holds is there from the beginning.
+                keep = known not in copied and ours["type"] != ARRAY
+                _write(target, key_of(key), value_of(value), syscall.NOEXIST if keep else syscall.ANY)
+                copied[known] = content
 
 
 @contextmanager
@@ -157,21 +185,20 @@ def _shape(spec: MapSpec) -> dict[str, Any]:
 
 
 def _description(pins: Pins) -> dict[str, Any]:
-    """What a layout holds."""
+    """What a layout holds, as far as it is pinned."""
     with pins.opened_map(DESCRIPTION) as fd:
         text = syscall.map_lookup(fd, bytes(4), syscall.map_info(fd).value_size)
     found: dict[str, Any] = json.loads(text or b"{}")
-    return found
+    return {name: shape for name, shape in found.items() if pins.map(name).exists()}
 
 
-def _copy_map(before: Pins, pins: Pins, name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
-    key_of = converter(theirs["key"], ours["key"], ours["key_size"])
-    value_of = converter(theirs["value"], ours["value"], ours["value_size"])
-    with pins.opened_map(name) as target:
-        for key, value in _entries(before, name, theirs):
-            # The key may stand there, and there may be no room in a map that is smaller now.
-            with suppress(OSError):
-                syscall.map_update(target, key_of(key), value_of(value), syscall.NOEXIST)
+def _write(target: int, key: bytes, value: bytes, flags: int) -> None:
+    """That the key stands there, or that there is no room in a map that is smaller now, is no error."""
+    try:
+        syscall.map_update(target, key, value, flags)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.E2BIG, errno.ENOSPC, errno.ENOMEM):
+            raise
 
 
 def _entries(pins: Pins, name: str, shape: Mapping[str, Any]) -> Iterable[tuple[bytes, bytes]]:

@@ -60,6 +60,8 @@ class Datapath:
             try:
                 pinned = self._open()
             except NotLoadedError:
+                if node.other_layout_in_force(self._settings):
+                    raise
                 node.load_datapath(self._settings, replace=False)
                 pinned = self._open()
             yield pinned.programs
@@ -129,7 +131,15 @@ class Datapath:
         return 0
 
     def _open(self) -> Pinned:
-        """Raises NotLoadedError."""
+        """What is pinned. What another version's layout knows of pods is taken over before it is asked or changed; but
+        not by a process that was here before: then it is the older one, and about to end.
+
+        Raises:
+            NotLoadedError: nothing is, or such a layout has taken over.
+            BpfError: it could not be taken over.
+        """
+        if not self._pinned and node.other_layout_in_force(self._settings):
+            node.load_datapath(self._settings, replace=False)
         identity = self._identity()
         if self._pinned is None or self._pinned.identity != identity:
             programs = {hook: self._pins.open_program(hook) for hook in HOOKS}

@@ -48,6 +48,7 @@ class Server:
     """
 
     def __init__(self, settings: Settings, plugin: Plugin, uid: int = 0) -> None:
+        self._settings = settings
         self._run_dir = settings.run_dir
         self._network_file = settings.network_file
         self._conf_dir = settings.cni_conf_dir
@@ -65,9 +66,9 @@ class Server:
         """Accepts calls until stopped, then waits for those under way.
 
         Raises:
-            ServerError: the socket cannot be made, or somebody has removed it.
+            ServerError: the socket cannot be made, or somebody has removed it, or another version has taken over.
         """
-        lost = False
+        lost = ""
         with _listening(self._run_dir / SOCKET_NAME) as listener:
             log.info("serving", socket=str(self._run_dir / SOCKET_NAME))
             threading.Thread(target=self._sweep, daemon=True).start()
@@ -79,13 +80,18 @@ class Server:
                 if listener in ready:
                     self._accept(listener)
                 self._follow_programs()
-                if not (self._run_dir / SOCKET_NAME).exists():
-                    lost = True
+                if lost := self._lost():
                     break
         self._drain()
         self._delete_flows()
         if lost:
-            raise ServerError(f"{self._run_dir / SOCKET_NAME} was removed, and what else stood there")
+            raise ServerError(lost)
+
+    def _lost(self) -> str:
+        """Why this server is to end, and be started anew; or ""."""
+        if not (self._run_dir / SOCKET_NAME).exists():
+            return f"{self._run_dir / SOCKET_NAME} was removed, and what else stood there"
+        return "another version has taken over" if node.other_layout_in_force(self._settings) else ""
 
     def _accept(self, listener: socket.socket) -> None:
         try:

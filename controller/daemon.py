@@ -68,7 +68,7 @@ def run(settings: Settings) -> None:
     peers.remember(remembered(maps.read("peers"), maps.read("remotes")))
     peers.start()
     _sweep(settings, pins, metrics)
-    threading.Thread(target=_guard, args=(held, settings.run_dir), name="guard", daemon=True).start()
+    threading.Thread(target=_guard, args=(held, settings), name="guard", daemon=True).start()
     watching = (controller.post, settings.metrics_address)
     threading.Thread(target=kubeproxy.watch, args=watching, name="kube-proxy", daemon=True).start()
     controller.run()
@@ -87,11 +87,14 @@ def _thread_died(death: threading.ExceptHookArgs, deaths: list[BaseException], c
     controller.stop()
 
 
-def _guard(held: int, run_dir: Path) -> None:
-    """Ends the process, which is started again and writes everything anew, when somebody has cleared its directory."""
-    while not alone.is_lost(held, run_dir):
+def _guard(held: int, settings: Settings) -> None:
+    """Ends the process, which is started again and writes everything anew, when somebody has cleared its directory, or
+    another version has taken its maps over."""
+    while not alone.is_lost(held, settings.run_dir):
+        if node.other_layout_in_force(settings):
+            raise AloneError("another version has taken over")
         time.sleep(GUARD_S)
-    raise AloneError(f"{run_dir / alone.LOCK_NAME} was removed, and what else stood there")
+    raise AloneError(f"{settings.run_dir / alone.LOCK_NAME} was removed, and what else stood there")
 
 
 def _load(settings: Settings, pins: Pins) -> None:

@@ -4,12 +4,14 @@
 import json
 import os
 import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bpf import abi, attach, loader, syscall, upgrade
-from bpf.abi import MAPS, Pod, PodKey, StateIndex
+from bpf.abi import MAPS, Flow, FlowState, Pod, PodKey, Remote, RemoteKey, StateIndex, Tuple, Way
 from bpf.pins import Pins
 from bpf.tests import trivial
 from bpf.tests.test_cgroup import cgroup
@@ -19,14 +21,19 @@ pytestmark = pytest.mark.root
 
 PERCPU_ARRAY = 6
 
-# In the other version a pod has a field more, before those that it had, and no flags; counters are fewer.
+# In the other version a pod has a field more, before those that it had, and no flags; a flow and a remote are larger;
+# there is one more thing to remember, and counters are fewer.
 OTHER_POD = {"novelty": (0, 8), "ifindex": (8, 4), "pod_mac": (12, 6), "host_mac": (18, 6), "container_hash": (24, 16)}
 OTHER_POD_BYTES = 40
 FIELDS = abi.FIELDS | {"Pod": OTHER_POD}
 OTHER_MAPS = MAPS | {
     "pods": MAPS["pods"]._replace(value_size=OTHER_POD_BYTES),
+    "flows": MAPS["flows"]._replace(value_size=104),
+    "remotes": MAPS["remotes"]._replace(value_size=56),
+    "state": MAPS["state"]._replace(max_entries=len(StateIndex) + 1),
     "counters": MAPS["counters"]._replace(max_entries=3),
 }
+OTHERWISE = [name for name in MAPS if MAPS[name] != OTHER_MAPS[name]]
 KEY = PodKey(bytes(15) + b"\x01").pack()
 POD = Pod(7, 3, b"podmac", b"hosmac", 99)
 
@@ -64,6 +71,18 @@ def read(pins: Pins, name: str, key: bytes) -> bytes | None:
         return syscall.map_lookup(fd, key, syscall.map_info(fd).value_size)
 
 
+def number(index: int) -> bytes:
+    return index.to_bytes(4, "little")
+
+
+def flow_key(port: int) -> bytes:
+    return Tuple(bytes(16), bytes(16), port, 80, 6).pack()
+
+
+def flow(state: FlowState) -> Flow:
+    return Flow(Tuple(bytes(16), bytes(16), 80, 1, 6), 1, 2, 3, 4, state, 0, Way(0, 0, bytes(16)))
+
+
 def map_id(pins: Pins, name: str) -> int:
     with pins.opened_map(name) as fd:
         return syscall.map_info(fd).map_id
@@ -74,7 +93,7 @@ def test_maps_of_the_same_fields_are_shared(versions: Versions) -> None:
     assert versions.load_this()
     before = {name: map_id(versions.this, name) for name in MAPS}
     assert versions.load_other()
-    assert {name for name in MAPS if map_id(versions.other, name) != before[name]} == {"pods", "counters"}
+    assert {name for name in MAPS if map_id(versions.other, name) != before[name]} == set(OTHERWISE)
     with versions.other.opened_map("counters") as fd:
         assert syscall.map_info(fd)[0] == PERCPU_ARRAY
         assert syscall.map_info(fd).max_entries == 3
@@ -106,33 +125,70 @@ def test_both_daemons_find_one_takeover(versions: Versions) -> None:
     assert not versions.load_other()
 
 
-def test_takeover_that_was_killed_is_done_again(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the new programs are linked and nothing is replaced, and the old ones go on."""
+def test_ids_go_on_where_they_were(versions: Versions) -> None:
+    """An id that a flow may still carry is not given out again; arrays hold something from the beginning."""
     versions.load_this()
-
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(upgrade, "_send", killed)
-        with pytest.raises(KeyboardInterrupt):
-            versions.load_other()
-    assert versions.other.programs.is_dir()
-    write(versions.this, "pods", KEY, POD.pack())
-    versions.load_other(replace=False)
-    assert read(versions.other, "pods", KEY)
-    assert not versions.this.root.exists()
-    assert read(versions.other, "state", bytes([StateIndex.TAKING_OVER_UNTIL_NS, 0, 0, 0])) == bytes(8)
-
-
-def test_what_is_there_already_is_not_overwritten(versions: Versions) -> None:
-    """The new programs have written it since."""
-    versions.load_this()
-    write(versions.this, "pods", KEY, POD.pack())
+    for index in (StateIndex.NEXT_BACKEND_ID, StateIndex.NEXT_SERVICE_ID):
+        write(versions.this, "state", number(index), (1000 + index).to_bytes(8, "little"))
     versions.load_other()
+    assert [read(versions.other, "state", number(index)) for index in (0, 1, 3)] == [
+        value.to_bytes(8, "little") for value in (1000, 1001, 0)
+    ]
+
+
+def test_prefixes_are_copied(versions: Versions) -> None:
+    """The map of remotes is a trie, which is read otherwise."""
+    versions.load_this()
+    key = RemoteKey(120, bytes(10) + b"\xff\xff\x0a\xf4\x01\x00").pack()
+    write(versions.this, "remotes", key, Remote(b"\x01" * 16, b"\x02" * 16, 3, 4, 5).pack())
+    versions.load_other()
+    assert read(versions.other, "remotes", key) == Remote(b"\x01" * 16, b"\x02" * 16, 3, 4, 5).pack() + bytes(8)
+
+
+def test_flow_that_changes_meanwhile_is_as_it_was_last(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that was established, or closed, after it was copied; and what the new programs made of another stays."""
+    versions.load_this()
+    for port in (1, 2):
+        write(versions.this, "flows", flow_key(port), flow(FlowState.NEW).pack())
+
+    def sent(*_: object) -> None:
+        write(versions.this, "flows", flow_key(1), flow(FlowState.ESTABLISHED).pack())
+        write(versions.this, "flows", flow_key(3), flow(FlowState.NEW).pack())
+        for port in (2, 4):
+            write(versions.other, "flows", flow_key(port), flow(FlowState.CLOSED).pack() + bytes(8))
+
+    monkeypatch.setattr(upgrade, "_send", sent)
+    versions.load_other()
+    found = [Flow.unpack((read(versions.other, "flows", flow_key(port)) or b"")[:96]).state for port in (1, 2, 3, 4)]
+    assert found == [FlowState.ESTABLISHED, FlowState.CLOSED, FlowState.NEW, FlowState.CLOSED]
+
+
+def test_takeover_that_was_killed_is_done_again(versions: Versions) -> None:
+    """With SIGKILL, where the new programs are linked, nothing is replaced, and connections are held."""
+    versions.load_this()
+    write(versions.this, "pods", KEY, POD.pack())
+    assert killed(versions.load_other, "_send")
+    assert versions.other.programs.is_symlink()
+    held = number(StateIndex.TAKING_OVER_UNTIL_NS)
+    assert read(versions.other, "state", held) != bytes(8)
+    # Written by the new programs since.
     write(versions.other, "pods", KEY, b"\x01" * OTHER_POD_BYTES)
-    versions.load_other()
+    write(versions.this, "pods", PodKey(bytes(15) + b"\x02").pack(), POD.pack())
+    versions.load_other(replace=False)
     assert read(versions.other, "pods", KEY) == b"\x01" * OTHER_POD_BYTES
+    assert read(versions.other, "pods", PodKey(bytes(15) + b"\x02").pack())
+    assert not versions.this.root.exists()
+    assert read(versions.other, "state", held) == bytes(8)
+
+
+def killed(load: Callable[[], object], step: str) -> bool:
+    """Loads in a process that is killed when it comes to a step of the takeover; whether it was."""
+    child = os.fork()
+    if not child:
+        setattr(upgrade, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        load()
+        os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
 def test_layout_that_does_not_describe_itself_is_swept(versions: Versions) -> None:
@@ -175,6 +231,11 @@ def test_links_to_the_cgroup_are_taken_over(
     with cgroup() as group:
         attach.attach_cgroup(versions.this, group)
         before = link_info(versions.this)
+        # As after a kill between the two pins of one link.
+        versions.other.links.mkdir(parents=True)
+        link = syscall.obj_get(versions.this.links / "connect4")
+        syscall.obj_pin(link, versions.other.links / "connect4")
+        os.close(link)
         versions.load_other()
         after = link_info(versions.other)
         with versions.other.opened_program("connect4") as program:

@@ -16,6 +16,7 @@ import pytest
 from bpf import syscall
 from bpf.abi import DropCount, DropKey, DropReason, Flow, Tuple, Way, WayKind
 from bpf.address import packed
+from cni.errors import TryAgainError
 from cni.link import host_name
 from cni.tests.conftest import CLEAN, Node, wait_for
 from cni.tests.test_verbs import CONFIG, added, config, hooks, ping
@@ -239,6 +240,21 @@ def test_server_whose_socket_was_removed_ends_and_the_next_one_serves(node: Node
         pinned = {syscall.program_id(node.pins.open_program(hook)) for hook in ("from_pod", "to_pod")}
         assert attached_ids(node, host_name("a", "eth0")) == pinned
         assert node.call("DEL", "a", CONFIG).status == 0
+        assert node.leftovers() == CLEAN
+
+
+def test_server_from_which_another_version_takes_over_ends(node: Node) -> None:
+    """It does not take back; and what comes meanwhile, a DEL by a fresh process, meets what the other one knows."""
+    other = node.pins.root.with_name("v1000")
+    with node.pods("a", "b"):
+        added(node, "a")
+        # As if all of it were of another layout.
+        node.pins.root.rename(other)
+        assert node.call("ADD", "b", CONFIG).data["code"] == TryAgainError.code
+        assert node.wait_server() == 1
+        assert other.exists()
+        assert node.call("DEL", "a", CONFIG).status == 0
+        assert not other.exists()
         assert node.leftovers() == CLEAN
 
 

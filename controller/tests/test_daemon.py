@@ -15,9 +15,11 @@ from typing import Any
 
 import pytest
 
+from bpf import syscall
 from bpf.pins import Pins
 from controller.health import PROBES_ADDRESS
 from controller.maps import PinnedMaps
+from controller.network import UNDERLAY_HOOKS
 from controller.tests.fakes import NAMES
 from controller.tests.objects import JSON, endpoint, endpoint_slice, node, served, service
 
@@ -44,7 +46,8 @@ class Rig:
         self.run_dir = directory / "run"
         self.manifests = directory / "manifests"
         self.manifests.mkdir()
-        self.maps = PinnedMaps(Pins(bpffs))
+        self.pins = Pins(bpffs)
+        self.maps = PinnedMaps(self.pins)
         self._log = directory / "log"
         self._environment = os.environ | {
             "NODE_NAME": "own",
@@ -172,6 +175,21 @@ def test_cleared_run_directory_ends_the_controller_and_the_next_one_mends_it(rig
     rig.start()
     assert rig.in_force() == before
     assert (rig.run_dir / "node.json").exists()
+
+
+def test_controller_from_which_another_version_takes_over_ends(rig: Rig) -> None:
+    """It would write to maps that nobody reads; the next one takes over, and finds everything as it was."""
+    before, _, routes = rig.in_force()
+    other = rig.pins.root.with_name("v1000")
+    rig.pins.root.rename(other)
+    assert rig.wait() == 1
+    rig.start()
+    after, attached, routes_after = rig.in_force()
+    assert (after, routes_after) == (before, routes)
+    for hook in UNDERLAY_HOOKS:
+        with rig.pins.opened_program(hook) as program:
+            assert f"{hook} id {syscall.program_id(program)}\n" in attached
+    assert not other.exists()
 
 
 def test_changes_made_while_away_are_applied(rig: Rig) -> None:
