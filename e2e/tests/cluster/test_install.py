@@ -124,11 +124,13 @@ def test_overlays_are_taken_by_an_api_server(cluster: Cluster) -> None:
 
 
 def test_uninstall_leaves_a_node_as_it_was() -> None:
-    """Programs, maps, routes, devices, files, rules, sysctls: before and after are equal, with pods there."""
+    """Programs, maps, routes, devices, files, rules, sysctls: before and after are equal, with pods there. The node has
+    no BPF file system mounted, as where no systemd is."""
     with Lab(f"test-{os.getpid()}-bare") as lab:
         cluster = real.start(lab, 1, kind=BareMachine)
         machine = cluster.machines[0]
         before = remains(machine)
+        machine.space.run("umount", "/sys/fs/bpf")
         real.install(cluster)
         cluster.kubectl("create", "-f", "-", stdin=json.dumps(_with_replicas(deployment("web"), 3)))
         cluster.kubectl("rollout", "status", "deployment/web", f"--timeout={ROLLOUT_S}s")
