@@ -7,6 +7,7 @@ before, until the pods in them are. Another Node that claims a range has it at o
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import chain
 
@@ -78,7 +79,7 @@ class Departures:
             return self._keep(name, before) if before else [] if name in self._kept else [event]
         self._now[name] = node
         claimed = self._claimed(name, node)
-        past = self._free(cidr for cidr in (*_ranges(before), *self._past(name)) if cidr not in _ranges(node))
+        past = self._free([cidr for cidr in (*_ranges(before), *self._past(name)) if cidr not in _ranges(node)])
         self._kept.pop(name, None)
         if past:
             self._kept[name] = node, past
@@ -98,7 +99,9 @@ class Departures:
         self._kept[name] = before, left
         return [] if left == ranges else [_changed(name, _only(before, left))]
 
-    def _free(self, ranges: Iterable[str]) -> tuple[str, ...]:
+    def _free(self, ranges: Sequence[str]) -> tuple[str, ...]:
+        if not ranges:  # as of nearly every Node, each time that it is seen
+            return ()
         taken = [cidr for node in self._now.values() for cidr in _ranges(node)]
         return tuple(dict.fromkeys(cidr for cidr in ranges if not _overlaps(cidr, taken)))
 
@@ -137,7 +140,7 @@ def _named(node: Node) -> list[str]:
 
 def _is_range(cidr: str) -> bool:
     try:
-        ip_network(cidr)
+        _span(cidr)
     except ValueError:
         return False
     return True
@@ -157,5 +160,15 @@ def _holds(cidr: str, addresses: Iterable[str]) -> bool:
 
 
 def _overlaps(cidr: str, others: Iterable[str]) -> bool:
-    mine = ip_network(cidr)
-    return any(mine.version == other.version and mine.overlaps(other) for other in map(ip_network, others))
+    version, first, last = _span(cidr)
+    return any(
+        version == other_version and first <= other_last and other_first <= last
+        for other_version, other_first, other_last in map(_span, others)
+    )
+
+
+@lru_cache(maxsize=2**16)
+def _span(cidr: str) -> tuple[int, int, int]:
+    """The version of a range, and its first and last address as numbers. Raises ValueError."""
+    network = ip_network(cidr)
+    return network.version, int(network.network_address), int(network.broadcast_address)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes that are gone from the API while their pods run, step by step: what is passed on, and what is held back."""
 
+from ipaddress import ip_network
+
 import pytest
 
+from controller import departures as module
 from controller.departures import Departures
 from controller.model import Kind, Node
 from controller.source import Changed, Event, Synced
@@ -148,3 +151,14 @@ def test_range_that_makes_no_sense_is_kept_for_nobody(departures: Departures) ->
     assert shown(departures.passed([far("nonsense")])) == [f"far: nonsense {OLD}"]
     departures.passed([gone("far")])
     assert shown(departures.passed([far(NEW)])) == [f"far: {NEW} {OLD}"]
+
+
+def test_range_is_parsed_once_however_many_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the first list, and each time that a Node is seen again."""
+    parsed: list[str] = []
+    monkeypatch.setattr(module, "ip_network", lambda cidr: parsed.append(cidr) or ip_network(cidr))
+    ranges = [f"203.0.113.{4 * index}/30" for index in range(64)]
+    events = [Changed(Kind.NODE, ("", cidr), decoded_node(node(cidr, [], [cidr]))) for cidr in ranges]
+    found = Departures("own")
+    assert found.passed([*events, *events]) == [*events, *events]
+    assert parsed == ranges
