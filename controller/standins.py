@@ -4,18 +4,35 @@
 Where nobody gives Nodes ranges, as in clusters whose pods have addresses of a range in the CNI configuration or of a
 delegated IPAM plugin, the pods themselves tell which addresses lead to a node. Pods are to be followed only while there
 is such a Node: `wanted` says when.
+
+What a pod's address is, its kubelet says, and a single address goes before every range. None stands in that a Node
+claims, or that is nobody's alone: a kubelet must not draw to its node what is meant for another, or for a host.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
+from bpf.address import is_v4, packed, text
+from controller.claims import Claims
 from controller.model import Key, Kind, Node, Pod
-from controller.source import Changed, Event, Synced
+from controller.nodes import some
+from controller.source import Changed, Event, Problem, Problems, Synced
 
 # How old a Node is to be before its pods are looked at: a new one gets its ranges within a second or so.
 PATIENCE_S = 10.0
+
+
+class Shown(NamedTuple):
+    """What stands in for a node's ranges, and which addresses of its pods do not."""
+
+    ranges: list[str]
+    refused: list[str]
+
+
+NOTHING = Shown([], [])
 
 
 class StandIns:
@@ -34,7 +51,9 @@ class StandIns:
         self._clock = clock
         self._bare: dict[str, Node] = {}
         self._since: dict[str, float] = {}
-        self._shown: dict[str, list[str]] = {}
+        self._shown: dict[str, Shown] = {}
+        self._claims = Claims()
+        self._claimed_anew = False
         self._pods: dict[str, dict[Key, tuple[str, ...]]] = {}
         self._node_of: dict[Key, str] = {}
         self._listed = False
@@ -53,7 +72,8 @@ class StandIns:
         made: list[Event] = []
         for event in events:
             made += self._passed(event)
-        if not self.wanted and self._look():
+        if (not self.wanted and self._look()) or self._claimed_anew:
+            self._claimed_anew = False
             made += self._shown_anew(self._bare)
         if self._held and (self._listed or not self.wanted):
             self._held = False
@@ -75,23 +95,27 @@ class StandIns:
             return []
         if isinstance(event, Changed) and event.kind == Kind.POD:
             return self._shown_anew(self._moved(event))
-        if isinstance(event, Changed) and event.kind == Kind.NODE and event.key[1] != self._own:
-            return [self._noted(event)]
+        if isinstance(event, Changed) and event.kind == Kind.NODE:
+            node = event.obj if isinstance(event.obj, Node) else None
+            self._claimed_anew |= self._claims.note(event.key[1], node)
+            return [event] if event.key[1] == self._own else self._noted(event)
         return [event]
 
-    def _noted(self, event: Changed) -> Changed:
+    def _noted(self, event: Changed) -> list[Event]:
         """Takes note of a Node; as it is to be consumed."""
         name, node = event.key[1], event.obj
         if not isinstance(node, Node) or node.spec.pod_cidrs or node.spec.pod_cidr:
-            for noted in (self._bare, self._since, self._shown):
-                noted.pop(name, None)
+            self._bare.pop(name, None)
+            self._since.pop(name, None)
+            before = self._shown.pop(name, NOTHING)
             self.wanted = self.wanted and bool(self._bare)
-            return event
+            return [event, *_told(name, before, NOTHING)]
         now, created = self._clock(), node.metadata.creation_timestamp
         # A clock that is behind the API server's makes nobody wait longer.
         self._since.setdefault(name, min(now, created.timestamp() if created else now))
         self._bare[name] = node
-        return _with(node, self._addresses(name))
+        before, shown = self._shown.get(name, NOTHING), self._look_at(name)
+        return [_with(node, shown.ranges), *_told(name, before, shown)]
 
     def _look(self) -> bool:
         """Whether a Node has been without ranges for long enough; the others then need not wait. A clock that was set
@@ -119,20 +143,40 @@ class StandIns:
         """Those of these Nodes whose pods have come to have other addresses."""
         if not (self.wanted and self._listed):
             return []
-        changed = []
+        made: list[Event] = []
         for name in dict.fromkeys(names):
-            if name in self._bare and self._shown.get(name, []) != self._addresses(name):
-                changed.append(name)
-        return [_with(self._bare[name], self._shown[name]) for name in changed]
+            if name in self._bare:
+                before, shown = self._shown.get(name, NOTHING), self._look_at(name)
+                made += [_with(self._bare[name], shown.ranges)] if shown.ranges != before.ranges else []
+                made += _told(name, before, shown)
+        return made
 
-    def _addresses(self, name: str) -> list[str]:
-        """Those that stand in for a node's ranges: until pods are listed, those that did before."""
+    def _look_at(self, name: str) -> Shown:
+        """What stands in for a node's ranges: until pods are listed, what did before."""
         if self.wanted and self._listed:
             used = {address for addresses in self._pods.get(name, {}).values() for address in addresses}
-            self._shown[name] = sorted(f"{address}/{128 if ':' in address else 32}" for address in used)
-        return self._shown.get(name, [])
+            ranges = {address: self._range(address) for address in used}
+            refused = sorted(address for address, found in ranges.items() if not found)
+            self._shown[name] = Shown(sorted(filter(None, ranges.values())), refused)
+        return self._shown.get(name, NOTHING)
+
+    def _range(self, address: str) -> str:
+        """As a range of one address; "" where none may stand in."""
+        try:
+            number = packed(address)
+        except ValueError:
+            return ""
+        return "" if number in self._claims else f"{text(number)}/{32 if is_v4(number) else 128}"
 
 
 def _with(node: Node, ranges: list[str]) -> Changed:
     spec = msgspec.structs.replace(node.spec, pod_cidrs=ranges)
     return Changed(Kind.NODE, ("", node.metadata.name), msgspec.structs.replace(node, spec=spec))
+
+
+def _told(name: str, before: Shown, now: Shown) -> list[Event]:
+    if before.refused == now.refused:
+        return []
+    message = "which its pods are said to have, is left out: a Node claims it, or it is no single host's"
+    problems = [Problem(f"Node {name}", f"{some(now.refused)}, {message}")] if now.refused else []
+    return [Problems(f"pods of Node {name}", tuple(problems))]

@@ -5,9 +5,11 @@ from datetime import UTC, datetime
 
 import pytest
 
+from bpf.address import packed
+from controller.claims import Claims
 from controller.departures import Departures
 from controller.model import Kind, Node
-from controller.source import Changed, Event, Synced
+from controller.source import Changed, Event, Problems, Synced
 from controller.standins import PATIENCE_S, StandIns
 from controller.tests.objects import decoded_node, decoded_pod, node, pod
 
@@ -55,9 +57,12 @@ def ended(name: str) -> Changed:
 
 
 def shown(events: list[Event]) -> list[str]:
-    """Each as NAME: RANGES, NAME: gone, or the kind that is listed."""
+    """Each as NAME: RANGES, NAME: gone, the kind that is listed, or the messages of problems."""
     lines = []
     for event in events:
+        if isinstance(event, Problems):
+            lines.append(f"{event.origin}: {', '.join(one.message for one in event.problems) or 'well'}")
+            continue
         if isinstance(event, Synced):
             lines.append(str(event.kind))
             continue
@@ -234,3 +239,58 @@ def test_ranges_that_a_node_had_before_count_alone_while_pods_are_in_them(follow
     departures.passed([seen("near", RANGE), gone("near")])
     assert shown(followed.passed(departures.passed([seen("near", age_s=0)]))) == [f"near: {RANGE}"]
     assert shown(followed.passed(departures.settle("near", []))) == ["near:"]
+
+
+LEFT_OUT = (
+    "pods of Node far: {}, which its pods are said to have, is left out: a Node claims it, or it is no single host's"
+)
+WELL = "pods of Node far: well"
+
+
+@pytest.mark.parametrize(
+    ("address", "claimed"),
+    [
+        ("192.0.2.3", "InternalIP"),
+        ("::ffff:192.0.2.3", "InternalIP"),
+        ("198.51.100.3", "ExternalIP"),
+        ("10.244.1.7", "range"),
+        ("2001:db8:c::7", "range of IPv6"),
+    ],
+)
+@pytest.mark.parametrize("claimant", ["near", "own"])
+def test_address_that_another_node_claims_does_not_stand_in(
+    followed: StandIns, address: str, claimed: str, claimant: str
+) -> None:
+    """Whichever came first, and for as long as it is claimed."""
+    manifest = node(claimant, ["192.0.2.3"], [RANGE, "2001:db8:c::/64"])
+    manifest["status"]["addresses"].append({"type": "ExternalIP", "address": "198.51.100.3"})
+    other = Changed(Kind.NODE, ("", claimant), decoded_node(manifest))
+    followed.passed([runs("b", "far", address)])
+    assert shown(followed.passed([other]))[1:] == ["far: 203.0.113.1/32", LEFT_OUT.format(address)], claimed
+    assert followed.passed([other]) == [other]
+    assert followed.passed([runs("c", "far", address)]) == []
+    assert followed.passed([ended("c")]) == []
+    assert shown(followed.passed([gone(claimant)]))[2:] == [WELL]
+    assert shown(followed.passed([other]))[1:] == ["far: 203.0.113.1/32", LEFT_OUT.format(address)]
+    assert shown(followed.passed([ended("b")])) == [WELL]
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0", "::1", "fe80::1", "ff02::1", "::", "::ffff:127.0.0.1", "x"],
+)
+def test_address_that_no_pod_can_have_does_not_stand_in(followed: StandIns, address: str) -> None:
+    assert shown(followed.passed([runs("b", "far", address)])) == [LEFT_OUT.format(address)]
+    assert shown(followed.passed([seen("far", RANGE)])) == [f"far: {RANGE}", WELL]
+
+
+def test_claims_come_and_go_with_nodes() -> None:
+    """A Node that says the same again changes nothing."""
+    claims = Claims()
+    for index in range(250):
+        assert claims.note(f"n{index}", decoded_node(node(f"n{index}", [f"192.0.2.{index}"], [f"10.0.{index}.0/24"])))
+    asked = ("10.0.249.9", "10.0.250.9", "192.0.2.7", "192.0.2.250")
+    assert [packed(one) in claims for one in asked] == [True, False, True, False]
+    assert not claims.note("n7", decoded_node(node("n7", ["192.0.2.7"], ["10.0.7.0/24"])))
+    assert claims.note("n7", None)
+    assert packed("192.0.2.7") not in claims
