@@ -162,6 +162,12 @@ def test_sample_file_holds_defaults() -> None:
     assert Settings.load({}, {}, Path(__file__).parents[2] / "conf" / "base" / "config.yaml") == Settings()
 
 
+def test_overlay_of_both_families_says_the_defaults() -> None:
+    """It must be safe for every cluster of both families, also one whose IPv6 addresses mean nothing outside."""
+    overlay = Path(__file__).parents[2] / "conf/overlays/dual-stack/config.yaml"
+    assert Settings.load({}, {}, overlay) == Settings()
+
+
 def test_reference_describes_every_setting() -> None:
     """No field of Settings is without meaning, reason and place on the page."""
     page = reference()
