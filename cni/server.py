@@ -66,7 +66,8 @@ class Server:
         """Accepts calls until stopped, then waits for those under way.
 
         Raises:
-            ServerError: the socket cannot be made, or somebody has removed it, or another version has taken over.
+            ServerError: the socket cannot be made, or somebody has removed it, or another version has taken over; or as
+                `_publish`.
         """
         lost = ""
         with _listening(self._run_dir / SOCKET_NAME) as listener:
@@ -149,7 +150,12 @@ class Server:
                 log.error("reattach_failed", error=str(error))
 
     def _publish(self) -> bool:
-        """Whether the runtime has the network configuration, if one is to be given to it."""
+        """Whether the runtime has the network configuration, if one is to be given to it.
+
+        Raises:
+            ServerError: its directory was removed. A container's mount stays with what was removed, where no file can
+                be made; started anew it has the directory that there is then.
+        """
         if self._network_file is None:
             return True
         try:
@@ -159,6 +165,8 @@ class Server:
                 log.info("network_published", file=self._network_file.name)
             self._unready = ""
         except (OSError, CniError, BpfError) as error:
+            if _is_removed(self._conf_dir):
+                raise ServerError(f"{self._conf_dir} was removed") from error
             if str(error) != self._unready:
                 log.warning("network_not_published", reason=str(error))
             self._unready = str(error)
@@ -199,6 +207,14 @@ def run(settings: Settings) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         server.serve()
+
+
+def _is_removed(directory: Path) -> bool:
+    """Whether it is reached all the same, as by a mount, and has no name any longer."""
+    try:
+        return directory.stat().st_nlink == 0
+    except OSError:
+        return False
 
 
 def _keys(call: protocol.Call) -> dict[str, str]:
