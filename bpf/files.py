@@ -4,8 +4,11 @@
 Without fsync(2) a file system may put the new name on the disk before the content. Any module may import this one.
 """
 
+import ctypes
 import os
 from pathlib import Path
+
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
@@ -36,6 +39,18 @@ def rename(source: Path, target: Path) -> None:
         os.fsync(directory)
     finally:
         os.close(directory)
+
+
+def sync(directory: Path) -> None:
+    """Writes the whole file system of a directory to its disk, and no other one: sync(2) would hang with an NFS server
+    that is gone. Raises OSError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(descriptor):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(directory))
+    finally:
+        os.close(descriptor)
 
 
 def _draft(path: Path) -> Path:

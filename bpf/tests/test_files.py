@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files that are whole or not there, also after a loss of power."""
 
+import ctypes
+import errno
 import os
 from pathlib import Path
 
@@ -40,3 +42,24 @@ def test_file_replaces_what_a_writer_has_left_that_was_killed(tmp_path: Path) ->
     files.link(path, "elsewhere")
     assert path.readlink() == Path("elsewhere")
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_sync_of_a_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
+    """The file system of one that is there is written."""
+    files.sync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        files.sync(tmp_path / "none")
+
+
+def test_sync_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From Linux 5.8 on an error of writing is told of."""
+
+    class Failing:
+        @staticmethod
+        def syncfs(_: int) -> int:
+            ctypes.set_errno(errno.EIO)
+            return -1
+
+    monkeypatch.setattr(files, "_libc", Failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        files.sync(tmp_path)

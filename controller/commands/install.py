@@ -126,7 +126,7 @@ def _bundle(library: Path, source: Path) -> Iterator[str]:
         shutil.rmtree(target, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=library, prefix=installed.DRAFT) as scratch:
             shutil.copytree(source, Path(scratch) / source.name, symlinks=True)
-            os.sync()  # thousands of files, one by one, would take longer
+            files.sync(library)  # thousands of files, one by one, would take longer
             files.rename(Path(scratch) / source.name, target)
         yield f"copied {installed.LIBRARY / source.name}"
     files.link(library / "oneshot", "current/bin/oneshot")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from bpf import files
 from bpf.errors import SettingsError
 from bpf.settings import Settings
 from controller.commands import installed
@@ -75,11 +76,16 @@ def test_install_puts_everything_at_its_place(tmp_path: Path, host: Path) -> Non
 
 def test_bundle_is_on_the_disk_before_its_name_is(tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is there by that name is not copied again: half of it would stay for ever."""
-    named: list[list[str]] = []
+    named: list[tuple[Path, list[str]]] = []
     library = host / "usr/local/lib/calico-ebpf"
-    monkeypatch.setattr(os, "sync", lambda: named.append([path.name for path in library.glob("bundle-*")]))
+
+    def sync(directory: Path) -> None:
+        named.append((directory, [path.name for path in library.glob("bundle-*")]))
+
+    monkeypatch.setattr(files, "sync", sync)
+    monkeypatch.setattr(os, "sync", lambda: pytest.fail("waits for every file system of the node"))
     list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", "")], "n1"))
-    assert named == [[]]
+    assert named == [(library, [])]
 
 
 def test_install_again_copies_nothing(tmp_path: Path, host: Path) -> None:
