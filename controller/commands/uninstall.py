@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`calico-ebpf uninstall`: takes everything of ours off this node, what hack/install put there included, and puts back
-what was changed. It does so in the daemons' stead, by their locks: one that runs would put things back.
+what was changed. It does so in the daemons' stead, by their locks: one that runs would put things back. The manifest's
+container `keep` has no lock, since nothing of the node's but its files is mounted there: its DaemonSet goes before.
 
 What a step cannot remove is reported, and the next steps are taken all the same. The links of pods that still run stay,
 without a way, unless they are to go as well: the node is to be drained before.
@@ -209,7 +210,8 @@ def _empty(directory: Path) -> None:
 def command(context: click.Context, settings: Settings, pods: bool, yes: bool, force: bool, output: str) -> None:
     """Take everything of ours off this node, and put back what was changed.
 
-    Systemd's units are stopped, disabled and removed. The configuration file, if any, stays.
+    Systemd's units are stopped, disabled and removed. The configuration file, if any, stays. Where the manifest has
+    installed it, its DaemonSet is to be deleted before: it would install again.
     Exit status 1 when something could not be removed.
     """
     reasons = obstacles(settings, pods)
