@@ -149,7 +149,9 @@ def _loopback(host: Path, source: Path) -> Iterator[str]:
     target, placed = _below(host, cnifiles.LOOPBACK), _below(host, installed.PLACED)
     new = installed.note(cnifiles.LOOPBACK, (source / "cni/loopback").read_bytes())
     there = [installed.note(cnifiles.LOOPBACK, target.read_bytes())] if target.exists() else []
-    if not {new, *_read(placed).splitlines()}.issuperset(there):
+    noted = _read(placed).splitlines()
+    # A note of the path alone, as they once were, gets its digest here.
+    if str(cnifiles.LOOPBACK) not in noted and not {new, *noted}.issuperset(there):
         return
     # First the notes, of both: a file without one would be taken for somebody else's.
     files.write(placed, "".join(f"{line}\n" for line in sorted({*there, new})).encode())

@@ -140,6 +140,18 @@ def test_install_renews_its_own_loopback(tmp_path: Path, host: Path) -> None:
     assert path.read_text() == "cni/loopback of bundle-3"
 
 
+def test_install_takes_a_note_without_a_digest_for_its_own_once(tmp_path: Path, host: Path) -> None:
+    """As the first bundles wrote them."""
+    config, path = given(tmp_path / "given", ""), host / "opt/cni/bin/loopback"
+    list(install(host, bundle(tmp_path, "bundle-1"), [config], "n1"))
+    (host / installed.PLACED.relative_to("/")).write_text("/opt/cni/bin/loopback\n")
+    list(install(host, bundle(tmp_path, "bundle-2"), [config], "n1"))
+    assert path.read_text() == "cni/loopback of bundle-2"
+    path.write_text("theirs")
+    list(install(host, bundle(tmp_path, "bundle-3"), [config], "n1"))
+    assert path.read_text() == "theirs"
+
+
 def test_install_leaves_a_loopback_that_came_in_place_of_its_own(tmp_path: Path, host: Path) -> None:
     """Somebody has installed a package of plugins since."""
     config, path = given(tmp_path / "given", ""), host / "opt/cni/bin/loopback"
