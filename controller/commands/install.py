@@ -42,6 +42,8 @@ def install(host: Path, source: Path, given: Sequence[Path], node_name: str) -> 
         InstallError, SettingsError: the settings make no sense; the node's stay as they are.
         OSError: something could not be written.
     """
+    for directory in given:
+        _require_sense(directory)
     text = settings_text([_read(directory / CONFIG_FILE.name) for directory in given], node_name, _server(host))
     yield from _bundle(_below(host, installed.LIBRARY), source)
     yield from _executables(host, source)
@@ -56,6 +58,16 @@ def install(host: Path, source: Path, given: Sequence[Path], node_name: str) -> 
     if networks:
         files.write(directory / installed.NETWORK_FILE.name, networks[-1].read_bytes())
         yield f"wrote {installed.NETWORK_FILE}"
+
+
+def _require_sense(directory: Path) -> None:
+    """Raises InstallError, SettingsError where a ConfigMap has files that nobody looks at, or says nonsense."""
+    taken = (CONFIG_FILE.name, installed.NETWORK_FILE.name)
+    # What kubelet keeps beside the files begins with two dots.
+    names = sorted(path.name for path in directory.iterdir()) if directory.is_dir() else []
+    if unknown := [name for name in names if name not in taken and not name.startswith("..")]:
+        raise InstallError(f"{directory}: nobody looks at {', '.join(unknown)}, but at {' and '.join(taken)}")
+    Settings.load({}, {}, directory / CONFIG_FILE.name)
 
 
 def settings_text(given: Sequence[str], node_name: str, api_server: str) -> str:

@@ -107,7 +107,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     if found["health"]:
         answered = found["health"]["status"] or "no answer"
         lines += [f"health at {found['health']['address']}: {answered} {found['health']['answer']}"]
-    lines += controller_lines(found["controller"])
+    up = any(daemon["name"] == "controller" and daemon["up"] for daemon in found["daemons"])
+    lines += controller_lines(found["controller"], up)
     lines += [f"outside clients: {line}" for line in handovers.lines(found["handover"])]
     attached = [(device, ", ".join(hooks)) for device, hooks in found["attached"].items()]
     attached.append(("cgroup", ", ".join(found["cgroup"]) or "nothing"))
@@ -122,8 +123,8 @@ def describe(found: dict[str, Any]) -> list[str]:
     return lines + [f"warning: {warning}" for warning in found["warnings"]]
 
 
-def controller_lines(report: dict[str, Any]) -> list[str]:
-    """What the controller last said of itself."""
+def controller_lines(report: dict[str, Any], up: bool) -> list[str]:
+    """What the controller last said of itself; `up`: it runs."""
     if not report:
         return []
     state = "in step" if report.get("synced") else "not in step"
@@ -133,7 +134,8 @@ def controller_lines(report: dict[str, Any]) -> list[str]:
     since = (
         f"last write {duration(time.time() - report['last_sync'])} ago" if report.get("last_sync") else "no write yet"
     )
-    lines = [f"source {report.get('source')}: {objects or 'nothing'}; {state}, {since}"]
+    heard = "" if up else "last heard: "
+    lines = [f"{heard}source {report.get('source')}: {objects or 'nothing'}; {state}, {since}"]
     if report.get("service_ranges"):
         lines.append(f"ranges of Services: {', '.join(report['service_ranges'])}")
     return lines

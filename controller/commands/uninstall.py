@@ -31,6 +31,7 @@ from controller.commands.reading import raw_entries
 from controller.errors import AloneError, ControllerError
 from controller.sysctl import RESERVED, Sysctls
 
+FORCE = "--force minds no pods, and stops systemd's units; what the manifest runs ends with its DaemonSet alone"
 # A directory of addresses may hold these without holding an address.
 BOOKKEEPING = ("last_reserved_ip", "lock", ".draft")
 
@@ -76,7 +77,7 @@ def uninstall(settings: Settings, pods: bool = False) -> Iterator[Step]:
             if done:
                 yield from (Step(f"removed {path}") for path in installed.remove())
     except AloneError as error:
-        yield Step("nothing else was removed", str(error))
+        yield Step("the network was left as it is", str(error))
 
 
 def _taken(steps: Iterable[tuple[str, Iterator[Step]]]) -> Generator[Step, None, bool]:
@@ -216,7 +217,7 @@ def command(context: click.Context, settings: Settings, pods: bool, yes: bool, f
     """
     reasons = obstacles(settings, pods)
     if reasons and not force:
-        raise click.ClickException(f"{'; '.join(reasons)} (--force minds no pods, and stops systemd's units)")
+        raise click.ClickException(f"{'; '.join(reasons)} ({FORCE})")
     if not yes:
         click.confirm("Services and pods of this node lose their network. Go on?", abort=True, err=True)
     steps = list(uninstall(settings, pods)) or [Step("nothing of ours was there")]

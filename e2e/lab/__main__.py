@@ -164,7 +164,7 @@ def kubectl(name: str, arguments: tuple[str, ...]) -> None:
             f"lab {name} has no API server: `{cluster.command(name)} up --source kubernetes` makes one with it"
         )
     cgroups.join(inside.group)
-    argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments])
+    argv = inside.command([str(kubernetes.command("kubectl")), "--kubeconfig", str(config), *arguments], Path.cwd())
     os.execvp(argv[0], argv)
 
 

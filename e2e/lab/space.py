@@ -76,10 +76,11 @@ class Space:
     keep: bool = False
     netns: str = ""
 
-    def command(self, argv: Sequence[str]) -> list[str]:
-        """The command line that runs `argv` in the space."""
+    def command(self, argv: Sequence[str], directory: Path | None = None) -> list[str]:
+        """The command line that runs `argv` in the space; `directory`: of the host's, where to run it."""
         net = f"--net={self.path('/run/netns')}/{self.netns}" if self.netns else "--net"
-        return ["nsenter", "-t", str(self.pid), net, "--mount", "--uts", "--cgroup", "--", *argv]
+        where = [f"--wd={directory}"] if directory else []
+        return ["nsenter", "-t", str(self.pid), *where, net, "--mount", "--uts", "--cgroup", "--", *argv]
 
     def run(
         self,

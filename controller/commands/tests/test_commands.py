@@ -141,7 +141,10 @@ def test_status_shows_what_the_controller_reports(run: Run, node: Node) -> None:
     (node.settings.run_dir / "controller.json").write_text(json.dumps(report))
     output = run("status").output
     assert "controller.lock: nobody holds it" in output
-    assert "source kubernetes: 3 Service; not in step, waiting for the first list of Node, no write yet" in output
+    assert (
+        "last heard: source kubernetes: 3 Service; not in step, waiting for the first list of Node, no write yet"
+        in output
+    )
     assert "ranges of Services: 198.51.100.0/24, 2001:db8:5::/64" in output
     assert "a.yaml:7: Service default/web: no port" in output
 

@@ -200,6 +200,22 @@ def test_network_of_the_operator_comes_before_the_manifests(tmp_path: Path, host
     assert read(host, "/etc/calico-ebpf/10-calico-ebpf.conflist") == '{"name": "cbr0"}'
 
 
+def test_wrong_setting_is_named_where_it_stands(tmp_path: Path, host: Path) -> None:
+    """In the operator's own file, not in what is made of all."""
+    own = given(tmp_path / "own", "handover: l2\nflow_max: 100\n")
+    with pytest.raises(SettingsError, match=r"own/config\.yaml:2: unknown setting 'flow_max'"):
+        list(install(host, bundle(tmp_path, "bundle-1"), [given(tmp_path / "given", ""), own], "n1"))
+
+
+def test_file_that_nobody_looks_at_is_refused(tmp_path: Path, host: Path) -> None:
+    """It says something, and would change nothing. What kubelet keeps beside a ConfigMap's files is its own."""
+    own = given(tmp_path / "own", "")
+    (own / "..data").mkdir()
+    (own / "config.yml").write_text("handover: l2\n")
+    with pytest.raises(InstallError, match=r"own: nobody looks at config\.yml, but at config\.yaml and 10-"):
+        list(install(host, bundle(tmp_path, "bundle-1"), [own], "n1"))
+
+
 @pytest.mark.parametrize("config", ["- a\n", "a: [", "7"])
 def test_settings_that_make_no_sense_are_refused(config: str) -> None:
     """Before they replace a node's good ones."""
