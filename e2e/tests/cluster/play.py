@@ -48,7 +48,7 @@ class Play:
 
     def set_up(self) -> None:
         self.kubectl("create", "namespace", self.namespace, namespaced=False)
-        self.apply(deployment("web"), service("web"), daemon_set("ask", False), daemon_set("host", True))
+        self.apply(deployment("web", cpu="100m"), service("web"), daemon_set("ask", False), daemon_set("host", True))
         for name in PLACES:
             self.kubectl("rollout", "status", f"daemonset/{name}", f"--timeout={ROLLOUT_S}s")
 
@@ -137,13 +137,14 @@ def ask(run: Run, protocol: str, address: str, port: int, question: str = "hostn
     return run(["bash", "-c", f"for i in {{1..{count}}}; do {one} || echo failed-$?; echo; done"]).split()
 
 
-def deployment(name: str) -> Manifest:
-    """Servers, none at first, spread over the nodes."""
+def deployment(name: str, cpu: str = "0") -> Manifest:
+    """Servers, none at first, spread over the nodes; `cpu`: what they have even where others want more."""
     container = {
         "name": "web",
         "image": images.AGNHOST,
         "args": ["netexec", f"--http-port={TARGET_PORT}", f"--udp-port={TARGET_PORT}"],
         "readinessProbe": {"httpGet": {"path": "/hostname", "port": TARGET_PORT}, "periodSeconds": 1},
+        "resources": {"requests": {"cpu": cpu}},
     }
     template = _template(name, container)
     template["spec"]["topologySpreadConstraints"] = [
