@@ -7,12 +7,10 @@ before, until the pods in them are. Another Node that claims a range has it at o
 """
 
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 from ipaddress import ip_address, ip_network
 from itertools import chain
 
-import msgspec
-
+from controller.cidr import is_range, overlaps
 from controller.model import Kind, Node
 from controller.source import Changed, Event, Synced
 
@@ -89,7 +87,7 @@ class Departures:
         """Keeps those that the first list does not have: they went while no controller was here."""
         missed, self._remembered = self._remembered, {}
         self._kept |= {name: (node, self._free(_ranges(node))) for name, node in missed.items()}
-        return [_changed(name, _only(node, self._kept[name][1])) for name, node in missed.items()]
+        return [_changed(name, node.with_ranges(self._kept[name][1])) for name, node in missed.items()]
 
     def _keep(self, name: str, before: Node) -> list[Event]:
         """Keeps a node that is gone; of its ranges those that no other has by now: in a new list, who has left comes
@@ -97,13 +95,13 @@ class Departures:
         ranges = (*_ranges(before), *self._past(name))
         left = self._free(ranges)
         self._kept[name] = before, left
-        return [] if left == ranges else [_changed(name, _only(before, left))]
+        return [] if left == ranges else [_changed(name, before.with_ranges(left))]
 
     def _free(self, ranges: Sequence[str]) -> tuple[str, ...]:
         if not ranges:  # as of nearly every Node, each time that it is seen
             return ()
         taken = [cidr for node in self._now.values() for cidr in _ranges(node)]
-        return tuple(dict.fromkeys(cidr for cidr in ranges if not _overlaps(cidr, taken)))
+        return tuple(dict.fromkeys(cidr for cidr in ranges if not overlaps(cidr, taken)))
 
     def _past(self, name: str) -> tuple[str, ...]:
         return self._kept[name][1] if name in self._kept else ()
@@ -112,13 +110,13 @@ class Departures:
         """Takes from others what a Node says is its own."""
         events: list[Event] = []
         for name, (last, ranges) in list(self._kept.items()):
-            left = tuple(cidr for cidr in ranges if not _overlaps(cidr, _ranges(node)))
+            left = tuple(cidr for cidr in ranges if not overlaps(cidr, _ranges(node)))
             if name == claimant or left == ranges:
                 continue
             now = self._now.get(name)
             if left:
                 self._kept[name] = last, left
-                events.append(_changed(name, _with(now, left) if now else _only(last, left)))
+                events.append(_changed(name, _with(now, left) if now else last.with_ranges(left)))
             else:
                 del self._kept[name]
                 events.append(_changed(name, now))
@@ -131,44 +129,13 @@ def _changed(name: str, node: Node | None) -> Changed:
 
 def _ranges(node: Node | None) -> tuple[str, ...]:
     """Those that make sense; `nodes.facts` names the others."""
-    return tuple(cidr for cidr in _named(node) if _is_range(cidr)) if node else ()
-
-
-def _named(node: Node) -> list[str]:
-    return node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else [])
-
-
-def _is_range(cidr: str) -> bool:
-    try:
-        _span(cidr)
-    except ValueError:
-        return False
-    return True
+    return tuple(cidr for cidr in node.spec.ranges if is_range(cidr)) if node else ()
 
 
 def _with(node: Node, ranges: Sequence[str]) -> Node:
     """A Node that has ranges besides its own."""
-    return _only(node, [*_named(node), *ranges]) if ranges else node
-
-
-def _only(node: Node, ranges: Sequence[str]) -> Node:
-    return msgspec.structs.replace(node, spec=msgspec.structs.replace(node.spec, pod_cidrs=list(ranges)))
+    return node.with_ranges([*node.spec.ranges, *ranges]) if ranges else node
 
 
 def _holds(cidr: str, addresses: Iterable[str]) -> bool:
     return any(ip_address(address) in ip_network(cidr) for address in addresses)
-
-
-def _overlaps(cidr: str, others: Iterable[str]) -> bool:
-    version, first, last = _span(cidr)
-    return any(
-        version == other_version and first <= other_last and other_first <= last
-        for other_version, other_first, other_last in map(_span, others)
-    )
-
-
-@lru_cache(maxsize=2**16)
-def _span(cidr: str) -> tuple[int, int, int]:
-    """The version of a range, and its first and last address as numbers. Raises ValueError."""
-    network = ip_network(cidr)
-    return network.version, int(network.network_address), int(network.broadcast_address)

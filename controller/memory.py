@@ -61,8 +61,7 @@ class NodeMemory:
 def _essence(node: Node) -> Node:
     """Of a Node what makes routes: kubelet's reports change nothing of it."""
     meta = Metadata(node.metadata.name, creation_timestamp=node.metadata.creation_timestamp)
-    ranges = node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else [])
-    return Node(meta, NodeSpec(pod_cidrs=ranges), node.status)
+    return Node(meta, NodeSpec(pod_cidrs=node.spec.ranges), node.status)
 
 
 def _read(path: Path) -> dict[str, Node]:

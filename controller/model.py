@@ -5,6 +5,7 @@ Pure. Objects are values that nobody changes: two that are equal need no work. S
 networking/v1.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 
@@ -127,6 +128,11 @@ class NodeSpec(_Object):
     pod_cidrs: list[str] = msgspec.field(name="podCIDRs", default_factory=list)
     taints: list[Taint] | None = None
 
+    @property
+    def ranges(self) -> list[str]:
+        """The pod ranges, as they are named; one alone may stand in podCIDR."""
+        return self.pod_cidrs or ([self.pod_cidr] if self.pod_cidr else [])
+
 
 class NodeAddress(_Object):
     type: str
@@ -141,6 +147,10 @@ class Node(_Object):
     metadata: Metadata
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+    def with_ranges(self, ranges: Sequence[str]) -> "Node":
+        """The same Node with other pod ranges."""
+        return msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, pod_cidrs=list(ranges)))
 
 
 class ServiceCIDRSpec(_Object):

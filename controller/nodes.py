@@ -146,7 +146,7 @@ def facts(node: Node) -> tuple[NodeFacts, tuple[Problem, ...]]:
             except ValueError as error:
                 problems.append(str(error))
     cidrs = []
-    for cidr in node.spec.pod_cidrs or ([node.spec.pod_cidr] if node.spec.pod_cidr else []):
+    for cidr in node.spec.ranges:
         try:
             cidrs.append(str(ip_network(cidr)))
         except ValueError as error:

@@ -7,6 +7,7 @@ What is sent to an address that may be a Service's, and is a pod's or a node's, 
 from ipaddress import ip_network
 
 from bpf.address import text
+from controller.cidr import overlaps
 from controller.model import Node, ServiceCIDR
 from controller.nodes import NodeFacts, facts, some
 from controller.source import Problem, Problems
@@ -52,12 +53,7 @@ class ServiceRanges:
         problems = []
         for service_range in self.ranges:
             for what, cidrs in (("address", map(text, node.addresses)), ("pods", node.pod_cidrs)):
-                if caught := [cidr for cidr in cidrs if _overlap(cidr, service_range)]:
+                if caught := [cidr for cidr in cidrs if overlaps(cidr, [service_range])]:
                     message = f"its {what} {some(caught)} in the range {service_range} of Services: traffic goes astray"
                     problems.append(Problem(f"Node {node.name}", message))
         return Problems(f"service ranges, Node {node.name}", tuple(problems))
-
-
-def _overlap(one: str, other: str) -> bool:
-    mine, theirs = ip_network(one), ip_network(other)
-    return mine.version == theirs.version and mine.overlaps(theirs)

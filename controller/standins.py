@@ -13,8 +13,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
-
 from bpf.address import is_v4, packed, text
 from controller.claims import Claims
 from controller.model import Key, Kind, Node, Pod
@@ -104,7 +102,7 @@ class StandIns:
     def _noted(self, event: Changed) -> list[Event]:
         """Takes note of a Node; as it is to be consumed."""
         name, node = event.key[1], event.obj
-        if not isinstance(node, Node) or node.spec.pod_cidrs or node.spec.pod_cidr:
+        if not isinstance(node, Node) or node.spec.ranges:
             self._bare.pop(name, None)
             self._since.pop(name, None)
             before = self._shown.pop(name, NOTHING)
@@ -170,8 +168,7 @@ class StandIns:
 
 
 def _with(node: Node, ranges: list[str]) -> Changed:
-    spec = msgspec.structs.replace(node.spec, pod_cidrs=ranges)
-    return Changed(Kind.NODE, ("", node.metadata.name), msgspec.structs.replace(node, spec=spec))
+    return Changed(Kind.NODE, ("", node.metadata.name), node.with_ranges(ranges))
 
 
 def _told(name: str, before: Shown, now: Shown) -> list[Event]:

@@ -5,7 +5,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from controller import departures as module
+from controller import cidr
 from controller.departures import Departures
 from controller.model import Kind, Node
 from controller.source import Changed, Event, Synced
@@ -156,9 +156,9 @@ def test_range_that_makes_no_sense_is_kept_for_nobody(departures: Departures) ->
 def test_range_is_parsed_once_however_many_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first list, and each time that a Node is seen again."""
     parsed: list[str] = []
-    monkeypatch.setattr(module, "ip_network", lambda cidr: parsed.append(cidr) or ip_network(cidr))
+    monkeypatch.setattr(cidr, "ip_network", lambda text: parsed.append(text) or ip_network(text))
     ranges = [f"203.0.113.{4 * index}/30" for index in range(64)]
-    events = [Changed(Kind.NODE, ("", cidr), decoded_node(node(cidr, [], [cidr]))) for cidr in ranges]
+    events = [Changed(Kind.NODE, ("", text), decoded_node(node(text, [], [text]))) for text in ranges]
     found = Departures("own")
     assert found.passed([*events, *events]) == [*events, *events]
     assert parsed == ranges
