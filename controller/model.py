@@ -149,8 +149,9 @@ class Node(_Object):
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
 
     def with_ranges(self, ranges: Sequence[str]) -> "Node":
-        """The same Node with other pod ranges."""
-        return msgspec.structs.replace(self, spec=msgspec.structs.replace(self.spec, pod_cidrs=list(ranges)))
+        """The same Node with other pod ranges; none are none, whatever podCIDR said."""
+        spec = msgspec.structs.replace(self.spec, pod_cidr="", pod_cidrs=list(ranges))
+        return msgspec.structs.replace(self, spec=spec)
 
 
 class ServiceCIDRSpec(_Object):

@@ -117,6 +117,17 @@ def test_range_that_another_node_claims_leaves_the_rest(departures: Departures) 
     assert shown(departures.passed([near("fd00::/60")])) == [f"far: {NEW}", f"near: fd00::/60 {OLD}"]
 
 
+def test_range_that_is_lost_is_not_found_in_the_older_field(departures: Departures) -> None:
+    """The API names a Node's first range in podCIDR as well."""
+    manifest = node("far", ["192.0.2.2"], [OLD])
+    manifest["spec"]["podCIDR"] = OLD
+    departures.passed([Changed(Kind.NODE, ("", "far"), decoded_node(manifest)), near(OLD)])
+    (event,) = departures.passed([gone("far")])
+    assert isinstance(event, Changed)
+    assert isinstance(event.obj, Node)
+    assert event.obj.spec.ranges == []
+
+
 def test_range_that_another_node_had_already_is_not_kept(departures: Departures) -> None:
     """A list that makes up for a watch that was cut tells first what there is, then what is gone."""
     departures.passed([near(OLD)])
