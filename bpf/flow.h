@@ -79,7 +79,10 @@ static __always_inline bool in_mid_stream(const struct packet *packet)
 	return packet->tuple.protocol == IPPROTO_TCP && !opens_connection(packet);
 }
 
-/* Whether the flows of another layout of the maps are being taken over: one that seems to be missing may be there. */
+/*
+ * Whether the flows of another layout of the maps are being taken over: one that is missing here may be there, and one
+ * that is closing here may have been replaced there since it was copied.
+ */
 static __always_inline bool taking_over(void)
 {
 	__u32 index = STATE_TAKING_OVER_UNTIL_NS;
@@ -114,7 +117,8 @@ static __always_inline bool flow_matches(const struct packet *packet, const stru
 
 	if (flow_expired(flow, now))
 		return false;
-	if (opens && flow->state >= FLOW_CLOSING)
+	/* Its port may be another connection's by now: a SYN's, or one's whose flow is still in the other layout. */
+	if (flow->state >= FLOW_CLOSING && (opens || taking_over()))
 		return false;
 	if (flow->flags & FLOW_REPLY || !(opens || packet->tuple.protocol == IPPROTO_UDP))
 		return true;

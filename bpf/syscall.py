@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-_NR_BPF = {"x86_64": 321, "aarch64": 280}[platform.machine()]
+_NR_BPF, _NR_MEMBARRIER = {"x86_64": (321, 324), "aarch64": (280, 283)}[platform.machine()]
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 6, 7
@@ -24,6 +24,7 @@ _PROG_TEST_RUN, _OBJ_GET_INFO = 10, 15
 _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE = 28, 29
 _ITER_CREATE, _TRACE_ITER = 33, 28
+_MEMBARRIER_CMD_GLOBAL = 1
 
 # Entries asked for at once of a hash map. A bucket is answered whole: too few for one, and the kernel says ENOSPC.
 BATCH_ENTRIES = 4096
@@ -158,6 +159,12 @@ def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
 def link_update(link_fd: int, program_fd: int) -> None:
     """Replaces a link's program with another, atomically."""
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replacing an attached program")
+
+
+def await_programs() -> None:
+    """Returns when every run of a program that had begun has ended, some 20 ms later: they count as readers of RCU, and
+    membarrier(2) waits for those. A kernel that has CPUs without ticks (nohz_full) refuses it: there nobody waits."""
+    _libc.syscall(_NR_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL, 0, 0)
 
 
 @contextmanager

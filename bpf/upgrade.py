@@ -121,6 +121,7 @@ def switching(before: Pins, programs: Path) -> Iterator[Callable[[Pins], None]]:
         def switch(pins: Pins) -> None:
             attach.move_cgroup(before, pins)
             _send(messages)
+            syscall.await_programs()  # what the last run of theirs writes is copied as well
 
         yield switch
     finally:
@@ -136,6 +137,7 @@ def holding(*layouts: Pins) -> Iterator[None]:
     try:
         yield
     finally:
+        syscall.await_programs()  # one that missed a flow before it was copied still has to see this
         _hold(layouts, 0)
 
 

@@ -232,6 +232,20 @@ class TestFromPod:
         assert datapath.run("from_pod", tcp(family, (family.client, 40000), (family.service, 80))).verdict == REDIRECT
 
     @BOTH
+    def test_closing_flow_leads_nowhere_while_flows_are_taken_over(self, datapath: Datapath, family: Family) -> None:
+        """Its port may be that of a newer connection by now, whose flow stands in the other layout."""
+        client, service, server = (family.client, 40000), (family.service, 80), (family.server, 8080)
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [server])
+        open_connection(datapath, family, client, service)
+        datapath.run("from_pod", tcp(family, client, service, "FA"))
+        datapath.taking_over()
+        assert datapath.run("from_pod", tcp(family, client, service, "PA")).verdict == SHOT
+        assert datapath.run("from_pod", tcp(family, server, client, "A")).verdict == SHOT
+        assert datapath.dropped(DropReason.TAKING_OVER) == 2
+        datapath.taking_over(0)
+        assert datapath.run("from_pod", tcp(family, client, service, "PA")).verdict == REDIRECT
+
+    @BOTH
     def test_spoofed_source_is_dropped(self, datapath: Datapath, family: Family) -> None:
         """A pod cannot send with an address that is not its own: neither an unknown one nor another pod's."""
         datapath.pod(family.server, 99, dp.SERVER_MAC, dp.SERVER_HOST_MAC)
