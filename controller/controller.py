@@ -61,6 +61,9 @@ class Controller:
 
     Args:
         clock: monotonic seconds.
+
+    Attributes:
+        backends_gone: set when backends have been taken out of the maps, for others to wait for.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class Controller:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.health = Health()
+        self.backends_gone = threading.Event()
         self._settings = settings
         self._source = source
         self._dataplane = dataplane
@@ -243,6 +247,8 @@ class Controller:
         else:
             self._short_backoff.reset()
         self.health.synced()
+        if result.backends_gone:
+            self.backends_gone.set()
         if result.ops:
             level = log.info if result.full else log.debug
             level("synced", entries=result.ops, milliseconds=round((ended - began) * 1000, 1), full=result.full)

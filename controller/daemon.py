@@ -17,7 +17,7 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, health, kubeproxy, memory, monitor, sweep, web
+from controller import alone, health, kubeproxy, memory, monitor, sockets, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -68,6 +68,7 @@ def run(settings: Settings) -> None:
     peers.remember(remembered(maps.read("peers"), maps.read("remotes")))
     peers.start()
     _sweep(settings, pins, metrics)
+    sockets.start(pins, controller.backends_gone)
     threading.Thread(target=_guard, args=(held, settings), name="guard", daemon=True).start()
     watching = (controller.post, settings.metrics_address)
     threading.Thread(target=kubeproxy.watch, args=watching, name="kube-proxy", daemon=True).start()

@@ -25,11 +25,13 @@ class Synced(NamedTuple):
         ops: operations written.
         full: whether everything was compared.
         freed: room was made where there had been too little: another sync fits more.
+    backends_gone: there may be clients of backends that are none any more.
     """
 
     ops: int
     full: bool
     freed: bool
+    backends_gone: bool
 
 
 class Dataplane:
@@ -108,7 +110,8 @@ class Dataplane:
         if recorded is not None:
             self._recorded = [*recorded, *ops]
         self._done(plan)
-        return Synced(len(ops), full, bool(self.short) and any(op.value is None for op in ops))
+        removed = {op.map for op in ops if op.value is None}
+        return Synced(len(ops), full, bool(self.short and removed), full or "backends" in removed)
 
     def retry_short(self) -> None:
         """Has the next sync try again what did not fit."""

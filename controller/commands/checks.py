@@ -10,6 +10,7 @@ from bpf import bpftool, features, node
 from bpf.errors import BpfError
 from bpf.features import Features
 from bpf.settings import Settings
+from controller import sockets
 
 PROC_SYS = Path("/proc/sys")
 
@@ -50,6 +51,7 @@ def kernel_checks(settings: Settings) -> Iterator[Check]:
         yield Check("cgroup2", Verdict.OK, "not needed: connect_time is off")
     else:
         yield _cgroup(settings)
+        yield _sockets()
 
 
 def sysctl(name: str) -> str:
@@ -99,3 +101,13 @@ def _cgroup(settings: Settings) -> Check:
     good = node.filesystem(root) == "cgroup2" and root.is_dir()
     seen = str(root) if good else f"{root} is not a directory of a cgroup2 mount"
     return check("cgroup2", good, seen, f"mount -t cgroup2 none {root}, or set cgroup to where it is mounted")
+
+
+def _sockets() -> Check:
+    try:
+        good = sockets.supported()
+    except PermissionError:
+        return Check("udp sockets", Verdict.WARN, "not known: needs CAP_NET_ADMIN", "run it as root")
+    seen = "those of backends that are gone are closed" if good else "the kernel closes none (CONFIG_INET_DIAG_DESTROY)"
+    advice = "host processes that keep a connected UDP socket may stay with a backend that is gone: boot another kernel"
+    return check("udp sockets", good, seen, advice, Verdict.WARN)

@@ -238,6 +238,19 @@ def test_healthz_alone_fails_when_the_node_is_gone(rig: Rig) -> None:
     assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [503, 200]
 
 
+def test_backends_that_go_are_told_of(rig: Rig) -> None:
+    """Once everything is written first, and then each time that one is taken out of the maps, but not otherwise."""
+    told = rig.controller.backends_gone
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    assert told.is_set()
+    one, two = endpoint("203.0.113.1"), endpoint("203.0.113.2")
+    for endpoints, expected in (([one, two], False), ([two], True)):
+        told.clear()
+        rig.now += 10
+        rig.tell(changed(decoded_slice(endpoint_slice("s1", endpoints))))
+        assert told.is_set() == expected
+
+
 def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:
     """By the next sync, without any event."""
     rig.tell(WEB, WEB_SLICE, *LISTED)

@@ -111,6 +111,46 @@ def test_endpoints_changed_are_followed(stage: Stage) -> None:
     wait(lambda: names(ask(stage.place("ask-2"), "tcp", service.v4)) == {"ECONNREFUSED"})
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_connected_udp_socket_of_a_host_process_outlives_its_backend(stage: Stage, family: str) -> None:
+    """A resolver's, say: when every backend is replaced it hears an error, as from a server that is gone, and is
+    answered by the others as soon as it has connected anew. It never waits in vain."""
+    name, service = "resolver", addresses.service(17)
+    target = pick(service, family)
+    stage.expose(name, service, ["web-1"])
+    wait(lambda: names(ask(stage.place("node1"), "udp", target)) == {"web-1"})
+    with stage.place("node1").start("python3", "-I", "-S", "-c", RESOLVER, target, str(PORT)) as resolver:
+        assert resolver.stdout
+        assert resolver.stdout.readline() == "web-1\n"
+        stage.expose(name, service, ["web-2"])
+        assert resolver.stdout.read() == "web-2\n"
+
+
+# Asks over one socket until somebody else answers; after an error over a new one. A time-out ends it.
+RESOLVER = """
+import json, socket, sys, time
+def connected():
+    client = socket.socket(socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET, socket.SOCK_DGRAM)
+    client.settimeout(2)
+    client.connect((sys.argv[1], int(sys.argv[2])))
+    return client
+client, seen, end = connected(), "", time.monotonic() + 10
+while seen != "web-2" and time.monotonic() < end:
+    try:
+        client.send(b"?")
+        name = json.loads(client.recv(2048))["name"]
+    except TimeoutError:
+        raise
+    except OSError:
+        client = connected()
+        continue
+    if name != seen:
+        print(name, flush=True)
+    seen = name
+    time.sleep(0.01)
+"""
+
+
 def test_service_deleted_is_gone_from_the_maps(stage: Stage) -> None:
     """Frontends, slots and backends of a deleted Service leave the maps."""
     before = _entries(stage)
