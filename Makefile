@@ -111,8 +111,8 @@ test-kubernetes: image kubernetes ## of the tests, those with an API server, on 
 	env -u KUBECONFIG $(VENV)/bin/pytest -m root e2e/tests/cluster
 
 .PHONY: conformance
-conformance: image kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3 for three in a row)
-	$(PYTHON) -m e2e.conformance $(if $(RUNS),--runs $(RUNS))
+conformance: image kubernetes ## Kubernetes' own network tests on a real cluster (RUNS=3: three in a row; STACK=ipv4, ipv6)
+	$(PYTHON) -m e2e.conformance $(if $(RUNS),--runs $(RUNS)) $(if $(STACK),--stack $(STACK))
 
 .PHONY: test-kernels
 test-kernels: build kernels ## of the tests, those on Debian's cloud kernels

@@ -16,6 +16,7 @@ from e2e import kubernetes
 from e2e.conformance import pending, report, runner, suite
 from e2e.conformance.pending import PendingError
 from e2e.conformance.results import Result
+from e2e.lab import addresses
 from e2e.lab.__main__ import describe
 from e2e.lab.cluster import Lab
 from e2e.lab.errors import LabError
@@ -29,10 +30,17 @@ WIDTH = 140
 @click.option("--focus", default="", metavar="REGEX", help="Of them only tests in whose name this is found.")
 @click.option("--procs", default=8, show_default=True, type=click.IntRange(1), help="Processes that share the tests.")
 @click.option("--runs", default=1, show_default=True, type=click.IntRange(1), help="In a row, each on a new cluster.")
+@click.option(
+    "--stack",
+    default=addresses.DUAL,
+    show_default=True,
+    type=click.Choice(list(addresses.STACKS)),
+    help="The families of pods and Services.",
+)
 @click.option("--list", "listing", is_flag=True, help="Print the names of the tests, and run none.")
 @click.option("--keep", is_flag=True, help="Leave the cluster of the last run standing.")
 @click.option("--name", default="conformance", show_default=True, help="The lab's name.")
-def main(focus: str, procs: int, runs: int, listing: bool, keep: bool, name: str) -> None:
+def main(focus: str, procs: int, runs: int, stack: str, listing: bool, keep: bool, name: str) -> None:
     """Runs upstream's sig-network tests that are marked [Conformance], and those of four groups, on a real cluster."""
     try:
         chosen, reasons = choose(focus)
@@ -47,9 +55,9 @@ def main(focus: str, procs: int, runs: int, listing: bool, keep: bool, name: str
         for number in range(1, runs + 1):
             directory = OUTPUT / (f"run{number}" if runs > 1 else "")
             directory.mkdir(parents=True)
-            click.echo(f"run {number} of {runs}: {len(chosen)} tests, {procs} processes")
+            click.echo(f"run {number} of {runs}: {len(chosen)} tests, {procs} processes, {stack}")
             lab = Lab(name, keep)
-            results, took_s = run(lab, chosen, procs, directory)
+            results, took_s = run(lab, stack, chosen, procs, directory)
             lab.leave() if keep and number == runs else lab.down()
             good &= judge(results, reasons, took_s, directory)
             every.append(results)
@@ -82,15 +90,15 @@ def choose(focus: str) -> tuple[list[str], dict[str, str]]:
     return chosen, reasons
 
 
-def run(lab: Lab, chosen: Sequence[str], procs: int, directory: Path) -> tuple[list[Result], float]:
-    """Makes a lab a cluster, and runs tests on it; what became of them, and in how many seconds.
+def run(lab: Lab, stack: str, chosen: Sequence[str], procs: int, directory: Path) -> tuple[list[Result], float]:
+    """Makes a lab a cluster of a stack, and runs tests on it; what became of them, and in how many seconds.
 
     Raises:
         LabError: they could not be run; the lab is gone.
     """
     began = time.monotonic()
     try:
-        cluster = runner.make_cluster(lab)
+        cluster = runner.make_cluster(lab, stack)
         click.echo(f"{time.monotonic() - began:4.0f} s: the cluster is up; its tests' log is {directory / runner.LOG}")
         began = time.monotonic()
         results = runner.run(cluster, chosen, procs, directory, click.echo)

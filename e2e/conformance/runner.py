@@ -55,9 +55,9 @@ def _listed(flag: str) -> str:
     ).stdout
 
 
-def make_cluster(lab: Lab) -> Cluster:
-    """The cluster that is tested: bare nodes, to which the manifest was applied. Raises LabError."""
-    cluster = real.start(lab, NODES, kind=BareMachine)
+def make_cluster(lab: Lab, stack: str) -> Cluster:
+    """The cluster that is tested: bare nodes of a stack, to which the manifest was applied. Raises LabError."""
+    cluster = real.start(lab, NODES, stack, kind=BareMachine)
     real.install(cluster)
     return cluster
 
