@@ -271,7 +271,7 @@ enum drop_reason {
 	DROP_NO_LOCAL_BACKEND, /* externalTrafficPolicy Local, or handed over, and no usable endpoint here */
 	DROP_PORTS_EXHAUSTED,  /* masquerade: no free port towards that destination */
 	DROP_NO_HANDOVER,      /* an outside client's, and the backend's node cannot be handed packets */
-	DROP_NO_POD,           /* a flow's packet from outside to a pod that is gone */
+	DROP_NO_POD,           /* to a pod that is gone; TCP in mid-stream is refused */
 	DROP_TAKING_OVER,      /* of no flow here yet, while those of another layout are taken over: it is sent again */
 	DROP_REASONS,
 };

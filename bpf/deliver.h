@@ -103,6 +103,15 @@ static __always_inline int send_to_pod(struct __sk_buff *skb, const struct pod *
 }
 
 /*
+ * Whether a connection leads to a pod of this node that is gone. What only begins is the host's stack's: it says that
+ * the pod's address is unreachable, by the route of this node's pods, by which it is known here as well.
+ */
+static __always_inline bool pod_is_gone(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	return has_flow(packet) && in_mid_stream(packet) && unreachable(skb, &to->saddr, &to->daddr);
+}
+
+/*
  * Sends a packet that came in as packet->tuple on its way as `to`.
  * Returns a verdict, or a negated drop reason.
  */
@@ -111,17 +120,20 @@ static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet
 {
 	const struct pod *pod = NULL;
 	const struct remote *remote = NULL;
-	int error = rewrite(skb, packet, to);
+	int error;
 
-	if (error)
-		return error;
 	if (way->kind == WAY_DESTINATION) {
 		pod = pod_at(&to->daddr);
 		if (!pod)
 			remote = remote_at(&to->daddr);
-		if (!pod && !remote)
-			return PASS; /* the host's stack counts the hop itself */
+		if (!pod && !remote && pod_is_gone(skb, packet, to))
+			return -DROP_NO_POD;
 	}
+	error = rewrite(skb, packet, to);
+	if (error)
+		return error;
+	if (way->kind == WAY_DESTINATION && !pod && !remote)
+		return PASS; /* the host's stack counts the hop itself */
 	error = rewrite_ttl(skb, packet);
 	if (error)
 		return error;

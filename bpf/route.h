@@ -13,10 +13,12 @@
 #define AF_INET6 10
 #endif
 
-/* The device by which the kernel routes what it forwards between two addresses; 0: it does not. */
-static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *from, const struct address *to)
+/* What the kernel's routes say of what it forwards between two addresses: BPF_FIB_LKUP_RET_*, and the device. */
+static __always_inline int look_up_route(struct __sk_buff *skb, const struct address *from, const struct address *to,
+					 __u32 *ifindex)
 {
 	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
+	int result;
 
 	if (is_v4(to)) {
 		route.ipv4_src = from->word_be[3];
@@ -26,14 +28,32 @@ static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *f
 		__builtin_memcpy(route.ipv6_src, from, sizeof(route.ipv6_src));
 		__builtin_memcpy(route.ipv6_dst, to, sizeof(route.ipv6_dst));
 	}
-	switch (bpf_fib_lookup(skb, &route, sizeof(route), 0)) {
+	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
+	*ifindex = route.ifindex;
+	return result;
+}
+
+/* The device by which the kernel routes what it forwards between two addresses; 0: it does not. */
+static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *from, const struct address *to)
+{
+	__u32 ifindex;
+
+	switch (look_up_route(skb, from, to, &ifindex)) {
 	case BPF_FIB_LKUP_RET_SUCCESS:
 	case BPF_FIB_LKUP_RET_NO_NEIGH:
 	case BPF_FIB_LKUP_RET_FRAG_NEEDED: /* this packet would be; it is asked for others */
-		return route.ifindex;
+		return ifindex;
 	default:
 		return 0;
 	}
+}
+
+/* Whether there is a route, but one that says that nobody is there. */
+static __noinline bool unreachable(struct __sk_buff *skb, const struct address *from, const struct address *to)
+{
+	__u32 ifindex;
+
+	return look_up_route(skb, from, to, &ifindex) == BPF_FIB_LKUP_RET_UNREACHABLE;
 }
 
 /*

@@ -21,9 +21,11 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 	return result < 0 && result != PASS ? drop(skb, result) : result;
 }
 
-static __always_inline bool refused(int result)
+/* Whether the sender is told. That a pod is gone ends a connection; else the sender's own patience does. */
+static __always_inline bool refused(const struct packet *packet, int result)
 {
-	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW;
+	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW ||
+	       (result == -DROP_NO_POD && in_mid_stream(packet));
 }
 
 static __always_inline bool to_tunnel(const struct packet *packet)
@@ -93,9 +95,13 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	return of_the_cluster(&opening->to.daddr) ? 0 : open_masquerade(skb, packet, opening);
 }
 
-/* A packet without a backend is refused: the refusal goes back into the pod. It is counted as a drop all the same. */
-static __always_inline int refuse_to_pod(struct __sk_buff *skb, const struct packet *packet, int reason)
+/* The verdict on a pod's packet: where it is refused, that goes back into the pod. It is counted as a drop all the
+ * same.
+ */
+static __always_inline int verdict_for_pod(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
+	if (!refused(packet, reason))
+		return verdict(skb, reason);
 	drop(skb, reason);
 	if (refuse(skb, packet, reason))
 		return TC_ACT_SHOT;
@@ -112,8 +118,6 @@ static __noinline int begin_from_pod(struct __sk_buff *skb, struct work *work)
 	result = open_from_pod(skb, packet, opening);
 	if (!result)
 		result = flow_create(skb, work);
-	if (refused(result))
-		return refuse_to_pod(skb, packet, result);
 	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
 }
 
@@ -161,7 +165,7 @@ int from_pod(struct __sk_buff *skb)
 	if (!has_flow(packet))
 		return verdict(skb, forward(skb, packet));
 	flow = flow_find(skb, packet, true, false);
-	return verdict(skb, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
+	return verdict_for_pod(skb, packet, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
 }
 
 static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
@@ -353,7 +357,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		return 0;
 	if (!frontend) {
 		if (!arrival->handed_over)
-			return PASS;
+			return pod_is_gone(skb, packet, &packet->tuple) ? -DROP_NO_POD : PASS;
 		if (is_probe(packet))
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
@@ -367,14 +371,6 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	return open_handover(packet, frontend, opening);
 }
 
-/* A packet is refused, counted as a drop all the same; the refusal goes by `back`. */
-static __always_inline int refuse_to_outside(struct __sk_buff *skb, const struct packet *packet, const struct way *back,
-					     int reason)
-{
-	drop(skb, reason);
-	return refuse(skb, packet, reason) ? TC_ACT_SHOT : send_by_way(skb, back);
-}
-
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
 	const struct packet *packet = &work->packet;
@@ -385,8 +381,6 @@ static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *wor
 	result = open_from_outside(skb, work, overlay);
 	if (result == PASS)
 		return PASS;
-	if (refused(result) || (result == -DROP_NO_LOCAL_BACKEND && work->arrival.handed_over))
-		return refuse_to_outside(skb, packet, &opening->back, result);
 	if (!result)
 		result = flow_create(skb, work);
 	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
@@ -414,8 +408,10 @@ static __always_inline int follow_sender(struct __sk_buff *skb, struct work *wor
 		return 0;
 	/* One port of a client's, by two nodes to one backend: for the pod these are one connection, and there is one.
 	 */
-	if (opens_connection(&work->packet) && flow->state != FLOW_NEW)
+	if (opens_connection(&work->packet) && flow->state != FLOW_NEW) {
+		work->arrival.handed_over = true;
 		return -DROP_NO_FREE_PORT;
+	}
 	flow->way = work->arrival.sender;
 	twin = flow_lookup(&flow->twin);
 	if (twin)
@@ -433,12 +429,37 @@ static __always_inline bool hands_over(const struct flow *flow)
 static __always_inline int follow_from_outside(struct __sk_buff *skb, struct work *work, struct flow *flow,
 					       bool overlay)
 {
-	int result = flow->flags & FLOW_HANDED_OVER ? follow_sender(skb, work, flow, overlay) : 0;
+	int result = 0;
 
-	if (result)
-		return refuse_to_outside(skb, &work->packet, &work->arrival.sender, result);
-	result = follow(skb, &work->packet, flow);
+	work->arrival = (struct arrival){};
+	if (flow->flags & FLOW_HANDED_OVER)
+		result = follow_sender(skb, work, flow, overlay);
+	work->opening.back = work->arrival.sender;
+	if (!result)
+		result = follow(skb, &work->packet, flow);
 	return result == PASS && !own_address(&flow->twin.saddr) ? -DROP_NO_POD : result;
+}
+
+/* The verdict on what comes in; where it is refused, that goes by opening.back, or to the node whose pod has sent it.
+ */
+static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct work *work, int result)
+{
+	const struct packet *packet = &work->packet;
+	bool to_node = result == -DROP_NO_LOCAL_BACKEND || result == -DROP_NO_FREE_PORT;
+	const struct remote *remote;
+
+	if (!refused(packet, result) && !(to_node && work->arrival.handed_over))
+		return verdict(skb, result);
+	drop(skb, result);
+	if (refuse(skb, packet, result))
+		return TC_ACT_SHOT;
+	if (work->opening.back.kind != WAY_DESTINATION)
+		return send_by_way(skb, &work->opening.back);
+	remote = remote_at(&packet->tuple.saddr);
+	if (remote)
+		return send_to_remote(skb, remote);
+	work->opening.back = way_to_client(skb, &packet->tuple);
+	return send_by_way(skb, &work->opening.back);
 }
 
 /* What comes from other nodes and from outside: for a pod of this node, for a Service, or for the host's stack. */
@@ -471,7 +492,7 @@ int from_netdev(struct __sk_buff *skb)
 	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet) ||
 	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
 		return PASS;
-	return verdict(skb, from_outside(skb, work, false));
+	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
 
 SEC("classifier")
@@ -483,7 +504,7 @@ int from_overlay(struct __sk_buff *skb)
 		return drop(skb, -DROP_NOT_A_NODE);
 	if (!work || parse(skb, &work->packet))
 		return PASS;
-	return verdict(skb, from_outside(skb, work, true));
+	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
 
 /* The answer of a backend in the host's network, on its way to an outside client. */

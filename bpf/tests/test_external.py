@@ -364,20 +364,33 @@ class TestBackendNode:
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
+    @BUILD
     @pytest.mark.parametrize("sender", [dp.PEER_MAC, dp.ROUTER_MAC], ids=["handed over", "straight"])
     def test_flow_of_a_pod_that_is_gone_leaves_the_node_no_more(
-        self, datapath: Datapath, family: Family, sender: str
+        self, datapath: Datapath, family: Family, sender: str, build: object
     ) -> None:
         """The host's stack would send its packets on by the default route."""
-        client = (family.outside, 5000)
-        assert (
-            datapath.run("from_netdev", arriving(tcp(family, client, (family.server, 8080)), sender)).verdict
-            == REDIRECT
-        )
+        first = arriving(build(family, (family.outside, 5000), (family.server, 8080)), sender)
+        assert datapath.run("from_netdev", first).verdict == REDIRECT
         datapath.delete("pods", PodKey(packed(family.server)).pack())
-        packet = arriving(tcp(family, client, (family.server, 8080), "A"), sender)
-        assert datapath.run("from_netdev", packet).verdict == SHOT
+        assert datapath.run("from_netdev", first).verdict == SHOT
         assert datapath.dropped(DropReason.NO_POD) == 1
+
+    @BOTH
+    @pytest.mark.parametrize("sender", [dp.PEER_MAC, dp.ROUTER_MAC], ids=["handed over", "straight"])
+    def test_connection_to_a_pod_that_is_gone_is_reset(self, datapath: Datapath, family: Family, sender: str) -> None:
+        """Its client hears so, in place of waiting, and by whom it has been handed over; of an RST nobody hears."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        assert datapath.run("from_netdev", arriving(tcp(family, client, server), sender)).verdict == REDIRECT
+        datapath.delete("pods", PodKey(packed(family.server)).pack())
+        result = datapath.run("from_netdev", arriving(tcp(family, client, server, "PA", seq=7, ack=9), sender))
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        assert result.packet[family.ip].src == family.server
+        assert (result.packet[TCP].flags, result.packet[TCP].seq, result.packet[TCP].dport) == ("R", 9, 5000)
+        if sender == dp.PEER_MAC:
+            assert result.packet[Ether].dst == dp.PEER_MAC
+        assert datapath.run("from_netdev", arriving(tcp(family, client, server, "R"), sender)).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_POD) == 2
 
     @BOTH
     def test_second_connection_of_one_client_port_is_refused(self, datapath: Datapath, family: Family) -> None:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Addresses of the pods' range that nobody has: whoever asks is told at once, and nothing goes round in circles."""
 
+import signal
+import time
 from collections.abc import Callable
 from ipaddress import ip_network
 
 import pytest
 
 from e2e.lab import addresses, network, runtime
-from e2e.lab.node import CONTROLLER
+from e2e.lab.node import CNI_SERVER, CONTROLLER
 from e2e.lab.space import Space
 from e2e.lab.taps import captured
-from e2e.tests.stage import FAMILIES, SYN_REPEATED_MS, Stage, ask, pick
+from e2e.tests.stage import FAMILIES, PORT, SYN_REPEATED_MS, Stage, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -19,6 +21,8 @@ UNREACHABLE = {"EHOSTUNREACH", "ENETUNREACH"}
 # the answer to its second SYN (TcpExtLockDroppedIcmps), or to the one after.
 AT_ONCE_MS = {"IPv4": SYN_REPEATED_MS, "IPv6": 3 * SYN_REPEATED_MS}
 PATIENCE_S = 10
+# The CNI server deletes a pod's flows within two seconds.
+FLOWS_DELETED_S = 3
 
 
 @pytest.fixture(params=["directory", "overlay"])
@@ -61,6 +65,56 @@ def test_pod_that_is_gone_is_unreachable_at_once(directory_stage: Stage, family:
     finally:
         node.start(CONTROLLER)
         node.wait_ready()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("who", ["ask-1", "ask-2", "node2"])
+@pytest.mark.parametrize("flows", ["kept", "deleted"])
+def test_connection_to_a_pod_that_is_gone_is_reset(place: Stage, flows: str, who: str, family: str) -> None:
+    """The pod went without a word: who sends to it, through its Service, hears of it at once, and need not wait for
+    TCP's own patience. Also when the CNI server has deleted the pod's flows on its node."""
+    stage, node, service = place, place.node(1), addresses.service(30)
+    node.add_pod("leaver")
+    stage.expose("leaving", service, ["leaver"])
+    try:
+        asked = stage.place(who), "tcp", pick(service, family)
+        wait(lambda: names(ask(*asked)) == {"leaver"})
+        if flows == "kept":
+            node.kill(CNI_SERVER)
+        script = ("python3", "-I", "-S", "-c", TALK, pick(service, family), str(PORT))
+        with stage.place(who).start(*script) as talk:
+            assert talk.stdout
+            assert talk.stdout.readline() == "answered\n"
+            node.pods["leaver"].space.run("ip", "link", "set", runtime.INTERFACE, "down")
+            node.remove_pod("leaver")
+            if flows == "deleted":
+                time.sleep(FLOWS_DELETED_S)
+            talk.send_signal(signal.SIGUSR1)
+            assert talk.stdout.readline() == "ECONNRESET\n"
+    finally:
+        stage.source.delete("leaving")
+        if flows == "kept":
+            node.start(CNI_SERVER)
+            node.wait_ready()
+
+
+# Asks once, and after SIGUSR1 again; prints what comes of that.
+TALK = """
+import errno, signal, socket, sys
+talk = socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+talk.send(b"?\\n")
+talk.recv(2048)
+print("answered", flush=True)
+signal.sigwait([signal.SIGUSR1])
+try:
+    talk.send(b"?\\n")
+    print(talk.recv(2048), flush=True)
+except TimeoutError:
+    print("nothing", flush=True)
+except OSError as error:
+    print(errno.errorcode[error.errno], flush=True)
+"""
 
 
 def _assert_unreachable(stage: Stage, where: Space, family: str) -> None:
