@@ -108,28 +108,29 @@ static __always_inline int verdict_for_pod(struct __sk_buff *skb, const struct p
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
+/* How a pod's packet without a flow goes on, which begins one. Returns 0, PASS, or a negated drop reason. */
 static __noinline int begin_from_pod(struct __sk_buff *skb, struct work *work)
 {
-	const struct packet *packet = &work->packet;
-	struct opening *opening = &work->opening;
 	int result;
 
-	__builtin_memset(opening, 0, sizeof(*opening));
-	result = open_from_pod(skb, packet, opening);
-	if (!result)
-		result = flow_create(skb, work);
-	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
+	__builtin_memset(&work->opening, 0, sizeof(work->opening));
+	result = open_from_pod(skb, &work->packet, &work->opening);
+	return result ? result : flow_create(skb, work);
 }
 
-/* Continues a flow that is known. */
-static __always_inline int follow(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+/* How a packet of a flow that is known goes on. */
+static __always_inline void follow(struct work *work, const struct flow *flow)
 {
-	struct tuple to = reverse(&flow->twin);
-	struct way way = flow->way;
-
+	work->opening.to = reverse(&flow->twin);
+	work->opening.way = flow->way;
 	if (flow->flags & FLOW_HANDED_OVER)
-		way.kind = WAY_DESTINATION;
-	return deliver(skb, packet, &to, &way);
+		work->opening.way.kind = WAY_DESTINATION;
+}
+
+/* Sends a packet on as it has been found out, by `follow` or a beginning. Returns a verdict or a drop reason. */
+static __always_inline int go_on(struct __sk_buff *skb, const struct work *work)
+{
+	return deliver(skb, &work->packet, &work->opening.to, &work->opening.way);
 }
 
 /* What has no flow goes as it is, by its destination. */
@@ -165,7 +166,11 @@ int from_pod(struct __sk_buff *skb)
 	if (!has_flow(packet))
 		return verdict(skb, forward(skb, packet));
 	flow = flow_find(skb, packet, true, false);
-	return verdict_for_pod(skb, packet, flow ? follow(skb, packet, flow) : begin_from_pod(skb, work));
+	if (flow)
+		follow(work, flow);
+	else
+		result = begin_from_pod(skb, work);
+	return verdict_for_pod(skb, packet, result ? result : go_on(skb, work));
 }
 
 static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
@@ -373,17 +378,11 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
-	const struct packet *packet = &work->packet;
-	struct opening *opening = &work->opening;
 	int result;
 
-	__builtin_memset(opening, 0, sizeof(*opening));
+	__builtin_memset(&work->opening, 0, sizeof(work->opening));
 	result = open_from_outside(skb, work, overlay);
-	if (result == PASS)
-		return PASS;
-	if (!result)
-		result = flow_create(skb, work);
-	return result ? result : deliver(skb, packet, &opening->to, &opening->way);
+	return result ? result : flow_create(skb, work);
 }
 
 static __always_inline bool same_way(const struct way *a, const struct way *b)
@@ -435,8 +434,9 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 	if (flow->flags & FLOW_HANDED_OVER)
 		result = follow_sender(skb, work, flow, overlay);
 	work->opening.back = work->arrival.sender;
+	follow(work, flow);
 	if (!result)
-		result = follow(skb, &work->packet, flow);
+		result = go_on(skb, work);
 	return result == PASS && !own_address(&flow->twin.saddr) ? -DROP_NO_POD : result;
 }
 
@@ -467,6 +467,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 {
 	const struct packet *packet = &work->packet;
 	struct flow *flow;
+	int result;
 
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
@@ -479,7 +480,10 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 		if (work->arrival.handed_over)
 			flow = NULL;
 	}
-	return flow ? follow_from_outside(skb, work, flow, overlay) : begin_from_outside(skb, work, overlay);
+	if (flow)
+		return follow_from_outside(skb, work, flow, overlay);
+	result = begin_from_outside(skb, work, overlay);
+	return result ? result : go_on(skb, work);
 }
 
 SEC("classifier")
