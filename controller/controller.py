@@ -209,6 +209,8 @@ class Controller:
         node = event.obj if isinstance(event.obj, Node) else None
         self._network_dirty |= self._network.set_node(event.key[1], node)
         self.health.eligible = self._network.eligible
+        if node and event.key[1] == self._settings.node_name:
+            self._services.set_zone(node.zone)  # of a Node that is gone, the last one: the node is where it was
         self._replace(self._ranges.set_node(event.key[1], node))
 
     def _replace(self, told: Iterable[Problems]) -> None:

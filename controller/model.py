@@ -30,6 +30,9 @@ OPTIONAL = (Kind.SERVICE_CIDR,)
 CLUSTER_SCOPED = (Kind.NODE, Kind.SERVICE_CIDR)
 
 
+LABEL_ZONE = "topology.kubernetes.io/zone"
+
+
 class _Object(msgspec.Struct, rename="camel", gc=False):
     """gc=False: nothing decoded from JSON refers back to itself, and a quarter of a million endpoints cost no scan."""
 
@@ -98,10 +101,22 @@ class Conditions(_Object):
         return bool(self.terminating)
 
 
+class Named(_Object):
+    name: str
+
+
+class Hints(_Object):
+    """From where an endpoint should be used."""
+
+    for_zones: list[Named] | None = None
+    for_nodes: list[Named] | None = None
+
+
 class Endpoint(_Object):
     addresses: list[str]
     conditions: Conditions = msgspec.field(default_factory=Conditions)
     node_name: str | None = None
+    hints: Hints | None = None
 
 
 class EndpointPort(_Object):
@@ -147,6 +162,10 @@ class Node(_Object):
     metadata: Metadata
     spec: NodeSpec = msgspec.field(default_factory=NodeSpec)
     status: NodeStatus = msgspec.field(default_factory=NodeStatus)
+
+    @property
+    def zone(self) -> str:
+        return self.metadata.labels.get(LABEL_ZONE, "")
 
     def with_ranges(self, ranges: Sequence[str]) -> "Node":
         """The same Node with other pod ranges; none are none, whatever podCIDR said."""

@@ -2,19 +2,21 @@
 """Services and their EndpointSlices to pools of backends: which endpoints a Service port has, and where it is met.
 
 The tracker records what changed and compiles only the Services concerned; the rules are pure functions. Where a Service
-is met is in `frontends`. Source: pkg/proxy of Kubernetes for the rules, KEP-1669 for terminating endpoints.
+is met is in `frontends`. Source: pkg/proxy of Kubernetes.
 
 A Service port has one pool in each family, which all its frontends share: the Cluster set, with this node's backends
-apart. With externalTrafficPolicy Local, this node may have nothing but terminating backends left, which still serve,
-while other nodes have ready ones: then the external frontends have a pool of their own, with both.
+apart. With externalTrafficPolicy Local, the Local set may be another than that part of it: this node has nothing but
+terminating backends left, which still serve, while other nodes have ready ones; or hints lead away from its own. Then
+the external frontends have a pool of their own, with both. Which set has what is in `endpoints`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from bpf.abi import Backend
-from controller import frontends
+from controller import endpoints, frontends
 from controller.desired import Pool, PoolKey
+from controller.endpoints import Endpoints, Found
 from controller.frontends import PROTOCOLS, Frontends, address_of, is_port
 from controller.model import EndpointSlice, Key, Kind, Service, key_of
 from controller.source import Changed, Problem
@@ -35,19 +37,12 @@ class Rules(NamedTuple):
     Attributes:
         node_name: endpoints of this node are local.
         direct: backends' nodes answer outside clients themselves.
+        zone: that of this node; "": it has none.
     """
 
     node_name: str
     direct: bool = False
-
-
-class Found(NamedTuple):
-    """What counts of an endpoint."""
-
-    ready: bool
-    serving: bool
-    terminating: bool
-    local: bool
+    zone: str = ""
 
 
 class Compiled(NamedTuple):
@@ -72,6 +67,13 @@ class ServiceTracker:
             self._apply_service(change.key, change.obj if isinstance(change.obj, Service) else None)
         elif change.kind == Kind.ENDPOINT_SLICE:
             self._apply_slice(change.key, change.obj if isinstance(change.obj, EndpointSlice) else None)
+
+    def set_zone(self, zone: str) -> None:
+        """Takes note of the zone of this node; "": it has none."""
+        if zone == self._rules.zone:
+            return
+        self._rules = self._rules._replace(zone=zone)
+        self._dirty.update(owner for owner, slices in self._slices.items() if any(map(_has_zones, slices.values())))
 
     @property
     def dirty(self) -> bool:
@@ -128,7 +130,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
         slices: those whose owner it is, in any order.
     """
     problems: list[Problem] = []
-    found = _endpoints(sorted(slices, key=key_of), rules.node_name, problems)
+    found = _endpoints(sorted(slices, key=key_of), rules, problems)
     met, troubles = frontends.frontends(service, rules.direct)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     policy_local = service.spec.external_traffic_policy == "Local"
@@ -140,28 +142,20 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     return Compiled(pools, problems)
 
 
-def _pools(key: PoolKey, met: Frontends, endpoints: Mapping[bytes, Found], policy_local: bool) -> dict[PoolKey, Pool]:
-    cluster = select(endpoints)
-    local = tuple(backend for backend in cluster if endpoints[backend].local)
-    others = tuple(backend for backend in cluster if not endpoints[backend].local)
-    if policy_local and met.external and not local:
-        last = select({backend: one for backend, one in endpoints.items() if one.local})
-        if last:
+def _pools(key: PoolKey, met: Frontends, found: Endpoints, policy_local: bool) -> dict[PoolKey, Pool]:
+    cluster = endpoints.cluster_set(found)
+    local = tuple(backend for backend in cluster if found[backend].local)
+    others = tuple(backend for backend in cluster if not found[backend].local)
+    if policy_local and met.external:
+        last = endpoints.local_set(found)
+        if last != local:
             apart = key._replace(external=True)
             return {key: Pool(met.cluster, local, others), apart: Pool(met.external, last, others)}
     return {key: Pool(met.cluster + met.external, local, others)}
 
 
-def select(endpoints: Mapping[bytes, Found]) -> tuple[bytes, ...]:
-    """The backends to use: those that are ready; where there are none, those serving while they terminate."""
-    ready = [backend for backend, one in endpoints.items() if one.ready]
-    if not ready:
-        ready = [backend for backend, one in endpoints.items() if one.serving and one.terminating]
-    return tuple(sorted(ready))
-
-
 def _endpoints(
-    slices: Iterable[EndpointSlice], node_name: str, problems: list[Problem]
+    slices: Iterable[EndpointSlice], rules: Rules, problems: list[Problem]
 ) -> dict[_PortName, dict[bytes, Found]]:
     """Every endpoint once, as a packed struct backend, under each port that it has."""
     found: dict[_PortName, dict[bytes, Found]] = {}
@@ -169,7 +163,7 @@ def _endpoints(
         family = FAMILIES.get(item.address_type)
         if family is None:
             continue
-        addresses = list(_addresses(item, family, node_name, problems))
+        addresses = list(_addresses(item, family, rules, problems))
         for port in item.ports or ():
             protocol = PROTOCOLS.get(port.protocol or "TCP")
             if protocol is None or port.port is None:
@@ -180,29 +174,23 @@ def _endpoints(
             copies = found.setdefault((family, port.name or "", protocol), {})
             for address, one in addresses:
                 backend = Backend(address, port.port, protocol).pack()
-                copies[backend] = _better(copies.get(backend), one)
+                copies[backend] = endpoints.better(copies.get(backend), one)
     return found
 
 
 def _addresses(
-    item: EndpointSlice, family: int, node_name: str, problems: list[Problem]
+    item: EndpointSlice, family: int, rules: Rules, problems: list[Problem]
 ) -> Iterator[tuple[bytes, Found]]:
     """Only the first address of an endpoint counts: the API says that they are interchangeable."""
     for endpoint in item.endpoints or ():
         if endpoint.addresses:
-            conditions, local = endpoint.conditions, endpoint.node_name == node_name
-            one = Found(conditions.is_ready, conditions.is_serving, conditions.is_terminating, local)
             try:
-                yield address_of(endpoint.addresses[0], family), one
+                yield (
+                    address_of(endpoint.addresses[0], family),
+                    endpoints.found(endpoint, rules.node_name, rules.zone),
+                )
             except ValueError as error:
                 problems.append(Problem(_label(item), str(error)))
-
-
-def _better(one: Found | None, other: Found) -> Found:
-    """Which of two copies of an endpoint counts: while it moves between slices, one may lag behind."""
-    if one is None:
-        return other
-    return min(one, other, key=lambda copy: (copy.terminating, not copy.ready, not copy.serving))
 
 
 def _owner(item: EndpointSlice) -> Key | None:
@@ -210,6 +198,10 @@ def _owner(item: EndpointSlice) -> Key | None:
     if not name or LABEL_HEADLESS in item.metadata.labels:
         return None
     return item.metadata.namespace, name
+
+
+def _has_zones(item: EndpointSlice) -> bool:
+    return any(endpoint.hints and endpoint.hints.for_zones for endpoint in item.endpoints or ())
 
 
 def _label(obj: Service | EndpointSlice) -> str:

@@ -251,6 +251,27 @@ def test_backends_that_go_are_told_of(rig: Rig) -> None:
         assert told.is_set() == expected
 
 
+def test_zone_of_this_node_decides_by_hints(tmp_path: Path) -> None:
+    """Its label may change, and a Node that is gone takes nothing along."""
+    rig = Rig(tmp_path, node_name="own")
+    hinted = [
+        {**endpoint(address), "hints": {"forZones": [{"name": zone}]}}
+        for address, zone in (("203.0.113.1", "east"), ("203.0.113.2", "west"))
+    ]
+    rig.tell(WEB, changed(decoded_slice(endpoint_slice("s1", hinted))), *LISTED)
+    both = ["203.0.113.1:8080", "203.0.113.2:8080"]
+    assert rig.served() == {"198.51.100.1:80/6": both}
+    other, own = node("other", [], []), node("own", [], [])
+    for labelled, zone, expected in ((other, "east", both), (own, "east", both[:1]), (own, "west", both[1:])):
+        labelled["metadata"]["labels"] = {"topology.kubernetes.io/zone": zone}
+        rig.now += 10
+        rig.tell(changed(decoded_node(labelled)))
+        assert rig.served() == {"198.51.100.1:80/6": expected}
+    rig.now += 10
+    rig.tell(gone(decoded_node(own)))
+    assert rig.served() == {"198.51.100.1:80/6": both[1:]}
+
+
 def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:
     """By the next sync, without any event."""
     rig.tell(WEB, WEB_SLICE, *LISTED)
