@@ -108,7 +108,8 @@ class Controller:
         self._queue.put(Signal.NETWORK)
 
     def post(self, events: Sequence[Event]) -> None:
-        """Takes events that come from elsewhere than the source; may be called from any thread."""
+        """Takes events, from any thread."""
+        self.health.waiting()  # whatever becomes of them: a loop that stands still must not look well
         self._queue.put(events)
 
     def start(self) -> None:
@@ -138,6 +139,8 @@ class Controller:
             self.health.waiting()
             if now >= self._pacer.due:
                 self._sync(now)
+        elif self._queue.empty():
+            self.health.idle()
         if self._audit_due is not None and now >= self._audit_due:
             self._begin_audit(now)
         if self._short_due is not None and now >= self._short_due:

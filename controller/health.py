@@ -5,7 +5,9 @@
 /healthz    the same, and 503 until everything has been written once and the node's network was in order once, and when
             this node's Node is gone, going, or about to be scaled away
 
-What does not fit into a map does not count: no restart makes room.
+The body is kube-proxy's, with networkConnected besides. Of the families it says the same: one sync writes both. While
+all is well, lastUpdated is now, as there. What does not fit into a map does not count: no restart makes room. Source:
+pkg/proxy/healthcheck of Kubernetes.
 """
 
 import json
@@ -19,6 +21,9 @@ from controller.web import NOT_FOUND, Answer
 PROBES_ADDRESS = "127.0.0.1:20206"
 # kube-proxy allows twice its sync period of 30 s.
 TIMEOUT_S = 60.0
+
+# A time that has not been, as Go writes it.
+NEVER = "0001-01-01T00:00:00Z"
 
 
 class Health:
@@ -36,9 +41,13 @@ class Health:
         self.connected = False
 
     def waiting(self) -> None:
-        """There is a change that is not in the kernel."""
+        """There is a change that is not in the kernel; may be called from any thread."""
         if self._pending_since is None:
             self._pending_since = time.monotonic()
+
+    def idle(self) -> None:
+        """Nothing waits that could be written."""
+        self._pending_since = None
 
     def synced(self) -> None:
         """Everything is in the kernel that fits."""
@@ -53,16 +62,17 @@ class Health:
     def answer(self, path: str) -> Answer:
         if path not in ("/healthz", "/livez"):
             return NOT_FOUND
-        told: dict[str, object] = {"currentTime": _text(time.time())}
-        if self._updated is not None:
-            told["lastUpdated"] = _text(self._updated)
-        well = self.alive
+        now, updated, alive = time.time(), self._updated, self.alive
+        well, more = alive, {}
         if path == "/healthz":
-            told["nodeEligible"] = self.eligible
-            told["networkConnected"] = self.connected
-            well = well and self.eligible and self.connected and self._updated is not None
+            well = alive and self.eligible and self.connected and updated is not None
+            more = {"nodeEligible": self.eligible, "networkConnected": self.connected}
+        told: dict[str, object] = {"lastUpdated": _text(now if well else updated), "currentTime": _text(now), **more}
+        told["healthy"] = alive
+        if updated is not None:
+            told["status"] = {family: {"lastUpdated": _text(updated), "healthy": alive} for family in ("IPv4", "IPv6")}
         return Answer(200 if well else 503, "application/json", json.dumps(told).encode())
 
 
-def _text(moment: float) -> str:
-    return datetime.fromtimestamp(moment, UTC).isoformat()
+def _text(moment: float | None) -> str:
+    return NEVER if moment is None else datetime.fromtimestamp(moment, UTC).isoformat()

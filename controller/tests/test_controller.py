@@ -181,6 +181,18 @@ def test_health_fails_when_a_change_waits_too_long(rig: Rig, monkeypatch: pytest
     assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [200, 200]
 
 
+def test_health_fails_when_the_loop_stands_still(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A change that nobody takes waits, too; one that asks for no write does not, once it was taken."""
+    rig.tell(WEB, *LISTED)
+    monkeypatch.setattr("controller.health.TIMEOUT_S", 0.0)
+    for events in ([OTHER_SLICE], [Problems("a.yaml", ())]):
+        rig.controller.post(events)
+        assert rig.controller.health.answer("/livez")[0] == 503
+        assert rig.controller._take()
+        rig.wait(60)
+        assert rig.controller.health.answer("/livez")[0] == 200
+
+
 def test_healthz_fails_until_everything_was_written_once(rig: Rig) -> None:
     """With the API server away since the start, nothing is served here; a restart would not help."""
 
