@@ -22,6 +22,7 @@ from bpf.errors import BpfError
 from bpf.settings import Settings
 from controller.dataplane import Dataplane
 from controller.health import Health
+from controller.healthports import HealthPorts
 from controller.metrics import Metrics
 from controller.mirror import Mirror
 from controller.model import REQUIRED, Kind, Node, ServiceCIDR
@@ -77,6 +78,7 @@ class Controller:
     ) -> None:
         self.health = Health()
         self.backends_gone = threading.Event()
+        self._health_ports = HealthPorts(lambda: self.health.alive, self.post)
         self._settings = settings
         self._source = source
         self._dataplane = dataplane
@@ -125,6 +127,7 @@ class Controller:
                 self.step()
         finally:
             self._source.stop()
+            self._health_ports.close()
             gc.enable()
 
     def step(self) -> None:
@@ -254,6 +257,7 @@ class Controller:
         self.health.synced()
         if result.backends_gone:
             self.backends_gone.set()
+        self._health_ports.apply()
         if result.ops:
             level = log.info if result.full else log.debug
             level("synced", entries=result.ops, milliseconds=round((ended - began) * 1000, 1), full=result.full)
@@ -267,6 +271,7 @@ class Controller:
         for key, compiled in self._services.compile_changed():
             self._dataplane.set_service(key, compiled.pools)
             self._standing.replace("Service " + "/".join(key), tuple(compiled.problems))
+            self._health_ports.note(key, compiled.health)
 
     def _sync_failed(self, error: BpfError) -> None:
         pause_s = self._pacer.failed(self._clock())

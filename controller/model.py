@@ -58,6 +58,7 @@ class ServiceSpec(_Object):
     cluster_ips: list[str] = msgspec.field(name="clusterIPs", default_factory=list)
     external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
     external_traffic_policy: str = ""
+    health_check_node_port: int = 0
     load_balancer_source_ranges: list[str] | None = None
     ports: list[ServicePort] = []
 

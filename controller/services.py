@@ -10,7 +10,7 @@ terminating backends left, which still serve, while other nodes have ready ones;
 the external frontends have a pool of their own, with both. Which set has what is in `endpoints`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from bpf.abi import Backend
@@ -45,11 +45,23 @@ class Rules(NamedTuple):
     zone: str = ""
 
 
+class HealthPort(NamedTuple):
+    """Where load balancers ask whether this node has endpoints.
+
+    Attributes:
+        local: ready endpoints of this node, by family of the Service's addresses.
+    """
+
+    port: int
+    local: dict[int, int]
+
+
 class Compiled(NamedTuple):
     """What a Service comes to, and what of it cannot be used."""
 
     pools: dict[PoolKey, Pool]
     problems: list[Problem]
+    health: HealthPort | None = None
 
 
 class ServiceTracker:
@@ -139,7 +151,8 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     for (family, port, protocol), (port_name, there) in met.items():
         key = PoolKey(namespace, name, port, protocol, family)
         pools |= _pools(key, there, found.get((family, port_name, protocol), {}), policy_local)
-    return Compiled(pools, problems)
+    health = _health_port(service, {family for family, _, _ in met}, found, problems)
+    return Compiled(pools, problems, health)
 
 
 def _pools(key: PoolKey, met: Frontends, found: Endpoints, policy_local: bool) -> dict[PoolKey, Pool]:
@@ -152,6 +165,25 @@ def _pools(key: PoolKey, met: Frontends, found: Endpoints, policy_local: bool) -
             apart = key._replace(external=True)
             return {key: Pool(met.cluster, local, others), apart: Pool(met.external, last, others)}
     return {key: Pool(met.cluster + met.external, local, others)}
+
+
+def _health_port(
+    service: Service, families: set[int], found: Mapping[_PortName, Endpoints], problems: list[Problem]
+) -> HealthPort | None:
+    """An endpoint counts once, however many ports it has."""
+    port = service.spec.health_check_node_port
+    if not port or service.spec.type != "LoadBalancer" or service.spec.external_traffic_policy != "Local":
+        return None
+    if not is_port(port):
+        problems.append(Problem(_label(service), f"healthCheckNodePort {port} cannot be"))
+        return None
+    ready = {
+        (name[0], Backend.unpack(backend).address)
+        for name, copies in found.items()
+        for backend, one in copies.items()
+        if one.local and one.ready
+    }
+    return HealthPort(port, {family: sum(1 for one, _ in ready if one == family) for family in sorted(families)})
 
 
 def _endpoints(

@@ -4,6 +4,7 @@
 import gc
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -14,8 +15,9 @@ from controller.controller import Audited, Controller, Signal
 from controller.dataplane import Dataplane
 from controller.metrics import Metrics
 from controller.mirror import NETWORK_MAPS
-from controller.model import REQUIRED, Kind, Node
+from controller.model import REQUIRED, Key, Kind, Node
 from controller.network import NodeNetwork
+from controller.services import HealthPort
 from controller.source import Event, Post, Problem, Problems, Synced
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import (
@@ -282,6 +284,25 @@ def test_zone_of_this_node_decides_by_hints(tmp_path: Path) -> None:
     rig.now += 10
     rig.tell(gone(decoded_node(own)))
     assert rig.served() == {"198.51.100.1:80/6": both[1:]}
+
+
+def test_health_port_is_there_when_the_service_is_written(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before: a load balancer that hears of endpoints sends traffic at once."""
+    asked: list[dict[Key, HealthPort | None]] = []
+    monkeypatch.setattr("controller.healthports._Server", lambda *_: SimpleNamespace(change=asked.append))
+    fields = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30999}
+    rig.maps.fail_reads = True
+    rig.tell(changed(decoded_service(service(**fields))), WEB_SLICE, *LISTED)
+    assert not asked
+    rig.maps.fail_reads = False
+    rig.wait(60)
+    assert asked == [{("shop", "web"): HealthPort(30999, {4: 0})}]
+    rig.now += 10
+    rig.tell(WEB)
+    assert asked[1:] == [{("shop", "web"): None}]
+    rig.now += 10
+    rig.tell(OTHER_SLICE)
+    assert len(asked) == 2, "what has no health port was told of"
 
 
 def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:

@@ -232,6 +232,23 @@ def test_health_is_served_once_its_address_is_free(rig: Rig) -> None:
     assert "lastUpdated" in rig.get("http://127.0.0.1:10256/healthz")
 
 
+def test_health_port_of_a_service_is_served(rig: Rig) -> None:
+    """On every address of the node, by either family, and no longer than the Service wants it."""
+    fields = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30999}
+    both = service(ips=["198.51.100.1", "2001:db8:5::1"], **fields)
+    here = {**endpoint("203.0.113.1"), "nodeName": "own"}
+    far = {**endpoint("2001:db8:b::1"), "nodeName": "near"}
+    slices = endpoint_slice("s1", [here]), endpoint_slice("s2", [far], addressType="IPv6")
+    rig.place("web.json", both, *slices)
+
+    def asked(host: str) -> str:
+        return rig.sh(f"curl -s -o /dev/null -w '%{{http_code}}' --max-time 5 http://{host}:30999/ || true")
+
+    _eventually(lambda: [asked(host) for host in ("127.0.0.1", "192.0.2.1", "[::1]")] == ["200", "200", "503"])
+    rig.place("web.json", service(), endpoint_slice("s1", [here]))
+    _eventually(lambda: asked("127.0.0.1") == "000")
+
+
 def test_health_and_metrics_are_served(rig: Rig) -> None:
     """On their standard addresses, health by either family."""
     assert "lastUpdated" in rig.get("http://[::1]:10256/livez")
