@@ -208,8 +208,8 @@ class Controller:
         elif event.kind == Kind.SERVICE_CIDR:
             found = event.obj if isinstance(event.obj, ServiceCIDR) else None
             self._replace(self._ranges.set_range(event.key[1], found))
-        else:
-            self._services.apply(event)
+        elif self._services.apply(event):
+            self._metrics.proxy.changed(event)
 
     def _handle_node(self, event: Changed) -> None:
         node = event.obj if isinstance(event.obj, Node) else None
@@ -272,6 +272,7 @@ class Controller:
             self._dataplane.set_service(key, compiled.pools)
             self._standing.replace("Service " + "/".join(key), tuple(compiled.problems))
             self._health_ports.note(key, compiled.health)
+            self._metrics.proxy.lacking(key, compiled.no_local)
 
     def _sync_failed(self, error: BpfError) -> None:
         pause_s = self._pacer.failed(self._clock())
@@ -335,6 +336,7 @@ class Controller:
         metrics.sync_seconds.observe(seconds)
         metrics.writes.inc(ops)
         metrics.last_sync.set_to_current_time()
+        metrics.proxy.written(seconds)
         metrics.pending.set(self._dataplane.pending)
         for name, (entries, size) in self._dataplane.sizes().items():
             metrics.map_entries.labels(name).set(entries)

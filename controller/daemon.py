@@ -148,7 +148,7 @@ def log_to_stderr(level: str) -> None:
 def _serve(settings: Settings, controller: Controller, metrics: Metrics) -> None:
     """That an address is taken, by kube-proxy say, must not keep Services from working: it is had when it is free."""
     wanted = (
-        ("health", settings.health_address, controller.health.answer),
+        ("health", settings.health_address, metrics.proxy.counted(controller.health.answer)),
         ("probes", health.PROBES_ADDRESS, controller.health.answer),
         ("metrics", settings.metrics_address, metrics.answer),
     )

@@ -15,6 +15,7 @@ from bpf import bpftool
 from bpf.abi import Counter, DropCount, DropKey, DropReason
 from bpf.errors import BpfError
 from bpf.pins import Pins
+from controller.proxymetrics import ProxyMetrics
 from controller.sweep import Round
 from controller.web import NOT_FOUND, Answer
 
@@ -27,7 +28,7 @@ _SWEEP_BUCKETS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.01, 0.02
 
 
 class Metrics:
-    """The controller's own counts, and those of the programs."""
+    """The controller's own counts, those of the programs, and kube-proxy's."""
 
     def __init__(self, pins: Pins) -> None:
         self._registry = CollectorRegistry()
@@ -57,6 +58,7 @@ class Metrics:
         )
         self.sweep_longest = self._gauge("calico_ebpf_sweep_longest_slice_seconds", "The last round's longest slice.")
         self.sweep_removed = self._total("calico_ebpf_flows_swept", "Entries of expired flows that were removed.")
+        self.proxy = ProxyMetrics(self._registry)
         self.map_short = self._gauge("calico_ebpf_map_short", "Service ports that lack room in a map.", "map")
 
     def answer(self, path: str) -> Answer:

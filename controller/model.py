@@ -59,6 +59,7 @@ class ServiceSpec(_Object):
     external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
     external_traffic_policy: str = ""
     health_check_node_port: int = 0
+    internal_traffic_policy: str = ""
     load_balancer_source_ranges: list[str] | None = None
     ports: list[ServicePort] = []
 
@@ -128,8 +129,16 @@ class EndpointPort(_Object):
     port: int | None = None
 
 
+class SliceAnnotations(_Object):
+    last_change_trigger_time: str = msgspec.field(name="endpoints.kubernetes.io/last-change-trigger-time", default="")
+
+
+class SliceMetadata(Metadata):
+    annotations: SliceAnnotations | None = None
+
+
 class EndpointSlice(_Object):
-    metadata: Metadata
+    metadata: SliceMetadata
     address_type: str
     endpoints: list[Endpoint] | None = None
     ports: list[EndpointPort] | None = None

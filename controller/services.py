@@ -26,6 +26,7 @@ LABEL_HEADLESS = "service.kubernetes.io/headless"
 LABEL_SERVICE = "kubernetes.io/service-name"
 
 FAMILIES = {"IPv4": 4, "IPv6": 6}
+FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
 # An endpoint's port as the Service means it: family, name of the port, protocol.
 _PortName = tuple[int, str, int]
@@ -57,11 +58,17 @@ class HealthPort(NamedTuple):
 
 
 class Compiled(NamedTuple):
-    """What a Service comes to, and what of it cannot be used."""
+    """What a Service comes to, and what of it cannot be used.
+
+    Attributes:
+        no_local: for each port with a policy of Local and no endpoint here, though there are some elsewhere: the
+            policy, internal or external, and the family.
+    """
 
     pools: dict[PoolKey, Pool]
     problems: list[Problem]
     health: HealthPort | None = None
+    no_local: tuple[tuple[str, str], ...] = ()
 
 
 class ServiceTracker:
@@ -74,11 +81,13 @@ class ServiceTracker:
         self._owners: dict[Key, Key] = {}
         self._dirty: set[Key] = set()
 
-    def apply(self, change: Changed) -> None:
+    def apply(self, change: Changed) -> bool:
+        """Takes note of a change; returns whether there is something to be compiled for it."""
         if change.kind == Kind.SERVICE:
-            self._apply_service(change.key, change.obj if isinstance(change.obj, Service) else None)
-        elif change.kind == Kind.ENDPOINT_SLICE:
-            self._apply_slice(change.key, change.obj if isinstance(change.obj, EndpointSlice) else None)
+            return self._apply_service(change.key, change.obj if isinstance(change.obj, Service) else None)
+        if change.kind == Kind.ENDPOINT_SLICE:
+            return self._apply_slice(change.key, change.obj if isinstance(change.obj, EndpointSlice) else None)
+        return False
 
     def set_zone(self, zone: str) -> None:
         """Takes note of the zone of this node; "": it has none."""
@@ -104,14 +113,15 @@ class ServiceTracker:
         """Objects held, by kind."""
         return {Kind.SERVICE: len(self._services), Kind.ENDPOINT_SLICE: len(self._owners)}
 
-    def _apply_service(self, key: Key, service: Service | None) -> None:
+    def _apply_service(self, key: Key, service: Service | None) -> bool:
         if service and is_ours(service):
             self._services[key] = service
         elif self._services.pop(key, None) is None:
-            return
+            return False
         self._dirty.add(key)
+        return True
 
-    def _apply_slice(self, key: Key, item: EndpointSlice | None) -> None:
+    def _apply_slice(self, key: Key, item: EndpointSlice | None) -> bool:
         owner = _owner(item) if item else None
         before = self._owners.pop(key, None)
         if before:
@@ -123,6 +133,7 @@ class ServiceTracker:
             self._owners[key] = owner
             self._slices.setdefault(owner, {})[key[1]] = item
         self._dirty.update(one for one in (before, owner) if one)
+        return bool(before or owner)
 
 
 def is_ours(service: Service) -> bool:
@@ -148,11 +159,21 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     policy_local = service.spec.external_traffic_policy == "Local"
     namespace, name = key_of(service)
     pools: dict[PoolKey, Pool] = {}
+    no_local: list[tuple[str, str]] = []
     for (family, port, protocol), (port_name, there) in met.items():
         key = PoolKey(namespace, name, port, protocol, family)
-        pools |= _pools(key, there, found.get((family, port_name, protocol), {}), policy_local)
+        known = found.get((family, port_name, protocol), {})
+        pools |= _pools(key, there, known, policy_local)
+        no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
-    return Compiled(pools, problems, health)
+    return Compiled(pools, problems, health, tuple(no_local))
+
+
+def _policies_without_endpoint(service: Service, met: Frontends, found: Endpoints) -> list[str]:
+    policies = ["internal"] if service.spec.internal_traffic_policy == "Local" else []
+    if service.spec.external_traffic_policy == "Local" and met.external:
+        policies.append("external")
+    return policies if policies and endpoints.cluster_set(found) and not endpoints.local_set(found) else []
 
 
 def _pools(key: PoolKey, met: Frontends, found: Endpoints, policy_local: bool) -> dict[PoolKey, Pool]:

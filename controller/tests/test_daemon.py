@@ -261,6 +261,10 @@ def test_health_and_metrics_are_served(rig: Rig) -> None:
         'calico_ebpf_objects{kind="Node"} 2.0',
         "calico_ebpf_pending_changes 0.0",
         "calico_ebpf_flows_created_total 0.0",
+        'kubeproxy_proxy_livez_total{code="200"} 2.0',
+        "kubeproxy_sync_proxy_rules_service_changes_total 1.0",
+        "kubeproxy_sync_proxy_rules_endpoint_changes_pending 0.0",
     ):
         assert line in metrics
     assert re.search(r"calico_ebpf_sync_duration_seconds_count [1-9]", metrics)
+    assert re.search(r'kubeproxy_sync_proxy_rules_duration_seconds_count{ip_family="IPv6"} [1-9]', metrics)
