@@ -20,6 +20,7 @@ import structlog
 
 from bpf.errors import BpfError
 from bpf.settings import Settings
+from controller import frontends
 from controller.dataplane import Dataplane
 from controller.health import Health
 from controller.healthports import HealthPorts
@@ -27,6 +28,7 @@ from controller.metrics import Metrics
 from controller.mirror import Mirror
 from controller.model import REQUIRED, Kind, Node, ServiceCIDR
 from controller.network import NodeNetwork
+from controller.nodes import some
 from controller.pacing import Backoff, Pacer
 from controller.ranges import ServiceRanges
 from controller.report import Report, Standing
@@ -292,11 +294,15 @@ class Controller:
         for name in sorted(self._dataplane.network_short):
             advice = f"raise {name}_max" if hasattr(self._settings, f"{name}_max") else "too many nodes"
             problems.append(Problem(f"map {name}", f"full: {advice}"))
-        for keys in self._dataplane.contested().values():
+        claimed: dict[tuple[str, str], list[str]] = {}
+        for frontend, keys in self._dataplane.contested().items():
             first, *others = (f"{key.namespace}/{key.name}" for key in keys)
-            problems += [
-                Problem(f"Service {other}", f"has the address of Service {first}, which is used") for other in others
-            ]
+            for other in others:
+                claimed.setdefault((other, first), []).append(frontends.shown(frontend))
+        problems += [
+            Problem(f"Service {other}", f"{some(sorted(shown))}: of Service {first} as well, which is used")
+            for (other, first), shown in sorted(claimed.items())
+        ]
         return problems
 
     def _started(self, now: float) -> None:

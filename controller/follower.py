@@ -70,6 +70,9 @@ class _WatchEvent(msgspec.Struct):
     object: msgspec.Raw
 
 
+# Stands for objects that do not even say who they are.
+NAMELESS: Key = ("", "")
+
 _page = msgspec.json.Decoder(_Page)
 _item = msgspec.json.Decoder(_Item)
 _watch_event = msgspec.json.Decoder(_WatchEvent)
@@ -139,7 +142,9 @@ class Follower:
     def _listed_all(self, seen: set[Key], version: str) -> None:
         """Ends a list: what it did not have is gone. version: from where to watch, or "" to list again."""
         self._bad = {key: problem for key, problem in self._bad.items() if key in seen}
-        events: list[Event] = [self._gone(key) for key in self._known.keys() - seen]
+        # One without a name may be any of those that are missing.
+        missing = set() if NAMELESS in seen else self._known.keys() - seen
+        events: list[Event] = [self._gone(key) for key in missing]
         if not self._listed:
             events.append(Synced(self._kind))
             self._listed = True
@@ -194,13 +199,22 @@ class Follower:
         if event.type == "BOOKMARK":
             self._version = _item.decode(raw).metadata.resource_version
             return []
+        try:
+            version = _item.decode(raw).metadata.resource_version
+        except msgspec.MsgspecError:
+            return self._changed(raw, set())  # names it; the version is that of the next one
         events = self._removed(raw) if event.type == "DELETED" else self._changed(raw, set())
-        self._version = _item.decode(raw).metadata.resource_version
+        self._version = version
         return events
 
     def _changed(self, raw: bytes, seen: set[Key]) -> list[Event]:
         """What an object of the wire makes; one that cannot be decoded is named, and stays as it was before."""
-        meta = _item.decode(raw).metadata
+        try:
+            meta = _item.decode(raw).metadata
+        except msgspec.MsgspecError as error:
+            seen.add(NAMELESS)
+            self._bad[NAMELESS] = Problem(self._kind, f"one without a name: {error}")
+            return [self._problems()]
         key = meta.namespace, meta.name
         seen.add(key)
         if self._known.get(key) == meta.resource_version:

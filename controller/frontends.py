@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from bpf.abi import FrontendFlag, FrontendKey
 from bpf.address import is_v4, packed
+from bpf.address import text as address_text
 from controller.model import Service, ServicePort
 
 PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
@@ -42,15 +43,20 @@ def frontends(service: Service, direct: bool) -> tuple[dict[PortKey, tuple[str, 
     if service.spec.external_traffic_policy == "Local":
         flags |= FrontendFlag.LOCAL
     found: dict[PortKey, tuple[str, Frontends]] = {}
+    node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
         protocol = PROTOCOLS.get(port.protocol)
         if protocol is None or not is_port(port.port):
             problems.append(f"port {port.port}/{port.protocol} cannot be")
             continue
+        if any((family, port.port, protocol) in found for family in inside):
+            problems.append(f"port {port.port}/{port.protocol} is there twice: the first is used")
+            continue
+        node_port = _node_port(service, port, node_ports, problems)
         for family, addresses in inside.items():
             cluster = [FrontendKey(address, port.port, protocol) for address in addresses]
             external = [FrontendKey(address, port.port, protocol) for address in outside.get(family, ())]
-            external += _node_ports(service, port, protocol, family)
+            external += [FrontendKey(ANY[family], node_port, protocol)] if node_port else []
             found[family, port.port, protocol] = (
                 port.name,
                 Frontends(
@@ -73,10 +79,30 @@ def is_port(number: int) -> bool:
     return 0 < number < 65536
 
 
-def _node_ports(service: Service, port: ServicePort, protocol: int, family: int) -> Iterator[FrontendKey]:
-    """A load balancer's Service has those that it was given, also where it asks for no more."""
-    if service.spec.type in ("NodePort", "LoadBalancer") and is_port(port.node_port):
-        yield FrontendKey(ANY[family], port.node_port, protocol)
+def shown(frontend: bytes) -> str:
+    """A struct frontend_key as messages name it."""
+    key = FrontendKey.unpack(frontend)
+    protocol = next((name for name, number in PROTOCOLS.items() if number == key.protocol), key.protocol)
+    if key.address in ANY.values():
+        return f"nodePort {key.port}/{protocol}"
+    return f"{address_text(key.address)} port {key.port}/{protocol}"
+
+
+def _node_port(service: Service, port: ServicePort, taken: set[tuple[int, str]], problems: list[str]) -> int:
+    """0: it has none. A load balancer's Service has those that it was given, also where it asks for no more.
+
+    Args:
+        taken: number and protocol of those that ports before this one have; what is returned comes to it.
+    """
+    number, protocol = port.node_port, port.protocol
+    if not number or service.spec.type not in ("NodePort", "LoadBalancer"):
+        return 0
+    if not is_port(number) or (number, protocol) in taken:
+        why = "is there twice: the first is used" if is_port(number) else "cannot be"
+        problems.append(f"nodePort {number}/{protocol} {why}")
+        return 0
+    taken.add((number, protocol))
+    return number
 
 
 def _load_balancers(service: Service, problems: list[str]) -> Iterator[str]:
@@ -109,7 +135,12 @@ def _by_family(texts: list[str], problems: list[str]) -> dict[int, list[bytes]]:
     for text in dict.fromkeys(texts):
         family = 6 if ":" in text else 4
         try:
-            found.setdefault(family, []).append(address_of(text, family))
+            address = address_of(text, family)
         except ValueError as error:
             problems.append(str(error))
+            continue
+        if address == ANY[family]:
+            problems.append(f"not an address of a Service: {text!r}")  # NodePorts stand under it
+        else:
+            found.setdefault(family, []).append(address)
     return {family: addresses for family, addresses in found.items() if addresses}

@@ -19,6 +19,7 @@ from controller.desired import Pool, PoolKey
 from controller.endpoints import Endpoints, Found
 from controller.frontends import PROTOCOLS, Frontends, address_of, is_port
 from controller.model import EndpointSlice, Key, Kind, Service, key_of
+from controller.nodes import some
 from controller.source import Changed, Problem
 
 LABEL_PROXY = "service.kubernetes.io/service-proxy-name"
@@ -215,14 +216,16 @@ def _endpoints(
     for item in slices:
         family = FAMILIES.get(item.address_type)
         if family is None:
+            if item.address_type != "FQDN":
+                problems.append(Problem(_label(item), f"addressType {item.address_type!r} cannot be"))
             continue
         addresses = list(_addresses(item, family, rules, problems))
         for port in item.ports or ():
-            protocol = PROTOCOLS.get(port.protocol or "TCP")
-            if protocol is None or port.port is None:
+            if port.port is None:
                 continue
-            if not is_port(port.port):
-                problems.append(Problem(_label(item), f"port {port.port} cannot be"))
+            protocol = PROTOCOLS.get(port.protocol or "TCP")
+            if protocol is None or not is_port(port.port):
+                problems.append(Problem(_label(item), f"port {port.port}/{port.protocol or 'TCP'} cannot be"))
                 continue
             copies = found.setdefault((family, port.name or "", protocol), {})
             for address, one in addresses:
@@ -235,15 +238,19 @@ def _addresses(
     item: EndpointSlice, family: int, rules: Rules, problems: list[Problem]
 ) -> Iterator[tuple[bytes, Found]]:
     """Only the first address of an endpoint counts: the API says that they are interchangeable."""
+    wrong: list[str] = []
     for endpoint in item.endpoints or ():
-        if endpoint.addresses:
-            try:
-                yield (
-                    address_of(endpoint.addresses[0], family),
-                    endpoints.found(endpoint, rules.node_name, rules.zone),
-                )
-            except ValueError as error:
-                problems.append(Problem(_label(item), str(error)))
+        try:
+            if not endpoint.addresses:
+                raise ValueError("an endpoint without address")
+            yield (
+                address_of(endpoint.addresses[0], family),
+                endpoints.found(endpoint, rules.node_name, rules.zone),
+            )
+        except ValueError as error:
+            wrong.append(str(error))
+    if wrong:
+        problems.append(Problem(_label(item), some(wrong)))
 
 
 def _owner(item: EndpointSlice) -> Key | None:

@@ -340,7 +340,9 @@ def test_services_with_the_same_address_are_named(rig: Rig) -> None:
     other = changed(decoded_service(service("aaa")))
     rig.tell(WEB, other, *LISTED)
     rig.wait(2)
-    assert rig.report()["errors"] == ["Service shop/web: has the address of Service shop/aaa, which is used"]
+    assert rig.report()["errors"] == [
+        "Service shop/web: 198.51.100.1 port 80/TCP: of Service shop/aaa as well, which is used"
+    ]
 
 
 def test_problems_are_reported_with_file_and_line_until_solved(rig: Rig) -> None:

@@ -116,6 +116,33 @@ def test_watch_expired_lists_again_and_finds_what_was_missed(api: FakeApi, seen:
     assert [query.get("resourceVersion") for query in lists] == ["0", None]
 
 
+def test_object_without_metadata_is_named_and_harms_no_other(api: FakeApi, seen: Collector) -> None:
+    """In a watch, which goes on; and in a list, where any of those that are missing may be it."""
+    seen.wait(lambda _: api.watching(SERVICES) > 0)
+    api.send(SERVICES, "ADDED", {"kind": "Service", "spec": {}})
+    api.put(SERVICES, service("b"))
+    seen.wait(lambda now: now.names() == {"a", "b"} and any("without a name" in one for one in now.messages()))
+    assert api.watching(SERVICES) == 1
+    items = [
+        {"metadata": None},
+        {**service("b"), "metadata": {"name": "b", "namespace": "shop", "resourceVersion": "9"}},
+    ]
+
+    def behave(handler: Any, path: str, query: Query) -> bool:
+        if path != SERVICES or "watch" in query:
+            return False
+        handler.reply(200, {"metadata": {"resourceVersion": str(api.version)}, "items": items})
+        return True
+
+    api.behave = behave
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
+    seen.wait(lambda _: api.watching(SERVICES) > 1)
+    assert seen.names() == {"a", "b"}
+    del items[0]
+    api.send(SERVICES, "ERROR", {"code": 410, "message": "too old"})
+    seen.wait(lambda now: now.names() == {"b"} and not now.messages())
+
+
 def test_watch_answered_410_lists_again(api: FakeApi, seen: Collector) -> None:
     """410 as the status of the watch itself."""
     seen.wait(lambda _: api.watching(SERVICES) > 0)
