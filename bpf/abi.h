@@ -19,7 +19,7 @@
  * a new one means what was before. Values of enums are only added.
  */
 enum abi_version {
-	ABI_VERSION = 5,
+	ABI_VERSION = 6,
 };
 
 struct address {
@@ -54,8 +54,9 @@ struct frontend {
 	__u32 slot_count;  /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
 	__u32 local_count; /* slots 0 .. local_count - 1 of them are this node's */
 	__u32 flags;       /* enum frontend_flag */
+	__u32 affinity_s;  /* for so long after its last connection a client keeps its backend; 0: not at all */
 };
-ABI_LAYOUT(frontend, 16);
+ABI_LAYOUT(frontend, 20);
 
 /*
  * A NodePort's address is that of any node: 0.0.0.0 (v4-mapped) or ::, looked up after the packet's own where that is a
@@ -91,6 +92,23 @@ struct backend {
 	__u8 pad;
 };
 ABI_LAYOUT(backend, 20);
+
+/*
+ * Who has a backend by session affinity: the address from which a client sends. A process that has chosen none yet is
+ * known by its network namespace: bpf/cgroup.c makes an address of that.
+ */
+struct affinity_key {
+	struct address client;
+	__u32 service_id; /* of all addresses of a Service port, in one family */
+};
+ABI_LAYOUT(affinity_key, 20);
+
+struct affinity {
+	__u32 backend_id;
+	__u32 pad;
+	__u64 seen_ns; /* CLOCK_MONOTONIC, of the client's last new connection */
+};
+ABI_LAYOUT(affinity, 16);
 
 /* --- Where packets go --- */
 
@@ -246,8 +264,11 @@ struct socket_peer {
 	__be16 port_be;
 	__u8 pad[2];
 	__u32 backend_id;
+	/* Of datagrams to a Service with session affinity: */
+	struct address source; /* whence they are sent, :: where the socket has chosen none */
+	__u64 seen_ns;         /* CLOCK_MONOTONIC, of the last one; 0: a Service without */
 };
-ABI_LAYOUT(socket_peer, 24);
+ABI_LAYOUT(socket_peer, 48);
 
 /* --- What did not get through, and what was noteworthy --- */
 

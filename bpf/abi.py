@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 5
+    VERSION = 6
 
 
 class ConnectTime(IntEnum):
@@ -131,6 +131,42 @@ class WayKind(IntEnum):
     NODE = 2
     MAC = 3
     TUNNEL = 4
+
+
+_AFFINITY = Struct("=I4xQ")
+
+
+class Affinity(NamedTuple):
+    """struct affinity, 16 bytes."""
+
+    backend_id: int
+    seen_ns: int
+
+    def pack(self) -> bytes:
+        return _AFFINITY.pack(self.backend_id, self.seen_ns)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Affinity":
+        backend_id, seen_ns = _AFFINITY.unpack(data)
+        return cls(backend_id, seen_ns)
+
+
+_AFFINITY_KEY = Struct("=16sI")
+
+
+class AffinityKey(NamedTuple):
+    """struct affinity_key, 20 bytes."""
+
+    client: bytes
+    service_id: int
+
+    def pack(self) -> bytes:
+        return _AFFINITY_KEY.pack(self.client, self.service_id)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "AffinityKey":
+        client, service_id = _AFFINITY_KEY.unpack(data)
+        return cls(client, service_id)
 
 
 _BACKEND = Struct("=16sHB1x")
@@ -276,24 +312,25 @@ class DropKey(NamedTuple):
         return cls(reason, ifindex)
 
 
-_FRONTEND = Struct("=IIII")
+_FRONTEND = Struct("=IIIII")
 
 
 class Frontend(NamedTuple):
-    """struct frontend, 16 bytes."""
+    """struct frontend, 20 bytes."""
 
     service_id: int
     slot_count: int
     local_count: int
     flags: int
+    affinity_s: int
 
     def pack(self) -> bytes:
-        return _FRONTEND.pack(self.service_id, self.slot_count, self.local_count, self.flags)
+        return _FRONTEND.pack(self.service_id, self.slot_count, self.local_count, self.flags, self.affinity_s)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Frontend":
-        service_id, slot_count, local_count, flags = _FRONTEND.unpack(data)
-        return cls(service_id, slot_count, local_count, flags)
+        service_id, slot_count, local_count, flags, affinity_s = _FRONTEND.unpack(data)
+        return cls(service_id, slot_count, local_count, flags, affinity_s)
 
 
 _FRONTEND_KEY = Struct("=16sHB1x")
@@ -516,23 +553,25 @@ class SocketKey(NamedTuple):
         return cls(cookie, address, ntohs(port), protocol, side)
 
 
-_SOCKET_PEER = Struct("=16sH2xI")
+_SOCKET_PEER = Struct("=16sH2xI16sQ")
 
 
 class SocketPeer(NamedTuple):
-    """struct socket_peer, 24 bytes."""
+    """struct socket_peer, 48 bytes."""
 
     address: bytes
     port: int
     backend_id: int
+    source: bytes
+    seen_ns: int
 
     def pack(self) -> bytes:
-        return _SOCKET_PEER.pack(self.address, htons(self.port), self.backend_id)
+        return _SOCKET_PEER.pack(self.address, htons(self.port), self.backend_id, self.source, self.seen_ns)
 
     @classmethod
     def unpack(cls, data: bytes) -> "SocketPeer":
-        address, port, backend_id = _SOCKET_PEER.unpack(data)
-        return cls(address, ntohs(port), backend_id)
+        address, port, backend_id, source, seen_ns = _SOCKET_PEER.unpack(data)
+        return cls(address, ntohs(port), backend_id, source, seen_ns)
 
 
 _TUPLE = Struct("=16s16sHHB3x")
@@ -657,23 +696,26 @@ class MapSpec(NamedTuple):
 
 
 MAPS = {
+    "affinities": MapSpec(9, 20, 16, 65536, 0, "AffinityKey", "Affinity"),
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
-    "frontends": MapSpec(1, 20, 16, 65536, 1, "FrontendKey", "Frontend"),
+    "frontends": MapSpec(1, 20, 20, 65536, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),
     "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
-    "sockets": MapSpec(9, 32, 24, 65536, 0, "SocketKey", "SocketPeer"),
+    "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
     "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
 }
 
 # (offset, size) in bytes of each field of a map's structs, but for padding; structs in it have dotted names.
 FIELDS = {
+    "Affinity": {"backend_id": (0, 4), "seen_ns": (8, 8)},
+    "AffinityKey": {"client": (0, 16), "service_id": (16, 4)},
     "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
     "BackendKey": {"backend_id": (0, 4)},
     "DropCount": {"packets": (0, 8), "octets": (8, 8)},
@@ -694,7 +736,13 @@ FIELDS = {
         "way.kind": (76, 1),
         "way.end": (80, 16),
     },
-    "Frontend": {"service_id": (0, 4), "slot_count": (4, 4), "local_count": (8, 4), "flags": (12, 4)},
+    "Frontend": {
+        "service_id": (0, 4),
+        "slot_count": (4, 4),
+        "local_count": (8, 4),
+        "flags": (12, 4),
+        "affinity_s": (16, 4),
+    },
     "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
     "Node": {"flags": (0, 4)},
     "NodeKey": {"address": (0, 16)},
@@ -707,7 +755,13 @@ FIELDS = {
     "Slot": {"backend_id": (0, 4)},
     "SlotKey": {"service_id": (0, 4), "slot": (4, 4)},
     "SocketKey": {"cookie": (0, 8), "address": (8, 16), "port_be": (24, 2), "protocol": (26, 1), "side": (27, 1)},
-    "SocketPeer": {"address": (0, 16), "port_be": (16, 2), "backend_id": (20, 4)},
+    "SocketPeer": {
+        "address": (0, 16),
+        "port_be": (16, 2),
+        "backend_id": (20, 4),
+        "source": (24, 16),
+        "seen_ns": (40, 8),
+    },
     "Tuple": {"saddr": (0, 16), "daddr": (16, 16), "sport_be": (32, 2), "dport_be": (34, 2), "protocol": (36, 1)},
     "Underlay": {"v4": (0, 16), "v6": (16, 16)},
     "UnderlayKey": {"ifindex": (0, 4)},

@@ -23,6 +23,11 @@ static __always_inline bool is_v4(const struct address *address)
 	return address->word_be[2] == V4_MARK && !address->word_be[1] && !address->word_be[0];
 }
 
+static __always_inline bool is_unspecified(const struct address *address)
+{
+	return !(address->word_be[0] | address->word_be[1] | address->word_be[2] | address->word_be[3]);
+}
+
 /* Comparisons add up differences in place of branching: the verifier would follow every branch. */
 static __always_inline __u32 address_mismatch(const struct address *a, const struct address *b)
 {
@@ -66,8 +71,7 @@ static __always_inline bool link_scoped(const struct address *address)
 
 	if (is_v4(address))
 		return v4 >> 28 >= 0xe || v4 >> 16 == 0xa9fe || !v4;
-	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 ||
-	       !(top | address->word_be[1] | address->word_be[2] | address->word_be[3]);
+	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 || is_unspecified(address);
 }
 
 #endif

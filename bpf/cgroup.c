@@ -40,13 +40,31 @@ static __always_inline struct socket_key socket_key(struct bpf_sock_addr *ctx, s
 	};
 }
 
-/* The backend that this UDP socket was given for the same frontend before, if it is still one. */
-static __always_inline bool known_backend(const struct socket_key *key, struct socket_peer *backend)
+/*
+ * Whether a socket's datagrams to a Service with session affinity go on as a flow, which keeps its backend whatever its
+ * client would be given now: from the same address, and with no longer pauses than other flows of UDP bear.
+ */
+static __always_inline bool flow_goes_on(struct socket_peer *known, const struct address *source)
 {
-	const struct socket_peer *known = bpf_map_lookup_elem(&sockets, key);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!same_address(&known->source, source) || (__s64)(now - known->seen_ns) >= (__s64)config.udp_established_ns)
+		return false;
+	known->seen_ns = now;
+	return true;
+}
+
+/*
+ * The backend that this UDP socket was given for the same frontend before, if it is still one. Without affinity it has
+ * no time-out: nobody can tell it from a new choice.
+ */
+static __always_inline bool known_backend(const struct socket_key *key, const struct address *source,
+					  struct socket_peer *backend)
+{
+	struct socket_peer *known = bpf_map_lookup_elem(&sockets, key);
 	struct backend_key backend_key;
 
-	if (!known)
+	if (!known || (known->seen_ns && !flow_goes_on(known, source)))
 		return false;
 	backend_key.backend_id = known->backend_id;
 	if (!bpf_map_lookup_elem(&backends, &backend_key))
@@ -55,21 +73,38 @@ static __always_inline bool known_backend(const struct socket_key *key, struct s
 	return true;
 }
 
-static __always_inline bool new_backend(const struct socket_key *key, struct socket_peer *backend)
+/*
+ * Who a socket's process is to session affinity: the address from which it sends. Where it has not chosen one, that is
+ * the kernel's to choose later: then all of a network namespace are one client, whose address is of ::/32, as nobody's.
+ */
+static __always_inline struct address client_of(struct bpf_sock_addr *ctx, const struct address *source)
+{
+	__u64 cookie;
+
+	if (!is_unspecified(source))
+		return *source;
+	cookie = bpf_get_netns_cookie(ctx);
+	return (struct address){{0, cookie >> 32, cookie, 0}};
+}
+
+static __always_inline bool new_backend(const struct socket_key *key, struct address client,
+					struct socket_peer *backend)
 {
 	const struct tuple asked = {.daddr = key->address, .dport_be = key->port_be, .protocol = key->protocol};
-	struct frontend_key frontend;
+	struct frontend_key frontend_key;
+	const struct frontend *frontend = frontend_at(&asked, &frontend_key);
 	struct backend_key backend_key = {};
 	struct backend selected;
 
-	if (!frontend_at(&asked, &frontend))
+	if (!frontend)
 		return false;
-	if (service_select(&frontend, false, &backend_key, &selected) != SERVICE_SELECTED)
+	if (service_select(&frontend_key, &client, false, &backend_key, &selected) != SERVICE_SELECTED)
 		return false;
 	*backend = (struct socket_peer){
 		.address = selected.address,
 		.port_be = selected.port_be,
 		.backend_id = backend_key.backend_id,
+		.seen_ns = frontend->affinity_s ? bpf_ktime_get_ns() : 0,
 	};
 	return true;
 }
@@ -91,24 +126,30 @@ static __always_inline void remember(struct socket_key *key, const struct socket
 	bpf_map_update_elem(&sockets, key, &frontend, BPF_ANY);
 }
 
-/* Says in `backend` whom to talk to in place of `address` and the port in `ctx`; false: leave it. */
-static __always_inline bool to_backend(struct bpf_sock_addr *ctx, struct address address, struct socket_peer *backend)
+/*
+ * Says in `backend` whom to talk to in place of `address` and the port in `ctx`; false: leave it. `source` is the
+ * address from which the socket sends, or :: where it has not chosen one.
+ */
+static __always_inline bool to_backend(struct bpf_sock_addr *ctx, struct address address, struct address source,
+				       struct socket_peer *backend)
 {
 	struct socket_key key;
 
 	if (!translated_here(ctx) || (ctx->protocol != IPPROTO_TCP && ctx->protocol != IPPROTO_UDP))
 		return false;
 	key = socket_key(ctx, address);
-	if (key.protocol == IPPROTO_UDP && known_backend(&key, backend))
+	if (key.protocol == IPPROTO_UDP && known_backend(&key, &source, backend))
 		return true;
-	if (!new_backend(&key, backend))
+	if (!new_backend(&key, client_of(ctx, &source), backend))
 		return false;
+	backend->source = source;
 	remember(&key, backend);
 	return true;
 }
 
 /* Says in `frontend` whom the process believes to talk to, where `address` is its backend; false: leave it. */
-static __always_inline bool to_frontend(struct bpf_sock_addr *ctx, struct address address, struct socket_peer *frontend)
+static __always_inline bool to_frontend(struct bpf_sock_addr *ctx, struct address address, struct address source,
+					struct socket_peer *frontend)
 {
 	struct socket_key key;
 	const struct socket_peer *found;
@@ -124,25 +165,27 @@ static __always_inline bool to_frontend(struct bpf_sock_addr *ctx, struct addres
 	return true;
 }
 
-typedef bool (*translation)(struct bpf_sock_addr *, struct address, struct socket_peer *);
+/* `source` is of what is sent alone. */
+typedef bool (*translation)(struct bpf_sock_addr *, struct address, struct address source, struct socket_peer *);
 
-static __always_inline int translate_v4(struct bpf_sock_addr *ctx, translation translate)
+static __always_inline int translate_v4(struct bpf_sock_addr *ctx, __be32 source_be, translation translate)
 {
+	struct address source = source_be ? address_v4(source_be) : (struct address){};
 	struct socket_peer peer;
 
-	if (translate(ctx, address_v4(ctx->user_ip4), &peer)) {
+	if (translate(ctx, address_v4(ctx->user_ip4), source, &peer)) {
 		ctx->user_ip4 = peer.address.word_be[3];
 		ctx->user_port = peer.port_be;
 	}
 	return ALLOW;
 }
 
-static __always_inline int translate_v6(struct bpf_sock_addr *ctx, translation translate)
+static __always_inline int translate_v6(struct bpf_sock_addr *ctx, struct address source, translation translate)
 {
 	struct address address = {{ctx->user_ip6[0], ctx->user_ip6[1], ctx->user_ip6[2], ctx->user_ip6[3]}};
 	struct socket_peer peer;
 
-	if (translate(ctx, address, &peer)) {
+	if (translate(ctx, address, source, &peer)) {
 		ctx->user_ip6[0] = peer.address.word_be[0];
 		ctx->user_ip6[1] = peer.address.word_be[1];
 		ctx->user_ip6[2] = peer.address.word_be[2];
@@ -155,47 +198,51 @@ static __always_inline int translate_v6(struct bpf_sock_addr *ctx, translation t
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
-	return translate_v4(ctx, to_backend);
+	return translate_v4(ctx, ctx->sk->src_ip4, to_backend);
 }
 
 SEC("cgroup/connect6")
 int connect6(struct bpf_sock_addr *ctx)
 {
-	return translate_v6(ctx, to_backend);
+	const __u32 *bound = ctx->sk->src_ip6;
+
+	return translate_v6(ctx, (struct address){{bound[0], bound[1], bound[2], bound[3]}}, to_backend);
 }
 
 SEC("cgroup/sendmsg4")
 int sendmsg4(struct bpf_sock_addr *ctx)
 {
-	return translate_v4(ctx, to_backend);
+	return translate_v4(ctx, ctx->msg_src_ip4, to_backend);
 }
 
 SEC("cgroup/sendmsg6")
 int sendmsg6(struct bpf_sock_addr *ctx)
 {
-	return translate_v6(ctx, to_backend);
+	const __u32 *named = ctx->msg_src_ip6;
+
+	return translate_v6(ctx, (struct address){{named[0], named[1], named[2], named[3]}}, to_backend);
 }
 
 SEC("cgroup/recvmsg4")
 int recvmsg4(struct bpf_sock_addr *ctx)
 {
-	return translate_v4(ctx, to_frontend);
+	return translate_v4(ctx, 0, to_frontend);
 }
 
 SEC("cgroup/recvmsg6")
 int recvmsg6(struct bpf_sock_addr *ctx)
 {
-	return translate_v6(ctx, to_frontend);
+	return translate_v6(ctx, (struct address){}, to_frontend);
 }
 
 SEC("cgroup/getpeername4")
 int getpeername4(struct bpf_sock_addr *ctx)
 {
-	return translate_v4(ctx, to_frontend);
+	return translate_v4(ctx, 0, to_frontend);
 }
 
 SEC("cgroup/getpeername6")
 int getpeername6(struct bpf_sock_addr *ctx)
 {
-	return translate_v6(ctx, to_frontend);
+	return translate_v6(ctx, (struct address){}, to_frontend);
 }

@@ -38,6 +38,14 @@ struct {
 	__type(value, struct backend);
 } backends SEC(".maps");
 
+/* Programs: which client has which backend, where a Service has session affinity. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 65536);
+	__type(key, struct affinity_key);
+	__type(value, struct affinity);
+} affinities SEC(".maps");
+
 /* Controller: the way to other nodes and their pods. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

@@ -4,14 +4,19 @@
 #define CALICO_EBPF_SERVICE_H
 
 #include <linux/bpf.h>
+#include <linux/errno.h>
 #include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
 #include "address.h"
+#include "config.h"
 #include "maps.h"
 #include "owner.h"
 
-/* A slot that is gone when it is read means that the Service has just shrunk: its frontend says so by now. */
+/*
+ * A slot that is gone when it is read means that the Service has just shrunk: its frontend says so by now. And what was
+ * claimed first by another packet of the same client is found when it is looked for again.
+ */
 #define SELECT_TRIES 3
 
 enum service_result {
@@ -42,20 +47,64 @@ static __always_inline bool backend_is_local(const struct backend *backend)
 	return pod_at(&backend->address) || own_address(&backend->address);
 }
 
+/* Copies a backend, if it exists and, where `local`, is here. */
+static __always_inline bool take_backend(const struct backend_key *key, bool local, struct backend *backend)
+{
+	const struct backend *found = bpf_map_lookup_elem(&backends, key);
+
+	if (!found || (local && !backend_is_local(found)))
+		return false;
+	*backend = *found;
+	return true;
+}
+
 /*
- * Chooses a backend at random, among this node's alone where `local`.
+ * The backend that a client has by session affinity, whose time begins anew; false: none, or one that is void, and that
+ * is forgotten: it has timed out, its backend is gone, or is another node's where `local`.
+ */
+static __always_inline bool affinity_take(const struct affinity_key *client, __u32 timeout_s, bool local,
+					  struct backend_key *key, struct backend *backend)
+{
+	struct affinity *affinity = bpf_map_lookup_elem(&affinities, client);
+	__u64 now = bpf_ktime_get_ns();
+
+	if (!affinity)
+		return false;
+	key->backend_id = affinity->backend_id;
+	/* signed: on another CPU it may just have been seen later */
+	if ((__s64)(now - affinity->seen_ns) < (__s64)(timeout_s * SECOND_NS) && take_backend(key, local, backend)) {
+		affinity->seen_ns = now;
+		return true;
+	}
+	bpf_map_delete_elem(&affinities, client);
+	return false;
+}
+
+/* Gives a client a backend by session affinity; false: another packet of its was first, and has given it one. */
+static __always_inline bool affinity_claim(const struct affinity_key *client, const struct backend_key *key)
+{
+	const struct affinity affinity = {.backend_id = key->backend_id, .seen_ns = bpf_ktime_get_ns()};
+	int error = bpf_map_update_elem(&affinities, client, &affinity, BPF_NOEXIST);
+
+	return error != -EEXIST;
+}
+
+/*
+ * Chooses a backend, among this node's alone where `local`: that which `client` has by session affinity, or else one at
+ * random, which is then remembered. `client` is NULL for what begins no connection.
  * Returns SERVICE_SELECTED with `key` and `backend` filled in, SERVICE_NONE, or -DROP_NO_BACKEND,
  * -DROP_NO_LOCAL_BACKEND or -DROP_NO_SLOT.
  */
-static __always_inline int service_select(const struct frontend_key *frontend_key, bool local, struct backend_key *key,
-					  struct backend *backend)
+static __noinline int service_select(const struct frontend_key *frontend_key, const struct address *client, bool local,
+				     struct backend_key *key, struct backend *backend)
 {
 	for (int i = 0; i < SELECT_TRIES; i++) {
 		const struct frontend *frontend = bpf_map_lookup_elem(&frontends, frontend_key);
+		struct affinity_key affine = {};
 		struct slot_key slot_key;
 		const struct slot *slot;
-		const struct backend *found;
 		__u32 count;
+		bool sticky;
 
 		if (!frontend)
 			return SERVICE_NONE;
@@ -64,17 +113,23 @@ static __always_inline int service_select(const struct frontend_key *frontend_ke
 		count = local ? frontend->local_count : frontend->slot_count;
 		if (!count)
 			return -DROP_NO_LOCAL_BACKEND;
+		sticky = client && frontend->affinity_s;
+		if (sticky) {
+			affine = (struct affinity_key){.client = *client, .service_id = frontend->service_id};
+			if (affinity_take(&affine, frontend->affinity_s, local, key, backend))
+				return SERVICE_SELECTED;
+		}
 		slot_key.service_id = frontend->service_id;
 		slot_key.slot = bpf_get_prandom_u32() % count;
 		slot = bpf_map_lookup_elem(&slots, &slot_key);
 		if (!slot)
 			continue;
 		key->backend_id = slot->backend_id;
-		found = bpf_map_lookup_elem(&backends, key);
 		/* while local slots are rearranged, another node's backend may stand among them */
-		if (!found || (local && !backend_is_local(found)))
+		if (!take_backend(key, local, backend))
 			continue;
-		*backend = *found;
+		if (sticky && !affinity_claim(&affine, key))
+			continue;
 		return SERVICE_SELECTED;
 	}
 	return -DROP_NO_SLOT;

@@ -252,6 +252,12 @@ class Settings:
         524288, "Backends of Services, counted once for each Service port.", "250,000 endpoints, twice over"
     )
     backends_max: int = _size(524288, "Distinct backends.", "as many as slots")
+    affinities_max: int = _size(
+        65536,
+        "Clients that Services with session affinity remember, counted once for each Service port; with more, those "
+        "that have not come for the longest are forgotten. An entry takes some 100 bytes.",
+        "6,500 clients each of ten Service ports",
+    )
     remotes_max: int = _size(32768, "Prefixes and addresses of other nodes.", "5,000 nodes with both families, twice")
     pods_max: int = _size(4096, "Addresses of this node's pods.", "ten times kubelet's limit, with both families")
     tcp_new_s: int = _timeout(60, "A TCP flow without an answer is forgotten after.", "longer than SYN retries space")

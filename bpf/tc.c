@@ -37,9 +37,10 @@ static __always_inline bool to_tunnel(const struct packet *packet)
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
 					struct opening *opening)
 {
+	const struct address *client = in_mid_stream(packet) ? NULL : &packet->tuple.saddr;
 	struct backend_key backend_key = {};
 	struct backend backend;
-	int result = service_select(key, local, &backend_key, &backend);
+	int result = service_select(key, client, local, &backend_key, &backend);
 
 	if (result != SERVICE_SELECTED)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */

@@ -30,11 +30,13 @@ class Pool(NamedTuple):
     frontends: (struct frontend_key, enum frontend_flag) each.
     local: this node's backends, a struct backend each, without repetition.
     others: the other nodes'.
+    affinity_s: for so long after its last connection a client keeps its backend; 0: not at all.
     """
 
     frontends: tuple[tuple[bytes, int], ...]
     local: tuple[bytes, ...]
     others: tuple[bytes, ...]
+    affinity_s: int = 0
 
     @property
     def backends(self) -> tuple[bytes, ...]:

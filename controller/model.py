@@ -52,6 +52,14 @@ class ServicePort(_Object):
     node_port: int = 0
 
 
+class ClientIP(_Object):
+    timeout_seconds: int | None = None
+
+
+class AffinityConfig(_Object):
+    client_ip: ClientIP | None = msgspec.field(name="clientIP", default=None)
+
+
 class ServiceSpec(_Object):
     type: str = "ClusterIP"
     cluster_ip: str = msgspec.field(name="clusterIP", default="")
@@ -61,6 +69,8 @@ class ServiceSpec(_Object):
     health_check_node_port: int = 0
     internal_traffic_policy: str = ""
     load_balancer_source_ranges: list[str] | None = None
+    session_affinity: str = ""
+    session_affinity_config: AffinityConfig | None = None
     ports: list[ServicePort] = []
 
 

@@ -31,7 +31,7 @@ SERVICE_MAPS = ("frontends", "slots", "backends")
 PIECE_OPS = 4096
 
 _NO_SLOTS: "array[int]" = array("I")
-_NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0).pack()))
+_NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0).pack()))
 
 
 class Numbers:
@@ -128,7 +128,7 @@ class Plan:
         self._room["slots"] -= max(len(slots) - len(current), 0)
         self._write_slots(service_id, current, slots)
         for frontend, flags in self._desired.frontends(key):
-            self._frontend(key, frontend, Frontend(service_id, len(slots), len(local), flags))
+            self._frontend(key, frontend, Frontend(service_id, len(slots), len(local), flags, pool.affinity_s))
 
     def _fitting(self, key: PoolKey, pool: Pool, current: Sequence[int]) -> tuple[list[int], list[int]]:
         """The ids of a pool's backends, this node's and the others', as far as there is room beside `current`."""

@@ -29,6 +29,10 @@ LABEL_SERVICE = "kubernetes.io/service-name"
 FAMILIES = {"IPv4": 4, "IPv6": 6}
 FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
+# Session affinity's time-out: what the API server puts where none is asked for, and what it takes at most.
+AFFINITY_S = 10800
+AFFINITY_MAX_S = 86400
+
 # An endpoint's port as the Service means it: family, name of the port, protocol.
 _PortName = tuple[int, str, int]
 
@@ -158,6 +162,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     met, troubles = frontends.frontends(service, rules.direct)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     policy_local = service.spec.external_traffic_policy == "Local"
+    affinity_s = _affinity_s(service, problems)
     namespace, name = key_of(service)
     pools: dict[PoolKey, Pool] = {}
     no_local: list[tuple[str, str]] = []
@@ -167,6 +172,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
         pools |= _pools(key, there, known, policy_local)
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
+    pools = {key: pool._replace(affinity_s=affinity_s) for key, pool in pools.items()}
     return Compiled(pools, problems, health, tuple(no_local))
 
 
@@ -206,6 +212,20 @@ def _health_port(
         if one.local and one.ready
     }
     return HealthPort(port, {family: sum(1 for one, _ in ready if one == family) for family in sorted(families)})
+
+
+def _affinity_s(service: Service, problems: list[Problem]) -> int:
+    """The time-out of session affinity; 0: it has none."""
+    if service.spec.session_affinity != "ClientIP":
+        return 0
+    config = service.spec.session_affinity_config
+    asked = config.client_ip.timeout_seconds if config and config.client_ip else None
+    if asked is None:
+        return AFFINITY_S
+    if not 0 < asked <= AFFINITY_MAX_S:
+        problems.append(Problem(_label(service), f"session affinity for {asked} s cannot be: it is for {AFFINITY_S} s"))
+        return AFFINITY_S
+    return asked
 
 
 def _endpoints(

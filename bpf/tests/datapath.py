@@ -19,6 +19,8 @@ from scapy.packet import Packet
 from bpf import features, syscall
 from bpf.abi import (
     MAPS,
+    Affinity,
+    AffinityKey,
     Backend,
     BackendKey,
     Config,
@@ -143,7 +145,8 @@ class Datapath:
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        emptied = ("frontends", "slots", "backends", "pods", "nodes", "peers", "underlays", "flows")
+        services = ("frontends", "slots", "backends", "affinities")
+        emptied = (*services, "pods", "nodes", "peers", "underlays", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
         self.taking_over(0)
@@ -204,6 +207,7 @@ class Datapath:
         number: int = 1,
         local: int = 0,
         flags: FrontendFlag = FrontendFlag.CLUSTER_IP,
+        affinity_s: int = 0,
     ) -> None:
         """A Service whose backends have the ids 10 * number, and on; the first `local` of them are this node's."""
         for slot, (backend, backend_port) in enumerate(backends):
@@ -212,7 +216,14 @@ class Datapath:
             self.write("backends", BackendKey(identity).pack(), value.pack())
             self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
         key = FrontendKey(packed(address), port, protocol)
-        self.write("frontends", key.pack(), Frontend(number, len(backends), local, flags).pack())
+        self.write("frontends", key.pack(), Frontend(number, len(backends), local, flags, affinity_s).pack())
+
+    def affinity(self, client: str, number: int = 1) -> Affinity | None:
+        value = self.read("affinities", AffinityKey(packed(client), number).pack())
+        return Affinity.unpack(value) if value else None
+
+    def write_affinity(self, client: str, affinity: Affinity, number: int = 1) -> None:
+        self.write("affinities", AffinityKey(packed(client), number).pack(), affinity.pack())
 
     def node(self, address: str, own: bool) -> None:
         self.write("nodes", NodeKey(packed(address)).pack(), Node(NodeFlag.OWN if own else 0).pack())

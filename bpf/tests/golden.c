@@ -22,11 +22,18 @@
 static const struct tuple tuple = TUPLE(1);
 static const struct frontend_key frontend_key = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
 static const struct frontend frontend = {
-	.service_id = 0x01020304, .slot_count = 0x05060708, .local_count = 0x090a0b0c, .flags = 0x0d0e0f10};
+	.service_id = 0x01020304,
+	.slot_count = 0x05060708,
+	.local_count = 0x090a0b0c,
+	.flags = 0x0d0e0f10,
+	.affinity_s = 0x11121314,
+};
 static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
 static const struct slot slot = {.backend_id = 0x01020304};
 static const struct backend_key backend_key = {.backend_id = 0x01020304};
 static const struct backend backend = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
+static const struct affinity_key affinity_key = {.client = ADDRESS(1), .service_id = 0x02030405};
+static const struct affinity affinity = {.backend_id = 0x01020304, .seen_ns = 0x1112131415161718};
 static const struct pod_key pod_key = {.address = ADDRESS(1)};
 static const struct pod pod = {
 	.ifindex = 0x01020304,
@@ -68,7 +75,12 @@ static const struct socket_key socket_key = {
 	.side = 0x0d,
 };
 static const struct socket_peer socket_peer = {
-	.address = ADDRESS(1), .port_be = BE16(0x0203), .backend_id = 0x04050607};
+	.address = ADDRESS(1),
+	.port_be = BE16(0x0203),
+	.backend_id = 0x04050607,
+	.source = ADDRESS(8),
+	.seen_ns = 0x1112131415161718,
+};
 static const struct drop_key drop_key = {.reason = 0x01020304, .ifindex = 0x05060708};
 static const struct drop_count drop_count = {.packets = 0x0102030405060708, .octets = 0x1112131415161718};
 static const struct config config = {
@@ -106,6 +118,8 @@ int main(void)
 	PRINT(slot);
 	PRINT(backend_key);
 	PRINT(backend);
+	PRINT(affinity_key);
+	PRINT(affinity);
 	PRINT(pod_key);
 	PRINT(pod);
 	PRINT(remote_key);

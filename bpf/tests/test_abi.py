@@ -27,11 +27,13 @@ WAY = abi.Way(0x01020304, 0x05, bytes.fromhex("111213141516") + bytes(10))
 VALUES: dict[str, Any] = {
     "tuple": five_tuple(1),
     "frontend_key": abi.FrontendKey(address(1), 0x0203, 0x04),
-    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F10),
+    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F10, 0x11121314),
     "slot_key": abi.SlotKey(0x01020304, 0x05060708),
     "slot": abi.Slot(0x01020304),
     "backend_key": abi.BackendKey(0x01020304),
     "backend": abi.Backend(address(1), 0x0203, 0x04),
+    "affinity_key": abi.AffinityKey(address(1), 0x02030405),
+    "affinity": abi.Affinity(0x01020304, 0x1112131415161718),
     "pod_key": abi.PodKey(address(1)),
     "pod": abi.Pod(
         0x01020304,
@@ -53,7 +55,7 @@ VALUES: dict[str, Any] = {
         five_tuple(2), 0x6162636465666768, 0x5152535455565758, 0x7172737475767778, 0x81828384, 0x91, 0xA1, WAY
     ),
     "socket_key": abi.SocketKey(0x0102030405060708, address(9), 0x0A0B, 0x0C, 0x0D),
-    "socket_peer": abi.SocketPeer(address(1), 0x0203, 0x04050607),
+    "socket_peer": abi.SocketPeer(address(1), 0x0203, 0x04050607, address(8), 0x1112131415161718),
     "drop_key": abi.DropKey(0x01020304, 0x05060708),
     "drop_count": abi.DropCount(0x0102030405060708, 0x1112131415161718),
     "config": abi.Config(

@@ -3,11 +3,16 @@
 test's own: Services of both families whose backends listen on its loopback device."""
 
 import ctypes
+import mmap
 import os
 import pickle
+import select
+import signal
 import socket
+import struct
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +22,21 @@ from typing import Any
 import pytest
 
 from bpf import attach, loader, syscall
-from bpf.abi import MAPS, Backend, BackendKey, ConnectTime, Counter, Frontend, FrontendKey, Slot, SlotKey, StateIndex
+from bpf.abi import (
+    MAPS,
+    Affinity,
+    AffinityKey,
+    Backend,
+    BackendKey,
+    ConnectTime,
+    Counter,
+    Frontend,
+    FrontendKey,
+    Slot,
+    SlotKey,
+    SocketPeer,
+    StateIndex,
+)
 from bpf.address import packed
 from bpf.node import mounts
 from bpf.pins import Pins
@@ -29,7 +48,12 @@ pytestmark = pytest.mark.root
 CLONE_NEWNET = 0x40000000
 SERVICE = {socket.AF_INET: "10.96.0.10", socket.AF_INET6: "fd00:10:96::a"}
 BACKEND = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
+SOURCES = {socket.AF_INET: ("127.0.0.2", "127.0.0.3"), socket.AF_INET6: ("fd00:10:1::2", "fd00:10:1::3")}
+AFFINITY_S = 10
+SECOND = 10**9
 BOTH = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+PROTOCOL = pytest.mark.parametrize("protocol", [TCP_PROTOCOL, UDP_PROTOCOL], ids=["tcp", "udp"])
+UDP_S = CONFIG.udp_established_ns // SECOND
 
 
 class Host:
@@ -55,7 +79,7 @@ class Host:
             raise outcome
         return outcome
 
-    def service(self, protocol: int, backends: dict[int, list[int]], number: int = 1) -> None:
+    def service(self, protocol: int, backends: dict[int, list[int]], number: int = 1, affinity_s: int = 0) -> None:
         """Port 80 of SERVICE goes to those ports of BACKEND, by family."""
         for family, ports in backends.items():
             identity = number * 100 + (50 if family == socket.AF_INET6 else 0)
@@ -64,12 +88,40 @@ class Host:
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
             key = FrontendKey(packed(SERVICE[family]), 80, protocol)
-            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, 0).pack())
+            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, 0, affinity_s).pack())
 
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")
         assert syscall.map_delete(descriptor, BackendKey(identity).pack())
         os.close(descriptor)
+
+    def affinities(self) -> dict[bytes, Affinity]:
+        """What clients are remembered, by address."""
+        with self.pins.opened_map("affinities") as descriptor:
+            found = syscall.map_entries(descriptor, MAPS["affinities"].key_size, MAPS["affinities"].value_size)
+            return {AffinityKey.unpack(key).client: Affinity.unpack(value) for key, value in found}
+
+    def give(self, client: bytes, family: int, slot: int, seconds_ago: int = 0) -> None:
+        """Has a client have that backend of service 1, since then."""
+        identity = 100 + (50 if family == socket.AF_INET6 else 0)
+        value = Affinity(identity + slot, time.monotonic_ns() - seconds_ago * SECOND)
+        self._write("affinities", AffinityKey(client, identity).pack(), value.pack())
+
+    def forget_affinities(self) -> None:
+        with self.pins.opened_map("affinities") as descriptor:
+            keys = dict(syscall.map_entries(descriptor, MAPS["affinities"].key_size, MAPS["affinities"].value_size))
+            for key in keys:
+                syscall.map_delete(descriptor, key)
+
+    def age_sockets(self, seconds: int) -> None:
+        """Has the last datagram of every socket be that long ago."""
+        spec = MAPS["sockets"]
+        with self.pins.opened_map("sockets") as descriptor:
+            for key, value in list(syscall.map_entries(descriptor, spec.key_size, spec.value_size)):
+                peer = SocketPeer.unpack(value)
+                if peer.seen_ns:
+                    aged = peer._replace(seen_ns=peer.seen_ns - seconds * SECOND)
+                    syscall.map_update(descriptor, key, aged.pack())
 
     def _write(self, name: str, key: bytes, value: bytes) -> None:
         descriptor = self.pins.open_map(name)
@@ -325,3 +377,171 @@ def _port_after_connect(family: int) -> int:
     client.setblocking(False)
     client.connect_ex((SERVICE[family], 80))
     return _real_port(client)
+
+
+class Choice:
+    """Eight backends of a Service with session affinity in this namespace, and the choices that its clients meet."""
+
+    def __init__(self, host: Host, family: int, protocol: int, affinity_s: int = AFFINITY_S) -> None:
+        for source in SOURCES[socket.AF_INET6]:
+            subprocess.run(["ip", "address", "replace", f"{source}/128", "dev", "lo", "nodad"], check=True)
+        self._family, self._protocol = socket.AddressFamily(family), protocol
+        make = _listen if protocol == TCP_PROTOCOL else _bind_udp
+        self._servers = {server.getsockname()[1]: server for server in (make(family) for _ in range(8))}
+        self._ports = list(self._servers)
+        host.service(protocol, {family: self._ports}, affinity_s=affinity_s)
+
+    def connected(self, source: str = "") -> int:
+        """The slot of the backend to which a new socket is connected."""
+        kind = socket.SOCK_STREAM if self._protocol == TCP_PROTOCOL else socket.SOCK_DGRAM
+        with socket.socket(self._family, kind) as client:
+            if source:
+                client.bind((source, 0))
+            client.connect((SERVICE[self._family], 80))
+            return self.forwarded(client) if self._protocol == UDP_PROTOCOL else self._ports.index(_real_port(client))
+
+    def forwarded(self, client: socket.socket) -> int:
+        """The slot of the backend to which a UDP socket is connected."""
+        client.send(b"?")
+        return self._reached()
+
+    def sent(self, client: socket.socket, source: str = "") -> int:
+        """The slot of the backend that gets a datagram of an unconnected socket."""
+        client.sendmsg([b"?"], [_packet_info(source)] if source else [], 0, (SERVICE[self._family], 80))
+        return self._reached()
+
+    def _reached(self) -> int:
+        """The slot of the one backend at which a datagram waits."""
+        ready, _, _ = select.select(list(self._servers.values()), [], [], 5)
+        (server,) = ready
+        server.recv(16)
+        return self._ports.index(server.getsockname()[1])
+
+
+def _packet_info(source: str) -> tuple[int, int, bytes]:
+    """The control message that names the address from which a datagram is sent."""
+    if ":" in source:
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, struct.pack("=16sI", packed(source), 0)
+    ip_pktinfo = 8
+    return socket.IPPROTO_IP, ip_pktinfo, struct.pack("=I4s4s", 0, packed(source)[12:], bytes(4))
+
+
+@BOTH
+@PROTOCOL
+def test_processes_of_the_host_are_one_client_of_session_affinity(host: Host, family: int, protocol: int) -> None:
+    """As long as they leave their address to the kernel; the next connection after the time-out is free."""
+
+    def work() -> tuple[set[int], bytes, set[int]]:
+        choice = Choice(host, family, protocol)
+        met = {choice.connected() for _ in range(9)}
+        (client,) = host.affinities()
+        moved = set()
+        for _ in range(9):
+            host.give(client, family, 0, AFFINITY_S)
+            moved.add(choice.connected())
+        return met, client, moved
+
+    met, client, moved = host.run(work)
+    assert len(met) == 1
+    assert client[:4] == bytes(4)
+    assert client[4:] != bytes(12)
+    assert len(moved) > 1
+
+
+@BOTH
+@PROTOCOL
+def test_bound_sockets_are_clients_by_their_address(host: Host, family: int, protocol: int) -> None:
+    """Two addresses of the host have backends of their own."""
+
+    def work() -> list[int]:
+        choice = Choice(host, family, protocol)
+        for slot, source in enumerate(SOURCES[family]):
+            host.give(packed(source), family, slot)
+        return [choice.connected(source) for _ in range(5) for source in SOURCES[family]]
+
+    assert host.run(work) == [0, 1] * 5
+
+
+@BOTH
+def test_datagrams_are_of_the_address_from_which_they_are_sent(host: Host, family: int) -> None:
+    """One socket that names its source with each of them is as many clients, and so are two that are bound."""
+
+    def work() -> tuple[list[int], list[int]]:
+        choice = Choice(host, family, UDP_PROTOCOL)
+        for slot, source in enumerate(SOURCES[family]):
+            host.give(packed(source), family, slot)
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            named = [choice.sent(client, source) for _ in range(5) for source in SOURCES[family]]
+        clients = [socket.socket(family, socket.SOCK_DGRAM) for _ in SOURCES[family]]
+        for client, source in zip(clients, SOURCES[family], strict=True):
+            client.bind((source, 0))
+        return named, [choice.sent(client) for _ in range(5) for client in clients]
+
+    assert host.run(work) == ([0, 1] * 5, [0, 1] * 5)
+
+
+@BOTH
+def test_datagrams_that_follow_each_other_stay_at_their_backend(host: Host, family: int) -> None:
+    """As a flow of UDP, whatever the client's affinity is by then; after a pause they ask for it anew."""
+
+    def work() -> tuple[list[int], int, int]:
+        choice = Choice(host, family, UDP_PROTOCOL)
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            first = choice.sent(client)
+            ((known, before),) = host.affinities().items()
+            host.give(known, family, (first + 1) % 8)
+            later = host.affinities()[known]
+            going_on = [choice.sent(client) for _ in range(3)]
+            assert host.affinities() == {known: later}
+            host.age_sockets(UDP_S - 5)
+            going_on.append(choice.sent(client))
+            host.age_sockets(UDP_S)
+            after = choice.sent(client)
+            assert host.affinities()[known].seen_ns > later.seen_ns > before.seen_ns
+            return [one - first for one in going_on], (after - first) % 8, choice.sent(client) - after
+
+    assert host.run(work) == ([0, 0, 0, 0], 1, 0)
+
+
+@BOTH
+def test_datagrams_without_affinity_are_as_before(host: Host, family: int) -> None:
+    """They keep their backend for as long as that is there, and no client is remembered."""
+
+    def work() -> tuple[set[int], int, dict[bytes, Affinity]]:
+        choice = Choice(host, family, UDP_PROTOCOL, affinity_s=0)
+        with socket.socket(family, socket.SOCK_DGRAM) as client:
+            met = {choice.sent(client) for _ in range(9)}
+        return met, len({choice.connected() for _ in range(20)}), host.affinities()
+
+    met, spread, remembered = host.run(work)
+    assert len(met) == 1
+    assert spread > 1
+    assert remembered == {}
+
+
+@BOTH
+def test_first_connections_at_once_get_one_backend(host: Host, family: int) -> None:
+    """Two processes that connect at the same moment, to a Service that does not know their client."""
+
+    def work() -> set[int]:
+        choice = Choice(host, family, UDP_PROTOCOL)
+        pairs = [[socket.socket(family, socket.SOCK_DGRAM) for _ in range(2)] for _ in range(100)]
+        begun, ended = mmap.mmap(-1, len(pairs)), mmap.mmap(-1, len(pairs))
+        if not os.fork():
+            signal.alarm(60)  # where the other one fails
+            for number, (_, client) in enumerate(pairs):
+                while not begun[number]:
+                    pass
+                client.connect((SERVICE[family], 80))
+                ended[number] = 1
+            os._exit(0)
+        for number, (client, _) in enumerate(pairs):
+            host.forget_affinities()
+            begun[number] = 1
+            client.connect((SERVICE[family], 80))
+            while not ended[number]:
+                pass
+        os.wait()
+        return {len({choice.forwarded(client) for client in pair}) for pair in pairs}
+
+    assert host.run(work) == {1}

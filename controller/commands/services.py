@@ -31,6 +31,7 @@ class Frontend(NamedTuple):
     protocol: str
     service_id: int
     flags: tuple[str, ...]
+    affinity_s: int
     backends: tuple[Target, ...]
 
 
@@ -45,7 +46,8 @@ def frontends(
         targets = tuple(_target(slots, backends, value, slot) for slot in range(value.slot_count))
         flags = tuple(flag.name.lower() for flag in abi.FrontendFlag if value.flags & flag and flag.name)
         name = protocol_name(key.protocol)
-        found.append(Frontend(address.text(key.address), key.port, name, value.service_id, flags, targets))
+        text, affinity_s = address.text(key.address), value.affinity_s
+        found.append(Frontend(text, key.port, name, value.service_id, flags, affinity_s, targets))
     return found
 
 
@@ -69,7 +71,7 @@ def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
     lines: list[Sequence[str]] = []
     for front in found:
         texts = [_target_text(target) for target in front.backends] or ["none: refused"]
-        first = (_frontend_text(front), front.protocol, str(front.service_id), ",".join(front.flags))
+        first = (_frontend_text(front), front.protocol, str(front.service_id), _kind_text(front))
         lines += [(*(first if not index else ("", "", "", "")), text) for index, text in enumerate(texts)]
     return lines
 
@@ -79,6 +81,10 @@ def _frontend_text(front: Frontend) -> str:
     if front.address in NODE_PORT:
         return f"{NODE_PORT[front.address]}:{front.port}"
     return endpoint(address.packed(front.address), front.port)
+
+
+def _kind_text(front: Frontend) -> str:
+    return ",".join([*front.flags, *([f"affinity={front.affinity_s}s"] if front.affinity_s else [])])
 
 
 def _target_text(target: Target) -> str:
@@ -100,7 +106,8 @@ def command(settings: Settings, wanted: bytes | None, output: str) -> None:
     """Frontends, and the backends behind them.
 
     A NodePort is shown as any node's. Backends on this node are marked `here`: under `local`, which stands for
-    externalTrafficPolicy Local, clients outside reach those alone. A frontend without backends refuses its clients.
+    externalTrafficPolicy Local, clients outside reach those alone. `affinity` is for how long after its last connection
+    a client comes back to the same backend. A frontend without backends refuses its clients.
     SERVICE is the number under which its slots are kept.
     """
     pins = node.pins(settings)

@@ -286,6 +286,23 @@ def test_endpoint_replaced_writes_backend_slot_and_removal_only() -> None:
     assert rig.maps.written - written == 3
 
 
+def test_session_affinity_is_switched_by_the_frontend_alone() -> None:
+    """Ids stay, which clients' affinities name: neither a switch nor a restart gives them other backends."""
+    rig = _rig_with(PODS)
+    before = {name: dict(entries) for name, entries in rig.maps.maps.items()}
+    for fields, affinity_s in (({"sessionAffinity": "ClientIP"}, 10800), ({}, 0)):
+        written = rig.maps.written
+        rig.apply(changed(decoded_service(service(**fields))))
+        rig.sync()
+        assert rig.maps.written - written == 1
+        (value,) = rig.maps.maps["frontends"].values()
+        assert Frontend.unpack(value).affinity_s == affinity_s
+        rig.restart()
+        rig.sync()
+        assert rig.maps.written - written == 1
+    assert rig.maps.maps == before
+
+
 def test_service_without_endpoints_keeps_a_frontend_with_no_slots() -> None:
     """So that its clients are refused instead of left to wait."""
     rig = _rig_with([])
@@ -303,7 +320,7 @@ def test_drift_in_every_map_is_counted_and_repaired() -> None:
     maps["slots"][SlotKey(slot.service_id, 9_000_000).pack()] = Slot(1).pack()
     maps["slots"][SlotKey(4711, 0).pack()] = Slot(4711).pack()
     maps["backends"][BackendKey(4711).pack()] = bytes(20)
-    maps["frontends"][bytes(20)] = bytes(16)
+    maps["frontends"][bytes(20)] = bytes(20)
     maps["remotes"][bytes(20)] = bytes(48)
     maps["peers"][bytes(8)] = bytes(16)
     rig.dataplane.record()

@@ -158,6 +158,10 @@ def test_source_ranges_that_cannot_be_enforced_leave_the_address_unserved() -> N
     assert len(compiled.problems) == 2
 
 
+def _lasting(seconds: int) -> JSON:
+    return {"clientIP": {"timeoutSeconds": seconds}}
+
+
 def _on(node: str | None, address: str, **conditions: bool) -> JSON:
     return {**endpoint(address, **conditions), **({"nodeName": node} if node else {})}
 
@@ -201,6 +205,38 @@ def test_local_and_other_backends_by_policy(
             found[bool(flags & E)] = tuple(parts)
             assert shown_frontend(frontend)
     assert found == {False: inside, True: outside}
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected", "problems"),
+    [
+        pytest.param({}, 0, 0, id="left out"),
+        pytest.param({"sessionAffinity": "None"}, 0, 0, id="None"),
+        pytest.param({"sessionAffinity": "None", "sessionAffinityConfig": _lasting(60)}, 0, 0, id="None, for a minute"),
+        pytest.param({"sessionAffinity": "ClientIP"}, 10800, 0, id="ClientIP, for as long as by default"),
+        pytest.param(
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": {}}, 10800, 0, id="a configuration of nothing"
+        ),
+        pytest.param(
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": _lasting(60)}, 60, 0, id="ClientIP, for a minute"
+        ),
+        pytest.param(
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": _lasting(0)}, 10800, 1, id="for no time at all"
+        ),
+        pytest.param(
+            {"sessionAffinity": "ClientIP", "sessionAffinityConfig": _lasting(1 << 32)}, 10800, 1, id="for ever"
+        ),
+    ],
+)
+def test_session_affinity_is_of_all_pools(fields: JSON, expected: int, problems: int) -> None:
+    """Of each port and family, and of what outside clients have apart; a time-out that cannot be is named."""
+    manifest = service(
+        ips=["198.51.100.1", "2001:db8:5::1"], type="NodePort", ports=NODE_PORT, externalTrafficPolicy="Local", **fields
+    )
+    slices = [decoded_slice(endpoint_slice("s1", [_on("own", A, **DYING), _on("other", B)]))]
+    compiled = compile_service(decoded_service(manifest), slices, RULES)
+    assert [pool.affinity_s for pool in compiled.pools.values()] == [expected] * 3
+    assert len(compiled.problems) == problems
 
 
 def test_endpoint_in_two_slices_counts_once_and_the_one_not_terminating_wins() -> None:

@@ -16,7 +16,7 @@ from e2e.kernels.guest import tools
 from e2e.kernels.machine import Machine
 from e2e.kernels.rootfs import TREE
 
-FILES = ("bpf/tests/test_tc.py", "bpf/tests/test_external.py", "bpf/tests/test_sweep.py")
+FILES = tuple(f"bpf/tests/test_{name}.py" for name in ("tc", "external", "affinity", "sweep"))
 
 # An emulated CPU takes seconds for what fills the table of flows.
 TIMEOUT_S = 300

@@ -72,11 +72,13 @@ class Stage:
         """Where something runs: a pod by name, or a node."""
         return next((node.space for node in self.lab.nodes if node.name == name), None) or self.pod(name).space
 
-    def expose(self, name: str, address: Dual, pods: Iterable[str], **conditions: bool) -> None:
+    def expose(self, name: str, address: Dual, pods: Iterable[str], affinity: str = "None", **conditions: bool) -> None:
         """Makes a Service stand for pods, at PORT."""
         backends = [(self.pod(pod).address, self.pod(pod).node.name) for pod in pods]
         slices = source.endpoints(name, backends, runtime.PORT, **conditions)
-        self.source.apply(name, [source.service(name, address, PORT, runtime.PORT), *slices])
+        manifest = source.service(name, address, PORT, runtime.PORT)
+        manifest["spec"]["sessionAffinity"] = affinity
+        self.source.apply(name, [manifest, *slices])
 
 
 def ask(

@@ -2,6 +2,7 @@
 """Services and pods as clients see them, on two nodes, from both sources, with plain routes and through the overlay."""
 
 import json
+from itertools import product
 
 import pytest
 
@@ -115,7 +116,7 @@ def test_endpoints_changed_are_followed(stage: Stage) -> None:
 def test_connected_udp_socket_of_a_host_process_outlives_its_backend(stage: Stage, family: str) -> None:
     """A resolver's, say: when every backend is replaced it hears an error, as from a server that is gone, and is
     answered by the others as soon as it has connected anew. It never waits in vain."""
-    name, service = "resolver", addresses.service(17)
+    name, service = "resolver", addresses.service(18)
     target = pick(service, family)
     stage.expose(name, service, ["web-1"])
     wait(lambda: names(ask(stage.place("node1"), "udp", target)) == {"web-1"})
@@ -149,6 +150,19 @@ while seen != "web-2" and time.monotonic() < end:
     seen = name
     time.sleep(0.01)
 """
+
+
+def test_session_affinity_is_switched_on_and_off(stage: Stage) -> None:
+    """Each client keeps one backend, for both families and protocols, as long as its Service says so."""
+    service = addresses.service(17)
+
+    def met(where: str, protocol: str, family: str) -> int:
+        return len(names(ask(stage.place(where), protocol, pick(service, family), count=20)))
+
+    for affinity, count in (("None", 2), ("ClientIP", 1), ("None", 2)):
+        stage.expose("sticky", service, ["web-1", "web-2"], affinity=affinity)
+        for client in product(EVERYWHERE, PROTOCOLS, FAMILIES):
+            wait(lambda client=client, count=count: met(*client) == count)  # type: ignore[misc]
 
 
 def test_service_deleted_is_gone_from_the_maps(stage: Stage) -> None:

@@ -5,6 +5,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -30,7 +31,7 @@ Run = Callable[..., Result]
 def filled(node: Node) -> Node:
     """A Service with one backend, a pod, and a flow between them."""
     service, client, server = map(packed, ("10.96.0.10", "10.244.0.5", "10.244.1.7"))
-    node.put("frontends", abi.FrontendKey(service, 80, 6), abi.Frontend(1, 1, 0, 1))
+    node.put("frontends", abi.FrontendKey(service, 80, 6), abi.Frontend(1, 1, 0, 1, 0))
     node.put("slots", abi.SlotKey(1, 0), abi.Slot(7))
     node.put("backends", abi.BackendKey(7), abi.Backend(server, 8080, 6))
     node.put("pods", abi.PodKey(client), abi.Pod(1, 0, bytes(6), bytes(6), 5))
@@ -115,7 +116,7 @@ def test_status_tells_what_is_loaded_and_who_runs(run: Run, filled: Node) -> Non
         ("cni-server", False),
         ("controller", False),
     ]
-    assert "flows      2" in run("status").output
+    assert re.search(r"^flows +2 ", run("status").output, re.MULTILINE)
 
 
 @pytest.mark.usefixtures("bare_node")
@@ -172,7 +173,7 @@ def test_status_warns_of_full_maps_and_evicted_flows() -> None:
         "maps": [
             {"name": "slots", "entries": 60, "max_entries": 64},
             {"name": "pods", "entries": 1, "max_entries": 64},
-            *({"name": name, "entries": 64, "max_entries": 64} for name in ("flows", "sockets", "drops")),
+            *({"name": name, "entries": 64, "max_entries": 64} for name in ("flows", "affinities", "drops")),
         ],
         "sizes": ["map slots was made for 64 entries, slots_max is 128"],
         "counters": {"flows_restored": 1},

@@ -50,8 +50,8 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
     """A frontend has its slots' backends in order; a hole is shown as one; no slots is no backend."""
     found = services.frontends(
         [
-            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0)),
-            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, 1, abi.FrontendFlag.CLUSTER_IP)),
+            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0, 0)),
+            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, 1, abi.FrontendFlag.CLUSTER_IP, 600)),
         ],
         {abi.SlotKey(1, 0): abi.Slot(7), abi.SlotKey(1, 1): abi.Slot(8)},
         {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP)},
@@ -63,13 +63,14 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
             "TCP",
             1,
             ("cluster_ip",),
+            600,
             (
                 services.Target(7, "10.244.1.7", 8080, True),
                 services.Target(8, "", 0, False),
                 services.Target(0, "", 0, False),
             ),
         ),
-        services.Frontend("fd00:10:96::a", 53, "UDP", 2, (), ()),
+        services.Frontend("fd00:10:96::a", 53, "UDP", 2, (), 0, ()),
     ]
     assert [row[-1] for row in services.rows(found)] == [
         "10.244.1.7:8080 here",
@@ -77,6 +78,7 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
         "missing: backend 0",
         "none: refused",
     ]
+    assert [row[-2] for row in services.rows(found)] == ["cluster_ip,affinity=600s", "", "", ""]
 
 
 def test_backends_tell_their_services_and_flows() -> None:
