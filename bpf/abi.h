@@ -40,7 +40,7 @@ ABI_LAYOUT(tuple, 40);
 
 /* --- Services: frontends -> (service, slots), slots -> backend id, backends -> address --- */
 
-/* What a client talks to. */
+/* What a client talks to; with port and protocol 0 a cluster IP as such: its other ports are refused. */
 struct frontend_key {
 	struct address address;
 	__be16 port_be;
@@ -135,7 +135,7 @@ struct remote_key {
 };
 ABI_LAYOUT(remote_key, 20);
 
-/* Another node's pods, or that node itself. */
+/* Another node's pods, or that node itself; or a range of Services, of which only the flags are set. */
 struct remote {
 	struct address next_hop; /* of plain packets for it: the node's own address, or the router before it */
 	struct address node;     /* the node's own address: a tunnel's far end */
@@ -150,6 +150,7 @@ enum remote_flag {
 	REMOTE_OVERLAY = 1 << 0,         /* packets for it go through the overlay */
 	REMOTE_TUNNEL_HANDOVER = 1 << 1, /* outside clients' packets are handed over through the overlay */
 	REMOTE_NO_HANDOVER = 1 << 2,     /* they cannot be handed over: that needs a tunnel, and there is none */
+	REMOTE_SERVICES = 1 << 3,        /* of Services: what none of them has leads nowhere */
 };
 
 struct node_key {
@@ -294,6 +295,8 @@ enum drop_reason {
 	DROP_NO_HANDOVER,      /* an outside client's, and the backend's node cannot be handed packets */
 	DROP_NO_POD,           /* to a pod that is gone; TCP in mid-stream is refused */
 	DROP_TAKING_OVER,      /* of no flow here yet, while those of another layout are taken over: it is sent again */
+	DROP_NO_SUCH_PORT,     /* refused: a port that the Service of this cluster IP does not have */
+	DROP_NO_SERVICE,       /* an address of the ranges of Services that none of them has */
 	DROP_REASONS,
 };
 

@@ -59,6 +59,8 @@ class DropReason(IntEnum):
     NO_HANDOVER = 18
     NO_POD = 19
     TAKING_OVER = 20
+    NO_SUCH_PORT = 21
+    NO_SERVICE = 22
 
 
 class FlowFlag(IntFlag):
@@ -106,6 +108,7 @@ class RemoteFlag(IntFlag):
     OVERLAY = 1
     TUNNEL_HANDOVER = 2
     NO_HANDOVER = 4
+    SERVICES = 8
 
 
 class SocketSide(IntEnum):
@@ -701,7 +704,7 @@ MAPS = {
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
-    "frontends": MapSpec(1, 20, 20, 65536, 1, "FrontendKey", "Frontend"),
+    "frontends": MapSpec(1, 20, 20, 131072, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),

@@ -126,6 +126,8 @@ static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet
 		pod = pod_at(&to->daddr);
 		if (!pod)
 			remote = remote_at(&to->daddr);
+		if (remote && remote->flags & REMOTE_SERVICES)
+			return -DROP_NO_SERVICE;
 		if (!pod && !remote && pod_is_gone(skb, packet, to))
 			return -DROP_NO_POD;
 	}

@@ -167,7 +167,7 @@ static __always_inline void flow_restore(struct __sk_buff *skb, const struct tup
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
 	if (!(flow->flags & FLOW_HANDED_OVER)) {
 		twin.way = (struct way){};
-		if (outside && !remote_at(&key->saddr))
+		if (outside && !of_a_node(remote_at(&key->saddr)))
 			twin.way = way_to_client(skb, key);
 	}
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))

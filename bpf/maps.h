@@ -14,7 +14,7 @@
 /* Controller: what clients talk to. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 65536);
+	__uint(max_entries, 131072);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct frontend_key);
 	__type(value, struct frontend);
@@ -46,7 +46,7 @@ struct {
 	__type(value, struct affinity);
 } affinities SEC(".maps");
 
-/* Controller: the way to other nodes and their pods. */
+/* Controller: the way to other nodes and their pods, and the ranges of Services. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 32768);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* Whose an address is: a pod's of this node, another node's or its pods', this node's own. */
+/* Whose an address is: a pod's of this node, another node's or its pods', this node's own, a Service's. */
 #ifndef CALICO_EBPF_OWNER_H
 #define CALICO_EBPF_OWNER_H
 
@@ -14,11 +14,17 @@ static __always_inline const struct pod *pod_at(const struct address *address)
 	return bpf_map_lookup_elem(&pods, address);
 }
 
+/* What the longest prefix says that holds an address: it is another node's or its pods', or one of Services. */
 static __always_inline const struct remote *remote_at(const struct address *address)
 {
 	struct remote_key key = {.prefix_bits = 128, .address = *address};
 
 	return bpf_map_lookup_elem(&remotes, &key);
+}
+
+static __always_inline bool of_a_node(const struct remote *remote)
+{
+	return remote && !(remote->flags & REMOTE_SERVICES);
 }
 
 static __always_inline bool own_address(const struct address *address)
@@ -31,7 +37,7 @@ static __always_inline bool own_address(const struct address *address)
 /* A pod, or a node by the address by which pods reach it. */
 static __always_inline bool of_the_cluster(const struct address *address)
 {
-	return pod_at(address) || remote_at(address) || own_address(address);
+	return pod_at(address) || of_a_node(remote_at(address)) || own_address(address);
 }
 
 #endif

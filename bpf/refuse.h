@@ -207,15 +207,24 @@ static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet
 	return replace(skb, &reply, sizeof(reply), sizeof(reply));
 }
 
+/* Whether a refusal may be sent: never to an RST, a later fragment, or what may be an ICMP error (RFC 1122, 3.2.2). */
+static __always_inline bool may_be_refused(const struct packet *packet)
+{
+	__u8 icmp = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+
+	return !(packet->tcp_flags & TCP_RST) && packet->fragment != FRAGMENT_LATER &&
+	       (packet->tuple.protocol != icmp || packet->is_echo);
+}
+
 /*
  * Turns the packet into its refusal.
- * Returns 0; or, where none is to be sent or can be made, a negated drop reason: an RST is never answered.
+ * Returns 0; or, where none is to be sent or can be made, a negated drop reason.
  */
 static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
 	int error;
 
-	if (packet->tcp_flags & TCP_RST)
+	if (!may_be_refused(packet))
 		return reason;
 	if (packet->tuple.protocol == IPPROTO_TCP)
 		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);

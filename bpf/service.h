@@ -41,6 +41,14 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 	return bpf_map_lookup_elem(&frontends, key);
 }
 
+/* Whether a Service has an address as its cluster IP, whatever its ports. */
+static __always_inline bool is_cluster_ip(const struct address *address)
+{
+	const struct frontend_key key = {.address = *address};
+
+	return bpf_map_lookup_elem(&frontends, &key);
+}
+
 /* Whether a backend is here: one of our pods, or the node itself. */
 static __always_inline bool backend_is_local(const struct backend *backend)
 {

@@ -87,6 +87,13 @@ def _check_address(text: str) -> None:
         raise ValueError("expected ADDRESS:PORT, with an IPv6 address in brackets")
 
 
+def _check_ranges(text: str) -> None:
+    from ipaddress import ip_network  # the CNI plugin has no time for it
+
+    for part in filter(None, map(str.strip, text.split(","))):
+        ip_network(part)
+
+
 def _check_url(text: str) -> None:
     if text and not text.startswith("https://"):
         raise ValueError("expected https://HOST:PORT")
@@ -183,6 +190,15 @@ class Settings:
         "bundle, as the image has it, what came with it",
         shown="build/bpf of the checkout, or bpf of the bundle, else /usr/local/lib/calico-ebpf/bpf",
     )
+    service_cidrs: tuple[str, ...] = _setting(
+        (),
+        "Ranges of Services' addresses besides those of ServiceCIDR objects. What is sent to an address of either that "
+        "no Service has is dropped.",
+        "API servers of 1.33 and newer tell theirs; for older ones, and a directory of manifests, the value of the API "
+        "server's --service-cluster-ip-range belongs here",
+        empty="those of ServiceCIDRs alone; where there are none, nothing is dropped",
+        check=_check_ranges,
+    )
     encapsulation: str = _setting(
         "auto",
         "How pods' packets reach other nodes' pods: plain routes (`never`), VXLAN (`always`), or plain routes to nodes "
@@ -246,7 +262,9 @@ class Settings:
         "250,000 connections in some 90 MB",
     )
     frontends_max: int = _size(
-        65536, "Addresses and ports of Services.", "10,000 Services with two families and three ports each"
+        131072,
+        "Addresses and ports of Services, and their cluster IPs once more.",
+        "10,000 Services with two families, three ports each and a NodePort for each of them",
     )
     slots_max: int = _size(
         524288, "Backends of Services, counted once for each Service port.", "250,000 endpoints, twice over"

@@ -24,13 +24,34 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 /* Whether the sender is told. That a pod is gone ends a connection; else the sender's own patience does. */
 static __always_inline bool refused(const struct packet *packet, int result)
 {
-	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW ||
-	       (result == -DROP_NO_POD && in_mid_stream(packet));
+	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW || result == -DROP_NO_SUCH_PORT ||
+	       result == -DROP_UNTRANSLATED || (result == -DROP_NO_POD && in_mid_stream(packet));
 }
 
 static __always_inline bool to_tunnel(const struct packet *packet)
 {
 	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port);
+}
+
+/*
+ * What becomes of a packet without a frontend, by its destination, which is neither a pod's nor a node's; `in_range`:
+ * Services may have it. Returns 0: it goes on, or a negated drop reason.
+ */
+static __always_inline int unserved(const struct packet *packet, const struct address *to, bool in_range)
+{
+	if (!is_cluster_ip(to))
+		return in_range ? -DROP_NO_SERVICE : 0;
+	if (packet->fragment == FRAGMENT_LATER)
+		return -DROP_FRAGMENT;
+	return in_mid_stream(packet) && taking_over() ? -DROP_TAKING_OVER : -DROP_NO_SUCH_PORT;
+}
+
+/* The same of a packet that may be for another node or its pods. */
+static __always_inline int unserved_on_its_way(const struct packet *packet)
+{
+	const struct remote *remote = remote_at(&packet->tuple.daddr);
+
+	return of_a_node(remote) ? 0 : unserved(packet, &packet->tuple.daddr, remote);
 }
 
 /* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
@@ -83,6 +104,8 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
+	const struct address *to = &opening->to.daddr;
+	const struct remote *remote;
 	struct frontend_key key;
 	int result;
 
@@ -92,8 +115,14 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 		if (result)
 			return result;
 	}
+	if (pod_at(to))
+		return 0;
+	remote = remote_at(to);
+	if (of_a_node(remote) || own_address(to))
+		return 0;
+	result = unserved(packet, to, remote);
 	/* A Service's backend may be outside as well: the API server's of many a cluster is. */
-	return of_the_cluster(&opening->to.daddr) ? 0 : open_masquerade(skb, packet, opening);
+	return result ? result : open_masquerade(skb, packet, opening);
 }
 
 /* The verdict on a pod's packet: where it is refused, that goes back into the pod. It is counted as a drop all the
@@ -142,6 +171,17 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 	return deliver(skb, packet, &packet->tuple, &way);
 }
 
+/* What a pod sends that has no flow: to a cluster IP it is in vain, whatever it is. */
+static __noinline int pass_from_pod(struct __sk_buff *skb, const struct packet *packet)
+{
+	int result = forward(skb, packet);
+
+	if (result != PASS && result != -DROP_NO_SERVICE)
+		return result;
+	result = unserved(packet, &packet->tuple.daddr, result == -DROP_NO_SERVICE);
+	return result ? result : PASS;
+}
+
 SEC("classifier")
 int from_pod(struct __sk_buff *skb)
 {
@@ -164,14 +204,18 @@ int from_pod(struct __sk_buff *skb)
 		return drop(skb, -DROP_SPOOFED);
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
-	if (!has_flow(packet))
-		return verdict(skb, forward(skb, packet));
-	flow = flow_find(skb, packet, true, false);
-	if (flow)
-		follow(work, flow);
-	else
-		result = begin_from_pod(skb, work);
-	return verdict_for_pod(skb, packet, result ? result : go_on(skb, work));
+	if (!has_flow(packet)) {
+		result = pass_from_pod(skb, packet);
+	} else {
+		flow = flow_find(skb, packet, true, false);
+		if (flow)
+			follow(work, flow);
+		else
+			result = begin_from_pod(skb, work);
+		if (!result)
+			result = go_on(skb, work);
+	}
+	return verdict_for_pod(skb, packet, result);
 }
 
 static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
@@ -224,7 +268,7 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 		return 0;
 	/* The cluster's own have their backend chosen where they are. Who bears such an address here has forged it, and
 	 * the backend's node would not see that it was handed over. */
-	if (!remote || remote->flags & REMOTE_NO_HANDOVER || of_the_cluster(&packet->tuple.saddr))
+	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER || of_the_cluster(&packet->tuple.saddr))
 		return -DROP_NO_HANDOVER;
 	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
 	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
@@ -361,9 +405,13 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	}
 	if (pod)
 		return 0;
+	if (!frontend && !arrival->handed_over) {
+		result = own ? 0 : unserved_on_its_way(packet);
+		if (!result && pod_is_gone(skb, packet, &packet->tuple))
+			result = -DROP_NO_POD;
+		return result ? result : PASS;
+	}
 	if (!frontend) {
-		if (!arrival->handed_over)
-			return pod_is_gone(skb, packet, &packet->tuple) ? -DROP_NO_POD : PASS;
 		if (is_probe(packet))
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
@@ -457,10 +505,19 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 	if (work->opening.back.kind != WAY_DESTINATION)
 		return send_by_way(skb, &work->opening.back);
 	remote = remote_at(&packet->tuple.saddr);
-	if (remote)
+	if (of_a_node(remote))
 		return send_to_remote(skb, remote);
 	work->opening.back = way_to_client(skb, &packet->tuple);
 	return send_by_way(skb, &work->opening.back);
+}
+
+/* What comes in that has no flow, and is for no pod here: to a cluster IP it is in vain. */
+static __noinline int pass_from_outside(struct work *work)
+{
+	int result = own_address(&work->packet.tuple.daddr) ? 0 : unserved_on_its_way(&work->packet);
+
+	work->opening.back = (struct way){};
+	return result ? result : PASS;
 }
 
 /* What comes from other nodes and from outside: for a pod of this node, for a Service, or for the host's stack. */
@@ -473,7 +530,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
 	if (!has_flow(packet))
-		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : PASS;
+		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(work);
 	flow = flow_find(skb, packet, true, true);
 	if (flow && hands_over(flow)) {
 		/* what another node sends of this client now ends here, with a backend of this node's or with none */
@@ -525,22 +582,36 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, const struct pack
 }
 
 /*
- * A host's process that talks to a Service was translated at connect or sendmsg. What still carries a Service's address
- * here has no backend, and is refused back into the host's stack; or was sent past these hooks, and is refused as well.
+ * Why a packet of the host must not leave: it carries an address of Services. A process that talks to one was
+ * translated at connect or sendmsg; what comes here all the same has no backend, or was sent past these hooks. 0: it
+ * may leave.
  */
-static __noinline int refuse_to_host(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int untranslated(const struct packet *packet)
 {
 	struct frontend_key key;
 	const struct frontend *frontend = frontend_at(&packet->tuple, &key);
-	int reason = -DROP_UNTRANSLATED;
 
-	if (!frontend)
+	if (frontend) {
+		/* another node's port that is a NodePort as well: its process talks to one here */
+		if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
+			return 0;
+		return frontend->slot_count ? -DROP_UNTRANSLATED : -DROP_NO_BACKEND;
+	}
+	/* every packet of the host's own connections comes by here: only those that begin one are looked at further */
+	if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))
+		return 0;
+	return unserved_on_its_way(packet);
+}
+
+/* What must not leave is refused back into the host's stack, or dropped. */
+static __noinline int refuse_to_host(struct __sk_buff *skb, const struct packet *packet)
+{
+	int reason = untranslated(packet);
+
+	if (!reason)
 		return PASS;
-	/* another node's port that is a NodePort as well: its process talks to one here */
-	if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
-		return PASS;
-	if (!frontend->slot_count)
-		reason = -DROP_NO_BACKEND;
+	if (!refused(packet, reason))
+		return reason;
 	drop(skb, reason);
 	if (refuse(skb, packet, reason))
 		return TC_ACT_SHOT;
@@ -565,7 +636,7 @@ int to_netdev(struct __sk_buff *skb)
 		if (flow && flow->flags & FLOW_REPLY)
 			return verdict(skb, answer_to_outside(skb, packet, flow));
 	}
-	return refuse_to_host(skb, packet);
+	return verdict(skb, refuse_to_host(skb, packet));
 }
 
 /* The host's stack routes to other nodes' pods by this device, but knows nothing of tunnels. */
@@ -581,6 +652,6 @@ int to_overlay(struct __sk_buff *skb)
 	if (link_scoped(&packet.tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
 	remote = remote_at(&packet.tuple.daddr);
-	result = remote ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
+	result = of_a_node(remote) ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
 	return verdict(skb, result ? result : PASS);
 }

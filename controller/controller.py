@@ -89,10 +89,11 @@ class Controller:
         self._clock = clock
         self._queue: SimpleQueue[Message] = SimpleQueue()
         self._services = ServiceTracker(Rules(settings.node_name, settings.return_path == "direct"))
-        self._ranges = ServiceRanges()
+        self._ranges = ServiceRanges(settings.service_cidrs)
         self._standing = Standing()
         self._report = Report(settings.run_dir)
         self._unlisted = set(REQUIRED)
+        self._ranges_listed = False
         self._pacer = Pacer(settings.sync_interval_ms / 1000)
         self._network_pacer = Pacer(NETWORK_INTERVAL_S)
         self._network_dirty = True
@@ -205,13 +206,22 @@ class Controller:
         elif isinstance(event, Synced):
             self._unlisted.discard(event.kind)
             self._network_dirty |= event.kind == Kind.NODE
+            if event.kind == Kind.SERVICE_CIDR:
+                self._ranges_listed = True
+                self._enforce_ranges()
         elif event.kind == Kind.NODE:
             self._handle_node(event)
         elif event.kind == Kind.SERVICE_CIDR:
             found = event.obj if isinstance(event.obj, ServiceCIDR) else None
             self._replace(self._ranges.set_range(event.key[1], found))
+            self._enforce_ranges()
         elif self._services.apply(event):
             self._metrics.proxy.changed(event)
+
+    def _enforce_ranges(self) -> None:
+        """Of what Services may have, what none has is dropped: not before all that they have has been written."""
+        if self._last_sync is not None:
+            self._network_dirty |= self._network.set_service_ranges(self._ranges.ranges, self._ranges_listed)
 
     def _handle_node(self, event: Changed) -> None:
         node = event.obj if isinstance(event.obj, Node) else None
@@ -263,9 +273,9 @@ class Controller:
         if result.ops:
             level = log.info if result.full else log.debug
             level("synced", entries=result.ops, milliseconds=round((ended - began) * 1000, 1), full=result.full)
-        if self._last_sync is None:
+        first, self._last_sync = self._last_sync is None, time.time()
+        if first:
             self._started(ended)
-        self._last_sync = time.time()
         self._measure(result.ops, ended - began)
         self._report_due = self._report_due or 0.0
 
@@ -307,6 +317,7 @@ class Controller:
 
     def _started(self, now: float) -> None:
         """Everything has been written for the first time."""
+        self._enforce_ranges()
         self._collect_due = None
         gc.collect()
         gc.freeze()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the maps should hold of Services: pools, and which pool each frontend belongs to. Pure.
 
-A pool is one list of backends with the frontends that lead to it: one Service port, in one address family.
+A pool is one list of backends with the frontends that lead to it: one Service port, in one address family. A Service's
+cluster IPs as such are a pool too, which has no backends.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,7 +13,7 @@ from controller.model import Key
 
 class PoolKey(NamedTuple):
     """Attributes:
-    protocol: IPPROTO_*.
+    port, protocol: IPPROTO_*; both 0: the cluster IPs.
     family: 4 or 6.
     external: it holds only what outside clients talk to; see controller/services.py on when that is apart.
     """

@@ -14,7 +14,7 @@ import structlog
 
 from controller import inotify
 from controller.manifests import EMPTY, SUFFIXES, Entry, Manifest, Ref, label, parse
-from controller.model import REQUIRED, Object
+from controller.model import OPTIONAL, REQUIRED, Object
 from controller.source import Changed, Event, Post, Problem, Problems, Synced
 
 log = structlog.get_logger()
@@ -56,7 +56,7 @@ class DirectorySource:
             try:
                 events = self._scan()
                 if not listed:
-                    events += [Synced(kind) for kind in REQUIRED]
+                    events += [Synced(kind) for kind in (*REQUIRED, *OPTIONAL)]
                     listed = True
                 post([*events, Problems(str(self._directory), ())])
                 self._follow(watch, post)

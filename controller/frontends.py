@@ -2,8 +2,9 @@
 """Where a Service is met: the addresses and ports that its clients talk to. Pure.
 
 Cluster IPs; and for clients outside, NodePorts, external IPs and load-balancer addresses. A NodePort stands under the
-unspecified address of its family, which the programs look up where a packet's own is a node's. The families are those
-of the cluster IPs. Source: pkg/proxy of Kubernetes; KEP-1860 for ipMode.
+unspecified address of its family, which the programs look up where a packet's own is a node's. A cluster IP stands by
+itself as well, under port and protocol 0: what asks it for a port that the Service does not have is refused. The
+families are those of the cluster IPs. Source: pkg/proxy of Kubernetes; KEP-1860 for ipMode.
 """
 
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from controller.model import Service, ServicePort
 PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
 ANY = {4: packed("0.0.0.0"), 6: packed("::")}
 
-# A Service port in one family: family, port, protocol.
+# A Service port in one family: family, port, protocol; port and protocol 0: the family's cluster IPs.
 PortKey = tuple[int, int, int]
 
 
@@ -42,7 +43,9 @@ def frontends(service: Service, direct: bool) -> tuple[dict[PortKey, tuple[str, 
     flags = FrontendFlag.EXTERNAL | (FrontendFlag.DIRECT if direct else 0)
     if service.spec.external_traffic_policy == "Local":
         flags |= FrontendFlag.LOCAL
-    found: dict[PortKey, tuple[str, Frontends]] = {}
+    found: dict[PortKey, tuple[str, Frontends]] = {
+        (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0), ())) for family, addresses in inside.items()
+    }
     node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
         protocol = PROTOCOLS.get(port.protocol)
@@ -54,17 +57,21 @@ def frontends(service: Service, direct: bool) -> tuple[dict[PortKey, tuple[str, 
             continue
         node_port = _node_port(service, port, node_ports, problems)
         for family, addresses in inside.items():
-            cluster = [FrontendKey(address, port.port, protocol) for address in addresses]
+            cluster = _inside(addresses, port.port, protocol)
             external = [FrontendKey(address, port.port, protocol) for address in outside.get(family, ())]
             external += [FrontendKey(ANY[family], node_port, protocol)] if node_port else []
             found[family, port.port, protocol] = (
                 port.name,
                 Frontends(
-                    tuple((key.pack(), int(FrontendFlag.CLUSTER_IP)) for key in cluster),
-                    tuple((key.pack(), int(flags)) for key in external if key not in cluster),
+                    cluster,
+                    tuple((key.pack(), int(flags)) for key in external if key.address not in addresses),
                 ),
             )
     return found, problems
+
+
+def _inside(addresses: list[bytes], port: int, protocol: int) -> tuple[tuple[bytes, int], ...]:
+    return tuple((FrontendKey(one, port, protocol).pack(), int(FrontendFlag.CLUSTER_IP)) for one in addresses)
 
 
 def address_of(text: str, family: int) -> bytes:
@@ -85,6 +92,8 @@ def shown(frontend: bytes) -> str:
     protocol = next((name for name, number in PROTOCOLS.items() if number == key.protocol), key.protocol)
     if key.address in ANY.values():
         return f"nodePort {key.port}/{protocol}"
+    if not key.port:
+        return address_text(key.address)
     return f"{address_text(key.address)} port {key.port}/{protocol}"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from bpf import attach, bpftool, files, syscall
+from bpf.abi import Remote, RemoteFlag
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.pins import Pins
@@ -56,6 +57,7 @@ class NodeNetwork:
         self._own: NodeFacts | None = None
         self._own_present = False
         self._listed = False
+        self._services: dict[bytes, bytes] = {}
         self._ways: dict[str, Ways] = {}
         self._changed: set[str] = set()
         self._network = Network(())
@@ -92,6 +94,22 @@ class NodeNetwork:
             return False
         self._changed.add(name)
         return True
+
+    def remember(self, remotes: Mapping[bytes, bytes]) -> None:
+        """Takes over the ranges of Services that an earlier controller left in `remotes`, until others are set."""
+        self._services = {
+            key: value for key, value in remotes.items() if Remote.unpack(value).flags & RemoteFlag.SERVICES
+        }
+
+    def set_service_ranges(self, ranges: Iterable[str], all_known: bool) -> bool:
+        """Has what is sent to addresses of Services that none of them has end here. Returns whether a sync is needed.
+
+        Args:
+            all_known: these are all; else those that are remembered stay as well.
+        """
+        before, found = self._services, nodes.service_entries(ranges)
+        self._services = found if all_known else before | found
+        return self._services != before
 
     def forget(self) -> None:
         """Has the next sync look at devices, routes and programs again, not only at what it did itself."""
@@ -212,7 +230,7 @@ class NodeNetwork:
         others = [self._facts[name][0] for name in sorted(self._ways)]
         mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
         return {
-            "remotes": remotes,
+            "remotes": self._services | remotes,
             "nodes": nodes.node_entries(others, self._own, mine),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
             "underlays": nodes.underlay_entries(underlay, snapshot.addresses, self._own, self._settings.masquerade),

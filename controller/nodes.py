@@ -260,6 +260,12 @@ def node_entries(
     return entries | {NodeKey(address).pack(): NodeEntry(NodeFlag.OWN).pack() for address in mine}
 
 
+def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
+    """Entries of the remotes map for ranges of Services' addresses."""
+    value = Remote(NOBODY, NOBODY, 0, 0, RemoteFlag.SERVICES).pack()
+    return {_cidr_key(cidr): value for cidr in ranges}
+
+
 def underlay_entries(
     underlay: Iterable[int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
 ) -> dict[bytes, bytes]:

@@ -75,6 +75,9 @@ class State(NamedTuple):
 
 NOTHING = State({}, frozenset())
 
+# By these an entry is of no address that has answered.
+NO_ANSWER = RemoteFlag.TUNNEL_HANDOVER | RemoteFlag.NO_HANDOVER | RemoteFlag.SERVICES
+
 
 def remembered(peers: Mapping[bytes, bytes], remotes: Mapping[bytes, bytes]) -> State:
     """What an earlier controller knew, from the maps that it left: a restart must not take layer 2 for closed."""
@@ -82,9 +85,7 @@ def remembered(peers: Mapping[bytes, bytes], remotes: Mapping[bytes, bytes]) -> 
     return State(
         {Peer.unpack(value).address: PeerKey.unpack(key).mac for key, value in peers.items()},
         frozenset(
-            key.address
-            for key, remote in hosts
-            if key.prefix_bits == HOST_BITS and not remote.flags & (RemoteFlag.TUNNEL_HANDOVER | RemoteFlag.NO_HANDOVER)
+            key.address for key, remote in hosts if key.prefix_bits == HOST_BITS and not remote.flags & NO_ANSWER
         ),
     )
 

@@ -82,7 +82,8 @@ class Plan:
         Those that are gone come last: until then they hold their service ids, which nobody else must take over along
         with a frontend, as the slots go away.
         """
-        ordered = sorted(keys)
+        # A cluster IP refuses what it has no port for: its ports come before.
+        ordered = sorted(keys, key=lambda key: (not key.port, key))
         for key in ordered:
             if key in self._desired.pools:
                 self._pool(key)

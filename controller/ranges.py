@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ranges of Services' addresses, and which Nodes get in their way. Pure.
 
-What is sent to an address that may be a Service's, and is a pod's or a node's, goes astray.
+What is sent to an address of these ranges that no Service has is dropped. To one that is a pod's or a node's, too, it
+goes astray.
 """
 
+from collections.abc import Iterable
 from ipaddress import ip_network
 
 from bpf.address import text
@@ -14,16 +16,21 @@ from controller.source import Problem, Problems
 
 
 class ServiceRanges:
-    """What ServiceCIDRs and Nodes say, as they come and go."""
+    """What ServiceCIDRs and Nodes say, as they come and go.
 
-    def __init__(self) -> None:
+    Args:
+        configured: ranges that are there whatever ServiceCIDRs say.
+    """
+
+    def __init__(self, configured: Iterable[str] = ()) -> None:
+        self._configured = tuple(configured)
         self._named: dict[str, tuple[str, ...]] = {}
         self._nodes: dict[str, NodeFacts] = {}
 
     @property
     def ranges(self) -> list[str]:
         """All that there are, IPv4 first."""
-        found = {ip_network(cidr) for cidrs in self._named.values() for cidr in cidrs}
+        found = {ip_network(cidr) for cidrs in (self._configured, *self._named.values()) for cidr in cidrs}
         return [str(one) for one in sorted(found, key=lambda one: (one.version, one.network_address, one.prefixlen))]
 
     def set_range(self, name: str, obj: ServiceCIDR | None) -> list[Problems]:

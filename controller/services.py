@@ -172,7 +172,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
         pools |= _pools(key, there, known, policy_local)
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
-    pools = {key: pool._replace(affinity_s=affinity_s) for key, pool in pools.items()}
+    pools = {key: pool._replace(affinity_s=affinity_s) if key.port else pool for key, pool in pools.items()}
     return Compiled(pools, problems, health, tuple(no_local))
 
 

@@ -40,6 +40,7 @@ from bpf.abi import (
     Pod,
     PodKey,
     Remote,
+    RemoteFlag,
     RemoteKey,
     Slot,
     SlotKey,
@@ -140,6 +141,7 @@ class Datapath:
         self._maps = loaded.maps
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
+        self._remotes: set[bytes] = set()
         summed = self._kernel(kernel.takes_run, loaded.programs["from_netdev"], syscall.CHECKSUM_COMPLETE)  # 6.18 does
         self._run_flags = syscall.CHECKSUM_COMPLETE if summed else 0
 
@@ -148,6 +150,7 @@ class Datapath:
         services = ("frontends", "slots", "backends", "affinities")
         emptied = (*services, "pods", "nodes", "peers", "underlays", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
+        self._kernel(kernel.delete_all, self._maps["remotes"], list(self._remotes))
         self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
         self.taking_over(0)
         self._counters = dict(zip(Counter, self._count(list(Counter)), strict=True))
@@ -177,6 +180,8 @@ class Datapath:
         return Result(run.verdict, Ether(run.packet), struct.unpack_from("=I", run.context, 8)[0])
 
     def write(self, name: str, key: "bytes", value: "bytes") -> None:
+        if name == "remotes":
+            self._remotes.add(key)  # a trie is not emptied at once
         self._kernel(syscall.map_update, self._maps[name], key, value)
 
     def delete(self, name: str, key: bytes) -> bool:
@@ -197,6 +202,20 @@ class Datapath:
         address, length = prefix
         key = RemoteKey(prefix_bits(packed(address), length), packed(address))
         self.write("remotes", key.pack(), Remote(packed(router or node), packed(node), LO, LO, flags).pack())
+
+    def service_range(self, prefix: tuple[str, int]) -> None:
+        """A range of Services' addresses."""
+        address, length = prefix
+        key = RemoteKey(prefix_bits(packed(address), length), packed(address))
+        self.write("remotes", key.pack(), Remote(bytes(16), bytes(16), 0, 0, RemoteFlag.SERVICES).pack())
+
+    def cluster_ip(self, address: str) -> None:
+        """A Service's cluster IP as such."""
+        value = Frontend(99, 0, 0, FrontendFlag.CLUSTER_IP, 0)
+        self.write("frontends", FrontendKey(packed(address), 0, 0).pack(), value.pack())
+
+    def no_frontend(self, address: str, port: int, protocol: int) -> None:
+        assert self.delete("frontends", FrontendKey(packed(address), port, protocol).pack())
 
     def service(
         self,

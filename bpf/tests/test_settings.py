@@ -101,6 +101,7 @@ def test_load_of_empty_file_gives_defaults(file: Path, text: str) -> None:
         ("flows_max:\n", r":1: flows_max: no value"),
         ("flows_max: {a: 1}\n", r":1: flows_max: expected a value or a list"),
         ("underlay_devices: [[eth0]]\n", r":1: underlay_devices: expected a value or a list"),
+        ("service_cidrs: [10.96.0.0/16, 10.96.0.1/16]\n", r":1: service_cidrs: 10.96.0.1/16 has host bits set"),
         ("encapsulation: sometimes\n", r":1: encapsulation: expected one of auto, never, always, not 'sometimes'"),
         ("run_dir: run\n", r":1: run_dir: expected an absolute path"),
         ("run_dir: ''\n", r":1: run_dir: expected an absolute path"),

@@ -45,6 +45,10 @@ MEANINGS = {
     abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end in seconds.",
     abi.DropReason.TAKING_OVER: "While a version with another layout of the maps took over, a connection's packet came "
     "before its flow did: a few are harmless, they are sent again.",
+    abi.DropReason.NO_SUCH_PORT: "Refused, the Service has that cluster IP but not that port, or it was no TCP or UDP: "
+    "see `calico-ebpf services`, and which port the client asks for.",
+    abi.DropReason.NO_SERVICE: "The address is in a range of Services, and no Service has it: the Service is gone, or "
+    "the client remembers an old address; `calico-ebpf status` has the ranges.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
     abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "

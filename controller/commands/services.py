@@ -40,9 +40,11 @@ def frontends(
     slots: Mapping[abi.SlotKey, abi.Slot],
     backends: Mapping[abi.BackendKey, abi.Backend],
 ) -> list[Frontend]:
-    """What the three maps say, in the order of addresses, ports and protocols."""
+    """What the three maps say, in the order of addresses, ports and protocols; a cluster IP as such is none of it."""
     found = []
     for key, value in sorted(keys):
+        if not key.port:
+            continue
         targets = tuple(_target(slots, backends, value, slot) for slot in range(value.slot_count))
         flags = tuple(flag.name.lower() for flag in abi.FrontendFlag if value.flags & flag and flag.name)
         name = protocol_name(key.protocol)

@@ -117,6 +117,16 @@ def shown_frontend(key: bytes) -> str:
     return f"{text(frontend.address)}:{frontend.port}/{frontend.protocol}"
 
 
+def is_port(key: bytes) -> bool:
+    """Whether a frontend is a port's, and not a cluster IP as such."""
+    return FrontendKey.unpack(key).port != 0
+
+
+def cluster_ips(maps: dict[str, dict[bytes, bytes]]) -> set[str]:
+    """Those whose other ports are refused."""
+    return {text(FrontendKey.unpack(key).address) for key in maps["frontends"] if not is_port(key)}
+
+
 def shown_backend(value: bytes) -> str:
     backend = Backend.unpack(value)
     return f"{text(backend.address)}:{backend.port}"
@@ -126,6 +136,8 @@ def served(maps: dict[str, dict[bytes, bytes]]) -> dict[str, list[str]]:
     """Frontend -> its backends in order of their text, as a client would come to know them."""
     found = {}
     for key, value in maps["frontends"].items():
+        if not is_port(key):
+            continue
         frontend = Frontend.unpack(value)
         backends = []
         for index in range(frontend.slot_count):

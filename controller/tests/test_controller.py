@@ -3,6 +3,7 @@
 
 import gc
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -48,6 +49,7 @@ class FakeNetwork:
         self.eligible = True
         self.nodes: dict[str, Node | None] = {}
         self.syncs: list[bool] = []
+        self.ranges: tuple[list[str], bool] | None = None
 
     def set_node(self, name: str, found: Node | None) -> bool:
         self.nodes[name] = found
@@ -55,6 +57,10 @@ class FakeNetwork:
         self.entries = {**{name: {} for name in NETWORK_MAPS}, "remotes": remotes}
         self.eligible = found is not None
         return True
+
+    def set_service_ranges(self, ranges: Iterable[str], all_known: bool) -> bool:
+        before, self.ranges = self.ranges, (list(ranges), all_known)
+        return self.ranges != before
 
     @property
     def node_count(self) -> int:
@@ -314,16 +320,17 @@ def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:
     rig.controller.handle(Audited(rig.dataplane.read_back()))
     rig.controller.step()
     assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
-    assert rig.metrics.drift._value.get() == 1
+    assert rig.metrics.drift._value.get() == 2
 
 
 def test_full_map_is_named_and_served_when_there_is_room(tmp_path: Path) -> None:
     """The Service that does not fit waits; the others are served."""
     rig = Rig(tmp_path)
-    rig.maps.capacities["frontends"] = 1
-    mail = decoded_service(service("mail", ["198.51.100.2"]))
+    rig.maps.capacities["frontends"] = 2
+    ports = [{"name": "smtp", "port": 25}, {"name": "imap", "port": 143}]
+    mail = decoded_service(service("mail", ["198.51.100.2"], ports))
     rig.tell(changed(mail), WEB, *LISTED)
-    assert len(rig.served()) == 1
+    assert list(rig.served()) == ["198.51.100.2:25/6", "198.51.100.2:143/6"]
     rig.wait(2)
     assert any("frontends_max" in line for line in rig.report()["errors"])
     rig.tell(gone(mail))
@@ -341,7 +348,7 @@ def test_services_with_the_same_address_are_named(rig: Rig) -> None:
     rig.tell(WEB, other, *LISTED)
     rig.wait(2)
     assert rig.report()["errors"] == [
-        "Service shop/web: 198.51.100.1 port 80/TCP: of Service shop/aaa as well, which is used"
+        "Service shop/web: 198.51.100.1 and 1 more: of Service shop/aaa as well, which is used"
     ]
 
 
@@ -366,6 +373,29 @@ def test_ranges_of_services_are_reported_with_who_is_in_their_way(rig: Rig) -> N
     rig.tell(gone(decoded_service_cidr(service_cidr("kubernetes"))))
     rig.wait(2)
     assert (rig.report()["service_ranges"], rig.report()["errors"]) == ([], [])
+
+
+def test_ranges_of_services_are_enforced_once_services_are_written(rig: Rig) -> None:
+    """Those of ServiceCIDRs are all only when these have been listed."""
+    kubernetes = decoded_service_cidr(service_cidr("kubernetes", "203.0.112.0/20"))
+    rig.tell(changed(kubernetes), *LISTED[1:])
+    rig.wait(2)
+    assert rig.network.ranges is None
+    rig.tell(WEB, LISTED[0])
+    assert (rig.served(), rig.network.ranges) == ({"198.51.100.1:80/6": []}, (["203.0.112.0/20"], False))
+    rig.tell(Synced(Kind.SERVICE_CIDR))
+    assert rig.network.ranges == (["203.0.112.0/20"], True)
+    rig.tell(gone(kubernetes))
+    assert rig.network.ranges == ([], True)
+
+
+def test_ranges_of_the_settings_are_enforced_besides(tmp_path: Path) -> None:
+    """For an API server that has no ServiceCIDRs, and beside those of one that has."""
+    rig = Rig(tmp_path, service_cidrs=("198.51.100.0/24",))
+    rig.tell(*LISTED, Synced(Kind.SERVICE_CIDR))
+    assert rig.network.ranges == (["198.51.100.0/24"], True)
+    rig.tell(changed(decoded_service_cidr(service_cidr("kubernetes", "203.0.112.0/20"))))
+    assert rig.network.ranges == (["198.51.100.0/24", "203.0.112.0/20"], True)
 
 
 def test_report_is_written_once_a_second_at_most(rig: Rig) -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from controller.directory import DirectorySource
-from controller.model import REQUIRED, Kind, Service
+from controller.model import OPTIONAL, REQUIRED, Kind, Service
 from controller.tests.collector import Collector
 from controller.tests.objects import JSON, service
+
+KINDS = (*REQUIRED, *OPTIONAL)
 
 
 @pytest.fixture
@@ -30,7 +32,7 @@ def started(directory: Path) -> Iterator[Collector]:
     source = DirectorySource(directory)
     source.start(collector.post)
     try:
-        collector.wait(lambda seen: len(seen.synced) == len(REQUIRED))
+        collector.wait(lambda seen: len(seen.synced) == len(KINDS))
         yield collector
     finally:
         source.stop()
@@ -56,7 +58,7 @@ def _at(name: str, port: int) -> JSON:
 def test_files_there_at_start_are_listed_before_synced(started: Collector) -> None:
     """Every kind is listed once, also those of which there is none."""
     assert started.names() == {"a"}
-    assert sorted(started.synced) == sorted(REQUIRED)
+    assert sorted(started.synced) == sorted(KINDS)
 
 
 def test_file_renamed_into_place_is_read_at_once(directory: Path, started: Collector) -> None:
@@ -189,6 +191,6 @@ def test_missing_directory_is_named_and_never_synced(tmp_path: Path) -> None:
         collector.wait(lambda seen: bool(seen.messages()))
         assert not collector.synced
         (tmp_path / "later").mkdir()
-        collector.wait(lambda seen: len(seen.synced) == len(REQUIRED))
+        collector.wait(lambda seen: len(seen.synced) == len(KINDS))
     finally:
         source.stop()

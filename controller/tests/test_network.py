@@ -446,6 +446,33 @@ def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
     assert {(target.ifindex, target.device) for target in rig.peers.watched.values()} == {(ifindex, "up0")}
 
 
+def test_ranges_of_services_stay_over_a_restart_until_all_are_known(rig: Rig) -> None:
+    """A node's own prefix comes before one of Services."""
+    rig.nodes(OWN, NEAR)
+    assert rig.network.set_service_ranges(["198.51.100.0/24", "10.244.1.0/24"], all_known=True)
+    rig.sync()
+    remotes = rig.entries()["remotes"]
+    assert _service_ranges(remotes) == {("198.51.100.0", 120)}
+    rig.begin()
+    rig.network.remember(remotes)
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.entries()["remotes"] == remotes
+    rig.network.set_service_ranges(["2001:db8:5::/64"], all_known=False)
+    rig.sync()
+    assert _service_ranges(rig.entries()["remotes"]) == {("198.51.100.0", 120), ("2001:db8:5::", 64)}
+    assert rig.network.set_service_ranges(["2001:db8:5::/64"], all_known=True)
+    rig.sync()
+    assert _service_ranges(rig.entries()["remotes"]) == {("2001:db8:5::", 64)}
+    assert not rig.network.set_service_ranges(["2001:db8:5::/64"], all_known=True)
+
+
+def _service_ranges(remotes: Mapping[bytes, bytes]) -> set[tuple[str, int]]:
+    """(address, bits that count) of the entries that are of Services."""
+    found = {RemoteKey.unpack(key): Remote.unpack(value) for key, value in remotes.items()}
+    return {(text(key.address), key.prefix_bits) for key, one in found.items() if one.flags == RemoteFlag.SERVICES}
+
+
 def test_nobody_is_probed_where_all_is_handed_over_in_a_tunnel(rig: Rig) -> None:
     """Nor is a probe answered: its sender is not recognised."""
     rig.settings = dataclasses.replace(rig.settings, handover="vxlan")

@@ -233,7 +233,7 @@ def test_probe_is_answered_once_its_sender_is_recognised(
 
 def test_remembered_is_what_the_maps_say() -> None:
     """MACs from peers; who has answered from remotes of single addresses that need no tunnel,
-    and are no router's."""
+    and are no router's and no Service's."""
     address, closed = packed("192.0.2.2"), packed("192.0.2.3")
     routed, router = packed("198.51.100.2"), packed("192.0.2.254")
     remotes = {
@@ -241,6 +241,7 @@ def test_remembered_is_what_the_maps_say() -> None:
         RemoteKey(128, closed).pack(): Remote(closed, closed, 2, 9, RemoteFlag.TUNNEL_HANDOVER).pack(),
         RemoteKey(128, routed).pack(): Remote(router, routed, 2, 0, RemoteFlag.NO_HANDOVER).pack(),
         RemoteKey(120, packed("10.244.1.0")).pack(): Remote(address, address, 2, 9, 0).pack(),
+        RemoteKey(128, packed("10.96.0.1")).pack(): Remote(bytes(16), bytes(16), 0, 0, RemoteFlag.SERVICES).pack(),
     }
     found = peers.remembered({PeerKey(PEER_MAC).pack(): Peer(address).pack()}, remotes)
     assert found == peers.State({address: PEER_MAC}, frozenset({address}))

@@ -41,6 +41,16 @@ def test_ranges_are_those_of_all_objects(found: ServiceRanges) -> None:
     assert found.ranges == []
 
 
+def test_ranges_of_the_settings_are_there_besides() -> None:
+    """Whatever ServiceCIDRs say; Nodes in their way are named as well."""
+    found = ServiceRanges([V4])
+    found.set_range("kubernetes", ranges(V4, V6))
+    assert found.ranges == [V4, V6]
+    found.set_range("kubernetes", None)
+    assert found.ranges == [V4]
+    assert told(found.set_node("far", far(["198.51.100.7"])))
+
+
 def test_range_that_makes_no_sense_is_named(found: ServiceRanges) -> None:
     """The others of the object count; it is solved when the object is."""
     assert told(found.set_range("more", ranges("nonsense", "198.51.101.0/24"))) == [

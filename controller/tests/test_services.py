@@ -13,6 +13,7 @@ from controller.tests.objects import (
     endpoint,
     endpoint_slice,
     gone,
+    is_port,
     service,
     shown_backend,
     shown_frontend,
@@ -29,6 +30,7 @@ def _compiled(manifest: JSON, *slices: JSON) -> dict[str, list[str]]:
         shown_frontend(frontend): [shown_backend(backend) for backend in pool.backends]
         for pool in compiled.pools.values()
         for frontend, _ in pool.frontends
+        if is_port(frontend)
     }
 
 
@@ -149,11 +151,27 @@ def test_node_port_of_both_families_and_two_protocols() -> None:
     assert set(_external(manifest)) == {"0.0.0.0:30053/6", "0.0.0.0:30053/17", ":::30053/6", ":::30053/17"}
 
 
+def test_cluster_ips_stand_by_themselves() -> None:
+    """Each once, whatever the Service's ports; without backends, and none of the external addresses."""
+    ports = [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 443}, {"name": "c", "port": 99999}]
+    ips = ["198.51.100.1", "2001:db8:5::1"]
+    manifest = service(ips=ips, ports=ports, type="LoadBalancer", externalIPs=["192.0.2.90"]) | {"status": INGRESS}
+    compiled = compile_service(decoded_service(manifest), [decoded_slice(endpoint_slice("s", [endpoint(A)]))], RULES)
+    alone = {
+        shown_frontend(frontend): (flags, pool.backends)
+        for pool in compiled.pools.values()
+        for frontend, flags in pool.frontends
+        if not is_port(frontend)
+    }
+    assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips}
+
+
 def test_source_ranges_that_cannot_be_enforced_leave_the_address_unserved() -> None:
     """Named, and never open to everybody; the NodePort has no such ranges."""
     manifest = service(type="LoadBalancer", ports=NODE_PORT, loadBalancerSourceRanges=["192.0.2.0/24", "nonsense"])
     compiled = compile_service(decoded_service(manifest | {"status": INGRESS}), [], RULES)
-    found = {shown_frontend(frontend) for pool in compiled.pools.values() for frontend, _ in pool.frontends}
+    met = [frontend for pool in compiled.pools.values() for frontend, _ in pool.frontends]
+    found = {shown_frontend(frontend) for frontend in met if is_port(frontend)}
     assert found == {"198.51.100.1:80/6", "0.0.0.0:30080/6"}
     assert len(compiled.problems) == 2
 
@@ -235,7 +253,7 @@ def test_session_affinity_is_of_all_pools(fields: JSON, expected: int, problems:
     )
     slices = [decoded_slice(endpoint_slice("s1", [_on("own", A, **DYING), _on("other", B)]))]
     compiled = compile_service(decoded_service(manifest), slices, RULES)
-    assert [pool.affinity_s for pool in compiled.pools.values()] == [expected] * 3
+    assert [pool.affinity_s for key, pool in compiled.pools.items() if key.port] == [expected] * 3
     assert len(compiled.problems) == problems
 
 
@@ -336,8 +354,8 @@ def test_slice_that_changes_owner_leaves_the_old_service() -> None:
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "web"))))
     list(tracker.compile_changed())
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "mail"))))
-    found = {key[1]: [len(p.backends) for p in one.pools.values()] for key, one in tracker.compile_changed()}
-    assert found == {"web": [0], "mail": [1]}
+    found = {key[1]: sum(len(p.backends) for p in one.pools.values()) for key, one in tracker.compile_changed()}
+    assert found == {"web": 0, "mail": 1}
 
 
 def test_slice_before_its_service_is_kept_for_it() -> None:
@@ -347,7 +365,7 @@ def test_slice_before_its_service_is_kept_for_it() -> None:
     list(tracker.compile_changed())
     tracker.apply(changed(decoded_service(service())))
     ((_, compiled),) = tracker.compile_changed()
-    assert [len(pool.backends) for pool in compiled.pools.values()] == [1]
+    assert sum(len(pool.backends) for pool in compiled.pools.values()) == 1
 
 
 def test_deleted_slice_takes_its_endpoints_along() -> None:

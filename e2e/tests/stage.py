@@ -54,7 +54,9 @@ class Stage:
         self.lab.down()
 
     def set_up(self) -> None:
-        self.lab.start_nodes(2, self.source, {"encapsulation": "always"} if self.kind == "overlay" else {})
+        settings = {"service_cidrs": ",".join(map(str, addresses.SERVICES))} if self.kind != "api" else {}
+        settings |= {"encapsulation": "always"} if self.kind == "overlay" else {}
+        self.lab.start_nodes(2, self.source, settings)
         for node in self.lab.nodes:
             node.add_pod(f"web-{node.index}")
             node.add_pod(f"ask-{node.index}", serve=False)

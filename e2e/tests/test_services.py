@@ -8,6 +8,7 @@ import pytest
 
 from e2e.lab import addresses, runtime
 from e2e.lab.node import PINS
+from e2e.lab.taps import captured
 from e2e.tests.stage import FAMILIES, PORT, PROTOCOLS, SYN_REPEATED_MS, WEB, Stage, ask, names, pick, wait
 
 pytestmark = pytest.mark.root
@@ -92,6 +93,31 @@ def test_service_without_endpoints_refuses_at_once(stage: Stage, protocol: str, 
     answers = ask(stage.place(where), protocol, service, count=5)
     assert names(answers) == {"ECONNREFUSED"}
     assert max(answer["took_ms"] for answer in answers) < SYN_REPEATED_MS
+
+
+@pytest.mark.parametrize("where", ["ask-1", "node1"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_port_that_the_service_does_not_have_refuses_at_once(
+    stage: Stage, protocol: str, family: str, where: str
+) -> None:
+    """As the port of a machine on which nobody listens."""
+    answers = ask(stage.place(where), protocol, pick(WEB, family), PORT + 1, count=5)
+    assert names(answers) == {"ECONNREFUSED"}
+    assert max(answer["took_ms"] for answer in answers) < SYN_REPEATED_MS
+
+
+@pytest.mark.parametrize("where", ["ask-1", "node1"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_address_that_no_service_has_is_silent(stage: Stage, protocol: str, family: str, where: str) -> None:
+    """What is sent to it does not leave the node: the default route would lead it out."""
+    nobody, node = pick(addresses.service(99), family), stage.node(1)
+    wait(lambda: "ranges of Services: 10.96" in node.calico("status"))
+    with captured({"node": node.space}, (PORT,)) as seen:
+        assert names(ask(stage.place(where), protocol, nobody, timeout_s=0.5)) == {"ETIMEDOUT"}
+    assert not [packet for packet in seen["node"] if packet["dst"] == nobody and packet["way"] == "out"]
+    assert "no_service" in node.calico("drops")
 
 
 def test_endpoints_changed_are_followed(stage: Stage) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Addresses of the pods' range that nobody has: whoever asks is told at once, and nothing goes round in circles."""
+"""Addresses of the pods' range that nobody has: whoever asks is told at once, and nothing goes round in circles. And
+Services' addresses as a client outside sees them."""
 
 import signal
 import time
@@ -12,7 +13,7 @@ from e2e.lab import addresses, network, runtime
 from e2e.lab.node import CNI_SERVER, CONTROLLER
 from e2e.lab.space import Space
 from e2e.lab.taps import captured
-from e2e.tests.stage import FAMILIES, PORT, SYN_REPEATED_MS, Stage, ask, names, pick, wait
+from e2e.tests.stage import FAMILIES, PORT, PROTOCOLS, SYN_REPEATED_MS, WEB, Stage, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -46,6 +47,26 @@ def test_address_that_no_pod_has_is_unreachable_from_outside(directory_stage: St
     client.run("ip", "route", "add", *route)
     try:
         _assert_unreachable(stage, client, family)
+    finally:
+        client.run("ip", "route", "delete", *route)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_services_addresses_from_outside(directory_stage: Stage, family: str) -> None:
+    """For a client whose network routes them to a node: a port that the Service does not have refuses, an address that
+    none has is silent, and the node sends neither on."""
+    stage, client = directory_stage, directory_stage.lab.client
+    services = str(addresses.SERVICES[FAMILIES.index(family)])
+    route = (services, "via", pick(stage.node(1).address, family), "dev", network.DEVICE)
+    client.run("ip", "route", "add", *route)
+    try:
+        with captured({"node": stage.node(1).space}, (PORT, PORT + 1)) as seen:
+            for protocol in PROTOCOLS:
+                assert names(ask(client, protocol, pick(WEB, family))) <= {"web-1", "web-2"}
+                assert names(ask(client, protocol, pick(WEB, family), PORT + 1)) == {"ECONNREFUSED"}
+                nobody = pick(addresses.service(99), family)
+                assert names(ask(client, protocol, nobody, timeout_s=0.5)) == {"ETIMEDOUT"}
+        assert not [packet for packet in seen["node"] if packet["dst"] == nobody and packet["way"] == "out"]
     finally:
         client.run("ip", "route", "delete", *route)
 

@@ -47,9 +47,11 @@ def pair(port: int, seen_s: float = 0, left_s: float = 60) -> list[tuple[abi.Tup
 
 
 def test_frontends_list_backends_missing_ones_and_none() -> None:
-    """A frontend has its slots' backends in order; a hole is shown as one; no slots is no backend."""
+    """A frontend has its slots' backends in order; a hole is shown as one; no slots is no backend. A cluster IP as such
+    is none."""
     found = services.frontends(
         [
+            (abi.FrontendKey(CLUSTER_IP6, 0, 0), abi.Frontend(3, 0, 0, abi.FrontendFlag.CLUSTER_IP, 0)),
             (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0, 0)),
             (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, 1, abi.FrontendFlag.CLUSTER_IP, 600)),
         ],
