@@ -64,10 +64,25 @@ ABI_LAYOUT(frontend, 20);
  */
 enum frontend_flag {
 	FRONTEND_CLUSTER_IP = 1 << 0,
-	FRONTEND_EXTERNAL = 1 << 1, /* reached from outside: a NodePort, an external or a load-balancer address */
-	FRONTEND_LOCAL = 1 << 2,    /* externalTrafficPolicy Local */
-	FRONTEND_DIRECT = 1 << 3,   /* the backend's node answers the client itself */
+	FRONTEND_EXTERNAL = 1 << 1,     /* reached from outside: a NodePort, an external or a load-balancer address */
+	FRONTEND_LOCAL = 1 << 2,        /* externalTrafficPolicy Local */
+	FRONTEND_DIRECT = 1 << 3,       /* the backend's node answers the client itself */
+	FRONTEND_SOURCES = 1 << 4,      /* for those clients alone that `sources` has */
+	FRONTEND_HOST_ALLOWED = 1 << 5, /* of FRONTEND_SOURCES: this node's own address is among them */
 };
+
+/* Longest-prefix key: a frontend, whole, and a range of clients that may use it. */
+struct source_key {
+	__u32 prefix_bits; /* of all that follows: from 160 on, of IPv4 from 256 on */
+	struct frontend_key frontend;
+	struct address address;
+};
+ABI_LAYOUT(source_key, 40);
+
+struct source {
+	__u32 flags; /* none yet: 0 */
+};
+ABI_LAYOUT(source, 4);
 
 struct slot_key {
 	__u32 service_id;
@@ -297,6 +312,7 @@ enum drop_reason {
 	DROP_TAKING_OVER,      /* of no flow here yet, while those of another layout are taken over: it is sent again */
 	DROP_NO_SUCH_PORT,     /* refused: a port that the Service of this cluster IP does not have */
 	DROP_NO_SERVICE,       /* an address of the ranges of Services that none of them has */
+	DROP_SOURCE_RANGE,     /* not of the sources for which a load-balancer address is */
 	DROP_REASONS,
 };
 

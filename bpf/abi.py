@@ -61,6 +61,7 @@ class DropReason(IntEnum):
     TAKING_OVER = 20
     NO_SUCH_PORT = 21
     NO_SERVICE = 22
+    SOURCE_RANGE = 23
 
 
 class FlowFlag(IntFlag):
@@ -88,6 +89,8 @@ class FrontendFlag(IntFlag):
     EXTERNAL = 2
     LOCAL = 4
     DIRECT = 8
+    SOURCES = 16
+    HOST_ALLOWED = 32
 
 
 class NodeFlag(IntFlag):
@@ -577,6 +580,42 @@ class SocketPeer(NamedTuple):
         return cls(address, ntohs(port), backend_id, source, seen_ns)
 
 
+_SOURCE = Struct("=I")
+
+
+class Source(NamedTuple):
+    """struct source, 4 bytes."""
+
+    flags: int
+
+    def pack(self) -> bytes:
+        return _SOURCE.pack(self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Source":
+        (flags,) = _SOURCE.unpack(data)
+        return cls(flags)
+
+
+_SOURCE_KEY = Struct("=I20s16s")
+
+
+class SourceKey(NamedTuple):
+    """struct source_key, 40 bytes."""
+
+    prefix_bits: int
+    frontend: FrontendKey
+    address: bytes
+
+    def pack(self) -> bytes:
+        return _SOURCE_KEY.pack(self.prefix_bits, self.frontend.pack(), self.address)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "SourceKey":
+        prefix_bits, frontend, address = _SOURCE_KEY.unpack(data)
+        return cls(prefix_bits, FrontendKey.unpack(frontend), address)
+
+
 _TUPLE = Struct("=16s16sHHB3x")
 
 
@@ -711,6 +750,7 @@ MAPS = {
     "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
+    "sources": MapSpec(11, 40, 4, 16384, 1, "SourceKey", "Source"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
     "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
 }
@@ -764,6 +804,14 @@ FIELDS = {
         "backend_id": (20, 4),
         "source": (24, 16),
         "seen_ns": (40, 8),
+    },
+    "Source": {"flags": (0, 4)},
+    "SourceKey": {
+        "prefix_bits": (0, 4),
+        "frontend.address": (4, 16),
+        "frontend.port_be": (20, 2),
+        "frontend.protocol": (22, 1),
+        "address": (24, 16),
     },
     "Tuple": {"saddr": (0, 16), "daddr": (16, 16), "sport_be": (32, 2), "dport_be": (34, 2), "protocol": (36, 1)},
     "Underlay": {"v4": (0, 16), "v6": (16, 16)},

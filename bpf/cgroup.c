@@ -4,7 +4,8 @@
  * packet of theirs needs translation. What they asked for is kept by socket cookie: answers seem to come from there,
  * and getpeername() says so.
  *
- * A Service without a backend is left as it is: the packet goes out, and to_netdev refuses it, as every kernel can.
+ * A Service without a backend is left as it is: the packet goes out, and to_netdev refuses it, as every kernel can. So
+ * is a load-balancer address that is not for this node, which to_netdev drops.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -20,14 +21,29 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define ALLOW 1
 
-/* Whether the socket belongs to the namespace whose processes are to be translated. */
-static __always_inline bool translated_here(struct bpf_sock_addr *ctx)
+/* Whether the socket is of the host's own network namespace. */
+static __always_inline bool of_the_host(struct bpf_sock_addr *ctx)
 {
 	__u64 host = config.host_netns_cookie;
 
-	if (config.connect_time == CONNECT_TIME_ALL)
-		return true;
 	return bpf_get_netns_cookie(ctx) == (host ? host : bpf_get_netns_cookie(NULL));
+}
+
+/* Whether the socket belongs to the namespace whose processes are to be translated. */
+static __always_inline bool translated_here(struct bpf_sock_addr *ctx)
+{
+	return config.connect_time == CONNECT_TIME_ALL || of_the_host(ctx);
+}
+
+/*
+ * Whether a socket may use a frontend. It has no source address yet: of the host's own the controller has judged; a
+ * pod's is left to from_pod where it counts.
+ */
+static __always_inline bool socket_allowed(struct bpf_sock_addr *ctx, const struct frontend *frontend)
+{
+	if (!(frontend->flags & FRONTEND_SOURCES))
+		return true;
+	return frontend->flags & FRONTEND_HOST_ALLOWED && of_the_host(ctx);
 }
 
 static __always_inline struct socket_key socket_key(struct bpf_sock_addr *ctx, struct address address)
@@ -87,8 +103,8 @@ static __always_inline struct address client_of(struct bpf_sock_addr *ctx, const
 	return (struct address){{0, cookie >> 32, cookie, 0}};
 }
 
-static __always_inline bool new_backend(const struct socket_key *key, struct address client,
-					struct socket_peer *backend)
+static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct socket_key *key,
+					struct address client, struct socket_peer *backend)
 {
 	const struct tuple asked = {.daddr = key->address, .dport_be = key->port_be, .protocol = key->protocol};
 	struct frontend_key frontend_key;
@@ -96,7 +112,7 @@ static __always_inline bool new_backend(const struct socket_key *key, struct add
 	struct backend_key backend_key = {};
 	struct backend selected;
 
-	if (!frontend)
+	if (!frontend || !socket_allowed(ctx, frontend))
 		return false;
 	if (service_select(&frontend_key, &client, false, &backend_key, &selected) != SERVICE_SELECTED)
 		return false;
@@ -140,7 +156,7 @@ static __always_inline bool to_backend(struct bpf_sock_addr *ctx, struct address
 	key = socket_key(ctx, address);
 	if (key.protocol == IPPROTO_UDP && known_backend(&key, &source, backend))
 		return true;
-	if (!new_backend(&key, client_of(ctx, &source), backend))
+	if (!new_backend(ctx, &key, client_of(ctx, &source), backend))
 		return false;
 	backend->source = source;
 	remember(&key, backend);

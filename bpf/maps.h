@@ -46,6 +46,15 @@ struct {
 	__type(value, struct affinity);
 } affinities SEC(".maps");
 
+/* Controller: who may use the frontends that are not for everybody. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 16384);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct source_key);
+	__type(value, struct source);
+} sources SEC(".maps");
+
 /* Controller: the way to other nodes and their pods, and the ranges of Services. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

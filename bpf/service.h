@@ -49,6 +49,19 @@ static __always_inline bool is_cluster_ip(const struct address *address)
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
+/* Whether a client may use a frontend, which was found under `key`. */
+static __always_inline bool source_allowed(const struct frontend *frontend, const struct frontend_key *key,
+					   const struct address *client)
+{
+	struct source_key source = {.prefix_bits = 8 * (sizeof(*key) + sizeof(*client))};
+
+	if (!(frontend->flags & FRONTEND_SOURCES))
+		return true;
+	source.frontend = *key;
+	source.address = *client;
+	return bpf_map_lookup_elem(&sources, &source);
+}
+
 /* Whether a backend is here: one of our pods, or the node itself. */
 static __always_inline bool backend_is_local(const struct backend *backend)
 {

@@ -276,6 +276,11 @@ class Settings:
         "that have not come for the longest are forgotten. An entry takes some 100 bytes.",
         "6,500 clients each of ten Service ports",
     )
+    sources_max: int = _size(
+        16384,
+        "Ranges of loadBalancerSourceRanges, counted once for each load-balancer address and port.",
+        "1,000 such addresses and ports with 16 ranges each",
+    )
     remotes_max: int = _size(32768, "Prefixes and addresses of other nodes.", "5,000 nodes with both families, twice")
     pods_max: int = _size(4096, "Addresses of this node's pods.", "ten times kubelet's limit, with both families")
     tcp_new_s: int = _timeout(60, "A TCP flow without an answer is forgotten after.", "longer than SYN retries space")

@@ -105,12 +105,16 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
 	const struct address *to = &opening->to.daddr;
+	const struct frontend *frontend;
 	const struct remote *remote;
 	struct frontend_key key;
 	int result;
 
 	opening->to = packet->tuple;
-	if (frontend_at(&packet->tuple, &key)) {
+	frontend = frontend_at(&packet->tuple, &key);
+	if (frontend) {
+		if (!source_allowed(frontend, &key, &packet->tuple.saddr))
+			return -DROP_SOURCE_RANGE;
 		result = open_service(packet, &key, false, opening);
 		if (result)
 			return result;
@@ -416,6 +420,9 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 			return PASS;
 		return own ? 0 : -DROP_NO_LOCAL_BACKEND; /* a backend in the host's network may be meant */
 	}
+	/* who has handed over has seen to it */
+	if (!arrival->handed_over && !source_allowed(frontend, &key, &packet->tuple.saddr))
+		return -DROP_SOURCE_RANGE;
 	/* What was handed over as the client sent it is answered directly. */
 	opening->flags = 0;
 	opening->back = way_to_client(skb, &packet->tuple);
@@ -583,8 +590,8 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, const struct pack
 
 /*
  * Why a packet of the host must not leave: it carries an address of Services. A process that talks to one was
- * translated at connect or sendmsg; what comes here all the same has no backend, or was sent past these hooks. 0: it
- * may leave.
+ * translated at connect or sendmsg; what comes here all the same may not use it, has no backend, or was sent past these
+ * hooks. 0: it may leave.
  */
 static __always_inline int untranslated(const struct packet *packet)
 {
@@ -595,6 +602,8 @@ static __always_inline int untranslated(const struct packet *packet)
 		/* another node's port that is a NodePort as well: its process talks to one here */
 		if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
 			return 0;
+		if (frontend->flags & FRONTEND_SOURCES && !(frontend->flags & FRONTEND_HOST_ALLOWED))
+			return -DROP_SOURCE_RANGE;
 		return frontend->slot_count ? -DROP_UNTRANSLATED : -DROP_NO_BACKEND;
 	}
 	/* every packet of the host's own connections comes by here: only those that begin one are looked at further */

@@ -28,7 +28,7 @@ from controller.metrics import Metrics
 from controller.mirror import Mirror
 from controller.model import REQUIRED, Kind, Node, ServiceCIDR
 from controller.network import NodeNetwork
-from controller.nodes import some
+from controller.nodes import facts, some
 from controller.pacing import Backoff, Pacer
 from controller.ranges import ServiceRanges
 from controller.report import Report, Standing
@@ -225,6 +225,8 @@ class Controller:
 
     def _handle_node(self, event: Changed) -> None:
         node = event.obj if isinstance(event.obj, Node) else None
+        if node and event.key[1] == self._settings.node_name:
+            self._services.set_addresses(facts(node)[0].addresses)
         self._network_dirty |= self._network.set_node(event.key[1], node)
         self.health.eligible = self._network.eligible
         if node and event.key[1] == self._settings.node_name:

@@ -8,6 +8,7 @@ cluster IPs as such are a pool too, which has no backends.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
+from bpf.abi import FrontendFlag, FrontendKey, SourceKey
 from controller.model import Key
 
 
@@ -32,16 +33,25 @@ class Pool(NamedTuple):
     local: this node's backends, a struct backend each, without repetition.
     others: the other nodes'.
     affinity_s: for so long after its last connection a client keeps its backend; 0: not at all.
+    sources: the clients for which its frontends with FRONTEND_SOURCES are: (bits that count, address) each.
     """
 
     frontends: tuple[tuple[bytes, int], ...]
     local: tuple[bytes, ...]
     others: tuple[bytes, ...]
     affinity_s: int = 0
+    sources: tuple[tuple[int, bytes], ...] = ()
 
     @property
     def backends(self) -> tuple[bytes, ...]:
         return self.local + self.others
+
+    def source_keys(self, frontend: bytes, flags: int) -> set[bytes]:
+        """The clients of one of its frontends, a struct source_key each."""
+        if not flags & FrontendFlag.SOURCES:
+            return set()
+        key = FrontendKey.unpack(frontend)
+        return {SourceKey(8 * len(frontend) + bits, key, address).pack() for bits, address in self.sources}
 
 
 class Touched(NamedTuple):

@@ -7,15 +7,16 @@ itself as well, under port and protocol 0: what asks it for a port that the Serv
 families are those of the cluster IPs. Source: pkg/proxy of Kubernetes; KEP-1860 for ipMode.
 """
 
-from collections.abc import Iterator
-from ipaddress import ip_network
+from collections.abc import Iterable, Sequence
 from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import NamedTuple
 
 from bpf.abi import FrontendFlag, FrontendKey
 from bpf.address import is_v4, packed
 from bpf.address import text as address_text
+from controller import sourceranges
 from controller.model import Service, ServicePort
+from controller.sourceranges import Ranges
 
 PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
 ANY = {4: packed("0.0.0.0"), 6: packed("::")}
@@ -25,21 +26,31 @@ PortKey = tuple[int, int, int]
 
 
 class Frontends(NamedTuple):
-    """(struct frontend_key, enum frontend_flag) each: those inside the cluster, and those for clients outside."""
+    """(struct frontend_key, enum frontend_flag) each: those inside the cluster, and those for clients outside.
+
+    Attributes:
+        sources: the clients for which those with FRONTEND_SOURCES are.
+    """
 
     cluster: tuple[tuple[bytes, int], ...]
     external: tuple[tuple[bytes, int], ...]
+    sources: Ranges = ()
 
 
-def frontends(service: Service, direct: bool) -> tuple[dict[PortKey, tuple[str, Frontends]], list[str]]:
+def frontends(
+    service: Service, direct: bool, own_addresses: Sequence[bytes]
+) -> tuple[dict[PortKey, tuple[str, Frontends]], list[str]]:
     """Each port's name and frontends, and what of the Service makes no sense.
 
     Args:
         direct: backends' nodes answer outside clients themselves.
+        own_addresses: this node's, 16 bytes each; of each family the first counts.
     """
     problems: list[str] = []
     inside = _by_family(service.spec.cluster_ips or [service.spec.cluster_ip], problems)
-    outside = _by_family([*(service.spec.external_ips or ()), *_load_balancers(service, problems)], problems)
+    external_ips = _by_family(service.spec.external_ips or [], problems)
+    load_balancers = _by_family(_load_balancers(service), problems)
+    clients = sourceranges.allowed(service.spec.load_balancer_source_ranges or (), problems) if load_balancers else {}
     flags = FrontendFlag.EXTERNAL | (FrontendFlag.DIRECT if direct else 0)
     if service.spec.external_traffic_policy == "Local":
         flags |= FrontendFlag.LOCAL
@@ -58,13 +69,17 @@ def frontends(service: Service, direct: bool) -> tuple[dict[PortKey, tuple[str, 
         node_port = _node_port(service, port, node_ports, problems)
         for family, addresses in inside.items():
             cluster = _inside(addresses, port.port, protocol)
-            external = [FrontendKey(address, port.port, protocol) for address in outside.get(family, ())]
-            external += [FrontendKey(ANY[family], node_port, protocol)] if node_port else []
+            balanced = flags | (_restriction(clients[family], family, own_addresses) if family in clients else 0)
+            external = [(FrontendKey(one, port.port, protocol), flags) for one in external_ips.get(family, ())]
+            external += [(FrontendKey(one, port.port, protocol), balanced) for one in load_balancers.get(family, ())]
+            external += [(FrontendKey(ANY[family], node_port, protocol), flags)] if node_port else []
             found[family, port.port, protocol] = (
                 port.name,
                 Frontends(
                     cluster,
-                    tuple((key.pack(), int(flags)) for key in external if key.address not in addresses),
+                    # an address that stands there twice is a load balancer's as well
+                    tuple({key.pack(): int(one) for key, one in external if key.address not in addresses}.items()),
+                    clients.get(family, ()),
                 ),
             )
     return found, problems
@@ -114,28 +129,19 @@ def _node_port(service: Service, port: ServicePort, taken: set[tuple[int, str]],
     return number
 
 
-def _load_balancers(service: Service, problems: list[str]) -> Iterator[str]:
+def _load_balancers(service: Service) -> list[str]:
     """The addresses by which a load balancer hands on packets as they are: not those of proxies, nor names."""
     if service.spec.type != "LoadBalancer" or not service.status.load_balancer:
-        return
-    given = [
-        one.ip for one in service.status.load_balancer.ingress or () if one.ip and one.ip_mode in (None, "", "VIP")
-    ]
-    if given and _restricted(service, problems):
-        problems.append("loadBalancerSourceRanges cannot be enforced yet: its load-balancer addresses are not served")
-        return
-    yield from given
+        return []
+    given = service.status.load_balancer.ingress or ()
+    return [one.ip for one in given if one.ip and one.ip_mode in (None, "", "VIP")]
 
 
-def _restricted(service: Service, problems: list[str]) -> bool:
-    """Whether some sources are to be kept away: a range of everything is none."""
-    ranges = []
-    for text in service.spec.load_balancer_source_ranges or ():
-        try:
-            ranges.append(ip_network(text.strip(), strict=False))
-        except ValueError as error:
-            problems.append(f"loadBalancerSourceRanges: {error}")
-    return bool(service.spec.load_balancer_source_ranges) and not any(one.prefixlen == 0 for one in ranges)
+def _restriction(clients: Ranges, family: int, own_addresses: Iterable[bytes]) -> FrontendFlag:
+    """The flags of a load-balancer address that is not for everybody."""
+    own = next((one for one in own_addresses if is_v4(one) == (family == 4)), None)
+    here = own is not None and sourceranges.holds(clients, own)
+    return FrontendFlag.SOURCES | (FrontendFlag.HOST_ALLOWED if here else 0)
 
 
 def _by_family(texts: list[str], problems: list[str]) -> dict[int, list[bytes]]:

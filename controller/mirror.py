@@ -4,6 +4,7 @@
 frontends   struct frontend_key -> struct frontend
 slots       service id -> its backend ids by slot; 0 where a slot is missing
 backends    backend id -> struct backend
+sources     struct frontend_key -> the struct source_key of each range of its clients
 
 The maps of the network are kept as they are.
 """
@@ -18,6 +19,9 @@ from controller.maps import Maps, Op
 
 # What the network comes to: each is written whole, entry by entry, in no order.
 NETWORK_MAPS = ("nodes", "peers", "underlays", "remotes")
+
+# Where the frontend stands in a struct source_key.
+SOURCE_FRONTEND = slice(4, 24)
 
 # A slot further than this behind the others of its Service is damage, not a backend.
 GAP_MAX = 65536
@@ -34,17 +38,19 @@ class Mirror:
         self.frontends: dict[bytes, bytes] = {}
         self.slots: dict[int, array[int]] = {}
         self.backends: dict[int, bytes] = {}
+        self.sources: dict[bytes, set[bytes]] = {}
         self.state: dict[int, int] = {}
         self.network: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
         self.references: dict[int, int] = {}
         self.strays: set[SlotKey] = set()
         self.slot_count = 0
+        self.source_count = 0
 
     @classmethod
     def read(cls, maps: Maps) -> "Mirror":
         """Raises BpfError."""
         mirror = cls()
-        for name in ("state", "frontends", "backends", *NETWORK_MAPS):
+        for name in ("state", "frontends", "backends", "sources", *NETWORK_MAPS):
             mirror.apply(Op(name, key, value) for key, value in maps.read(name).items())
         slots = ((SlotKey.unpack(key), value) for key, value in maps.read("slots").items())
         for key, value in sorted(slots):
@@ -53,8 +59,8 @@ class Mirror:
 
     def size(self, name: str) -> int:
         """How many entries a map has."""
-        if name == "slots":
-            return self.slot_count
+        if name in ("slots", "sources"):
+            return self.slot_count if name == "slots" else self.source_count
         return len(self.backends if name == "backends" else self._held(name))
 
     def apply(self, ops: Iterable[Op]) -> None:
@@ -68,6 +74,8 @@ class Mirror:
                     self.backends.pop(backend_id, None)
                 else:
                     self.backends[backend_id] = value
+            elif name == "sources":
+                self._set_source(key, value is not None)
             elif name == "state":
                 self.state[int.from_bytes(key, byteorder)] = int.from_bytes(value or b"", byteorder)
             else:
@@ -81,6 +89,8 @@ class Mirror:
         """How many entries differ between two mirrors."""
         count = _differences(self.frontends, other.frontends) + _differences(self.backends, other.backends)
         count += sum(_differences(self.network[name], other.network[name]) for name in NETWORK_MAPS)
+        for frontend in self.sources.keys() | other.sources.keys():
+            count += len(self.sources.get(frontend, set()) ^ other.sources.get(frontend, set()))
         for service_id in self.slots.keys() | other.slots.keys():
             one, two = self.slots.get(service_id, _NONE), other.slots.get(service_id, _NONE)
             if one != two:
@@ -105,6 +115,14 @@ class Mirror:
             slots.pop()
         if not slots:
             del self.slots[service_id]
+
+    def _set_source(self, key: bytes, there: bool) -> None:
+        frontend = key[SOURCE_FRONTEND]
+        sources = self.sources.setdefault(frontend, set())
+        self.source_count += there - (key in sources)
+        (sources.add if there else sources.discard)(key)
+        if not sources:
+            del self.sources[frontend]
 
     def _refer(self, before: int, now: int) -> None:
         """A slot named `before`, and names `now`; 0: nothing."""

@@ -3,34 +3,39 @@
 
 They stand in an order in which every frontend always leads to filled slots, and every slot to a backend:
 
-    for some pools after others: ids reserved -> backends added -> frontends narrowed -> slots written
-                                 -> frontends switched
-    and then, for all:           frontends removed -> surplus slots removed -> surplus backends removed
+    for some pools after others: ids reserved -> backends added -> sources added -> frontends narrowed
+                                 -> slots written -> frontends switched
+    and then, for all:           frontends removed -> surplus sources removed -> surplus slots removed
+                                 -> surplus backends removed
 
 The first of them can be written while the next are still planned.
 
 The first slots of a Service are this node's backends. Where there come to be fewer of them, its frontends are narrowed
 to those that stay before other nodes' backends move in, so that who wants a local backend never meets another.
 
+While the ranges of clients change for which a frontend is, it is for those in either, and for nobody who is in neither.
+
 What does not fit into a map is left out: its Service gets the backends that fit, and is named as short of room.
 """
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 
-from bpf.abi import BackendKey, Frontend, Slot, SlotKey, StateIndex
+from bpf.abi import BackendKey, Frontend, Slot, SlotKey, Source, StateIndex
 from controller.desired import Desired, Pool, PoolKey
 from controller.ids import Ids
 from controller.maps import Op
 from controller.mirror import Mirror, reserved
 
-SERVICE_MAPS = ("frontends", "slots", "backends")
+SERVICE_MAPS = ("frontends", "slots", "backends", "sources")
 
 # Additions planned before they are given out.
 PIECE_OPS = 4096
 
 _NO_SLOTS: "array[int]" = array("I")
+_NO_SOURCES: frozenset[bytes] = frozenset()
+_SOURCE = Source(0).pack()
 _NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0).pack()))
 
 
@@ -62,10 +67,12 @@ class Plan:
         self._reserved: Mapping[int, int] = mirror.state
         self.short: dict[PoolKey, str] = {}
         self._adds: list[Op] = []
+        self._sources: list[Op] = []
         self._narrowed: list[Op] = []
         self._slots: list[Op] = []
         self._frontends: list[Op] = []
         self._gone_frontends: list[Op] = []
+        self._gone_sources: list[Op] = []
         self._gone_slots: list[Op] = []
 
     def everything(self) -> Iterator[Op]:
@@ -73,7 +80,7 @@ class Plan:
         for key in self._numbers.of_pool.keys() - self._desired.pools.keys():
             del self._numbers.holders[self._numbers.of_pool.pop(key)]
         yield from self.pools(self._desired.pools)
-        self.frontends(self._mirror.frontends)
+        self.frontends(self._mirror.frontends.keys() | self._mirror.sources.keys())
         self._strays()
 
     def pools(self, keys: Iterable[PoolKey]) -> Iterator[Op]:
@@ -87,7 +94,7 @@ class Plan:
         for key in ordered:
             if key in self._desired.pools:
                 self._pool(key)
-                if len(self._adds) + len(self._slots) + len(self._frontends) >= PIECE_OPS:
+                if len(self._adds) + len(self._sources) + len(self._slots) + len(self._frontends) >= PIECE_OPS:
                     yield from self._additions()
         yield from self._additions()
         for key in ordered:
@@ -97,18 +104,27 @@ class Plan:
     def frontends(self, keys: Iterable[bytes]) -> None:
         """Removals of frontends that may be nobody's now."""
         for key in keys:
-            if key in self._mirror.frontends and self._desired.owner(key) is None:
-                self._gone_frontends.append(Op("frontends", key, None))
+            if self._desired.owner(key) is None:
+                if key in self._mirror.frontends:
+                    self._gone_frontends.append(Op("frontends", key, None))
+                self._drop_sources(self._mirror.sources.get(key, _NO_SOURCES))
 
     def removals(self) -> list[Op]:
         """To be written apart from the additions: a program that has just read a frontend or a slot still looks up
         what these take away, and is through long before bpftool has started again."""
-        return [*self._gone_frontends, *self._gone_slots, *self._gone_backends()]
+        return [*self._gone_frontends, *self._gone_sources, *self._gone_slots, *self._gone_backends()]
 
     def _additions(self) -> list[Op]:
         """Those planned since the last call."""
-        planned = [*self._reservations(), *self._adds, *self._narrowed, *self._slots, *self._frontends]
-        self._adds, self._narrowed, self._slots, self._frontends = [], [], [], []
+        planned = [
+            *self._reservations(),
+            *self._adds,
+            *self._sources,
+            *self._narrowed,
+            *self._slots,
+            *self._frontends,
+        ]
+        self._adds, self._sources, self._narrowed, self._slots, self._frontends = [], [], [], [], []
         return planned
 
     def _strays(self) -> None:
@@ -129,6 +145,7 @@ class Plan:
         self._room["slots"] -= max(len(slots) - len(current), 0)
         self._write_slots(service_id, current, slots)
         for frontend, flags in self._desired.frontends(key):
+            self._write_sources(key, frontend, pool.source_keys(frontend, flags))
             self._frontend(key, frontend, Frontend(service_id, len(slots), len(local), flags, pool.affinity_s))
 
     def _fitting(self, key: PoolKey, pool: Pool, current: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -201,6 +218,19 @@ class Plan:
             if slots[index]:
                 self._gone_slots.append(Op("slots", SlotKey(service_id, index).pack(), None))
                 self._references[slots[index]] = self._references.get(slots[index], 0) - 1
+
+    def _write_sources(self, pool: PoolKey, frontend: bytes, wanted: Set[bytes]) -> None:
+        held = self._mirror.sources.get(frontend, _NO_SOURCES)
+        new = sorted(wanted - held)
+        fitting = new[: max(self._room["sources"], 0)]
+        if len(fitting) < len(new):
+            self.short[pool] = "sources"
+        self._room["sources"] -= len(fitting)
+        self._sources += [Op("sources", key, _SOURCE) for key in fitting]
+        self._drop_sources(held - wanted)
+
+    def _drop_sources(self, keys: Iterable[bytes]) -> None:
+        self._gone_sources += [Op("sources", key, None) for key in sorted(keys)]
 
     def _frontend(self, pool: PoolKey, key: bytes, wanted: Frontend) -> None:
         held, value = self._mirror.frontends.get(key), wanted.pack()
@@ -281,9 +311,10 @@ def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
         value = (numbers.of_pool.get(key, 0), len(ids), len(pool.local))
         led = all(
             Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:3] == value
-            for frontend, _ in desired.frontends(key)
+            and mirror.sources.get(frontend, _NO_SOURCES) == pool.source_keys(frontend, flags)
+            for frontend, flags in desired.frontends(key)
         )
         filled = len(ids) == len(pool.backends) and found == set(pool.backends) and local == set(pool.local)
         count += not (filled and led)
     surplus = abs(mirror.slot_count - slots) + abs(len(mirror.backends) - mirror.slot_count)
-    return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends)
+    return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends.keys() | mirror.sources.keys())

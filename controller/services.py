@@ -44,11 +44,13 @@ class Rules(NamedTuple):
         node_name: endpoints of this node are local.
         direct: backends' nodes answer outside clients themselves.
         zone: that of this node; "": it has none.
+        addresses: this node's own, 16 bytes each.
     """
 
     node_name: str
     direct: bool = False
     zone: str = ""
+    addresses: tuple[bytes, ...] = ()
 
 
 class HealthPort(NamedTuple):
@@ -100,6 +102,13 @@ class ServiceTracker:
             return
         self._rules = self._rules._replace(zone=zone)
         self._dirty.update(owner for owner, slices in self._slices.items() if any(map(_has_zones, slices.values())))
+
+    def set_addresses(self, addresses: tuple[bytes, ...]) -> None:
+        """Takes note of this node's own addresses, which load-balancer addresses may be for; without any, those of
+        before stay."""
+        if addresses and addresses != self._rules.addresses:
+            self._rules = self._rules._replace(addresses=addresses)
+            self._dirty.update(key for key, one in self._services.items() if one.spec.load_balancer_source_ranges)
 
     @property
     def dirty(self) -> bool:
@@ -159,7 +168,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     """
     problems: list[Problem] = []
     found = _endpoints(sorted(slices, key=key_of), rules, problems)
-    met, troubles = frontends.frontends(service, rules.direct)
+    met, troubles = frontends.frontends(service, rules.direct, rules.addresses)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     policy_local = service.spec.external_traffic_policy == "Local"
     affinity_s = _affinity_s(service, problems)
@@ -169,10 +178,11 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     for (family, port, protocol), (port_name, there) in met.items():
         key = PoolKey(namespace, name, port, protocol, family)
         known = found.get((family, port_name, protocol), {})
-        pools |= _pools(key, there, known, policy_local)
+        kept_s = affinity_s if port else 0
+        for one, pool in _pools(key, there, known, policy_local).items():
+            pools[one] = pool._replace(sources=there.sources, affinity_s=kept_s)
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
-    pools = {key: pool._replace(affinity_s=affinity_s) if key.port else pool for key, pool in pools.items()}
     return Compiled(pools, problems, health, tuple(no_local))
 
 

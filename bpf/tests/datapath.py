@@ -44,6 +44,8 @@ from bpf.abi import (
     RemoteKey,
     Slot,
     SlotKey,
+    Source,
+    SourceKey,
     StateIndex,
     Tuple,
     Underlay,
@@ -141,7 +143,7 @@ class Datapath:
         self._maps = loaded.maps
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
-        self._remotes: set[bytes] = set()
+        self._tries: dict[str, set[bytes]] = {"remotes": set(), "sources": set()}  # they are not emptied at once
         summed = self._kernel(kernel.takes_run, loaded.programs["from_netdev"], syscall.CHECKSUM_COMPLETE)  # 6.18 does
         self._run_flags = syscall.CHECKSUM_COMPLETE if summed else 0
 
@@ -150,7 +152,8 @@ class Datapath:
         services = ("frontends", "slots", "backends", "affinities")
         emptied = (*services, "pods", "nodes", "peers", "underlays", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
-        self._kernel(kernel.delete_all, self._maps["remotes"], list(self._remotes))
+        for name, keys in self._tries.items():
+            self._kernel(kernel.delete_all, self._maps[name], list(keys))
         self._kernel(kernel.delete_all, self._maps["drops"], [DropKey(reason, LO).pack() for reason in DropReason])
         self.taking_over(0)
         self._counters = dict(zip(Counter, self._count(list(Counter)), strict=True))
@@ -180,8 +183,8 @@ class Datapath:
         return Result(run.verdict, Ether(run.packet), struct.unpack_from("=I", run.context, 8)[0])
 
     def write(self, name: str, key: "bytes", value: "bytes") -> None:
-        if name == "remotes":
-            self._remotes.add(key)  # a trie is not emptied at once
+        if name in self._tries:
+            self._tries[name].add(key)
         self._kernel(syscall.map_update, self._maps[name], key, value)
 
     def delete(self, name: str, key: bytes) -> bool:
@@ -213,6 +216,14 @@ class Datapath:
         """A Service's cluster IP as such."""
         value = Frontend(99, 0, 0, FrontendFlag.CLUSTER_IP, 0)
         self.write("frontends", FrontendKey(packed(address), 0, 0).pack(), value.pack())
+
+    def allow(self, address: str, port: int, protocol: int, clients: tuple[str, int]) -> None:
+        """Has a frontend with FRONTEND_SOURCES serve a range of clients."""
+        self.write("sources", source_key(address, port, protocol, clients), Source(0).pack())
+
+    def shut_out(self, address: str, port: int, protocol: int, clients: tuple[str, int]) -> None:
+        """Takes a range of clients back."""
+        assert self.delete("sources", source_key(address, port, protocol, clients))
 
     def no_frontend(self, address: str, port: int, protocol: int) -> None:
         assert self.delete("frontends", FrontendKey(packed(address), port, protocol).pack())
@@ -351,6 +362,13 @@ def populate(datapath: Datapath) -> None:
     datapath.peer(PEER_MAC)
     underlay = Underlay(packed(V4.node), packed(V6.node))
     datapath.write("underlays", UnderlayKey(LO).pack(), underlay.pack())
+
+
+def source_key(address: str, port: int, protocol: int, clients: tuple[str, int]) -> bytes:
+    """Of a range of clients of a frontend."""
+    client, length = clients
+    bits = 8 * MAPS["frontends"].key_size + prefix_bits(packed(client), length)
+    return SourceKey(bits, FrontendKey(packed(address), port, protocol), packed(client)).pack()
 
 
 def mac(text: str) -> bytes:

@@ -28,6 +28,12 @@ static const struct frontend frontend = {
 	.flags = 0x0d0e0f10,
 	.affinity_s = 0x11121314,
 };
+static const struct source_key source_key = {
+	.prefix_bits = 0x01020304,
+	.frontend = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04},
+	.address = ADDRESS(2),
+};
+static const struct source source = {.flags = 0x01020304};
 static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
 static const struct slot slot = {.backend_id = 0x01020304};
 static const struct backend_key backend_key = {.backend_id = 0x01020304};
@@ -114,6 +120,8 @@ int main(void)
 	PRINT(tuple);
 	PRINT(frontend_key);
 	PRINT(frontend);
+	PRINT(source_key);
+	PRINT(source);
 	PRINT(slot_key);
 	PRINT(slot);
 	PRINT(backend_key);

@@ -31,6 +31,7 @@ from bpf.abi import (
     ConnectTime,
     Counter,
     Frontend,
+    FrontendFlag,
     FrontendKey,
     Slot,
     SlotKey,
@@ -79,7 +80,9 @@ class Host:
             raise outcome
         return outcome
 
-    def service(self, protocol: int, backends: dict[int, list[int]], number: int = 1, affinity_s: int = 0) -> None:
+    def service(
+        self, protocol: int, backends: dict[int, list[int]], number: int = 1, flags: int = 0, affinity_s: int = 0
+    ) -> None:
         """Port 80 of SERVICE goes to those ports of BACKEND, by family."""
         for family, ports in backends.items():
             identity = number * 100 + (50 if family == socket.AF_INET6 else 0)
@@ -88,7 +91,7 @@ class Host:
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
             key = FrontendKey(packed(SERVICE[family]), 80, protocol)
-            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, 0, affinity_s).pack())
+            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, flags, affinity_s).pack())
 
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")
@@ -191,6 +194,12 @@ def cgroup() -> Iterator[Path]:
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
+    with made(tmp_path, ConnectTime.HOST) as host:
+        yield host
+
+
+@contextmanager
+def made(tmp_path: Path, connect_time: ConnectTime) -> Iterator[Host]:
     mount = tmp_path / "bpffs"
     mount.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
@@ -200,7 +209,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
             pins = Pins(mount)
             host = Host(pins, group, namespace)
             cookie = host.run(loader.netns_cookie)
-            config = CONFIG._replace(host_netns_cookie=cookie, connect_time=ConnectTime.HOST)
+            config = CONFIG._replace(host_netns_cookie=cookie, connect_time=connect_time)
             sizes = dict.fromkeys(MAPS, 1024) | {"counters": len(Counter), "state": len(StateIndex)}
             loader.load(pins, OBJECTS, config, sizes, tmp_path / "lock")
             attach.attach_cgroup(pins, group)
@@ -369,6 +378,38 @@ def test_socket_of_another_namespace_is_not_translated(host: Host, family: int) 
         return _port_after_connect(family)
 
     assert host.run(work, elsewhere=True) == 80
+
+
+RESTRICTED, ALLOWED = FrontendFlag.SOURCES, FrontendFlag.SOURCES | FrontendFlag.HOST_ALLOWED
+
+
+@BOTH
+@pytest.mark.parametrize(("flags", "translated"), [(RESTRICTED, False), (ALLOWED, True)], ids=["others'", "the host's"])
+def test_address_of_some_clients_is_the_hosts_where_it_says_so(
+    host: Host, family: int, flags: int, translated: bool
+) -> None:
+    """Else nothing is translated, and to_netdev drops what is sent."""
+
+    def work() -> bool:
+        with _listen(family) as server:
+            host.service(TCP_PROTOCOL, {family: [server.getsockname()[1]]}, flags=flags)
+            return _port_after_connect(family) != 80
+
+    assert host.run(work) == translated
+
+
+@pytest.mark.parametrize(("flags", "translated"), [(0, True), (ALLOWED, False)], ids=["everybody's", "the host's"])
+def test_pods_socket_is_judged_by_its_packets(tmp_path: Path, flags: int, translated: bool) -> None:
+    """With connect_time all, too: what is for the host is not for its pods."""
+
+    def work() -> bool:
+        _routes_to_loopback()
+        with _listen(socket.AF_INET) as server:
+            host.service(TCP_PROTOCOL, {socket.AF_INET: [server.getsockname()[1]]}, flags=flags)
+            return _port_after_connect(socket.AF_INET) != 80
+
+    with made(tmp_path, ConnectTime.ALL) as host:
+        assert host.run(work, elsewhere=True) == translated
 
 
 def _port_after_connect(family: int) -> int:

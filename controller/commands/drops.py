@@ -49,6 +49,8 @@ MEANINGS = {
     "see `calico-ebpf services`, and which port the client asks for.",
     abi.DropReason.NO_SERVICE: "The address is in a range of Services, and no Service has it: the Service is gone, or "
     "the client remembers an old address; `calico-ebpf status` has the ranges.",
+    abi.DropReason.SOURCE_RANGE: "A load-balancer address is not for this client: see loadBalancerSourceRanges of the "
+    "Service.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
     abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "

@@ -9,7 +9,7 @@ from controller.maps import Op
 from controller.mirror import NETWORK_MAPS
 from controller.tests.objects import served
 
-NAMES = ("state", "frontends", "slots", "backends", *NETWORK_MAPS)
+NAMES = ("state", "frontends", "slots", "backends", "sources", *NETWORK_MAPS)
 
 
 class FakeMaps:

@@ -10,6 +10,8 @@ from typing import Any, cast
 
 import pytest
 
+from bpf.abi import Frontend, FrontendFlag, FrontendKey
+from bpf.address import packed
 from bpf.pins import Pins
 from bpf.settings import Settings
 from controller.controller import Audited, Controller, Signal
@@ -340,6 +342,20 @@ def test_full_map_is_named_and_served_when_there_is_room(tmp_path: Path) -> None
     rig.wait(2)
     assert rig.report()["errors"] == []
     assert rig.report()["synced"]
+
+
+def test_own_node_tells_whether_a_load_balancer_address_is_for_it(tmp_path: Path) -> None:
+    """Whatever comes first, and also when its addresses change."""
+    rig = Rig(tmp_path, node_name="own")
+    made = service(type="LoadBalancer", loadBalancerSourceRanges=["192.0.2.0/24"])
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
+    rig.tell(changed(decoded_service(made)), *LISTED)
+    for address, expected in (("192.0.2.1", True), ("203.0.113.1", False)):
+        rig.tell(changed(decoded_node(node("other", ["203.0.113.7"], []))))
+        rig.tell(changed(decoded_node(node("own", [address], []))))
+        rig.wait(2)
+        value = rig.maps.maps["frontends"][FrontendKey(packed("192.0.2.80"), 80, 6).pack()]
+        assert bool(Frontend.unpack(value).flags & FrontendFlag.HOST_ALLOWED) == expected
 
 
 def test_services_with_the_same_address_are_named(rig: Rig) -> None:

@@ -3,13 +3,14 @@
 
 from collections.abc import Iterable
 from contextlib import suppress
+from ipaddress import ip_address, ip_network
 from typing import NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpf.abi import Backend, BackendKey, Frontend, FrontendKey, Slot, SlotKey
+from bpf.abi import Backend, BackendKey, Frontend, FrontendFlag, FrontendKey, Slot, SlotKey, SourceKey
 from bpf.address import packed
 from bpf.errors import BpftoolError
 from controller.dataplane import Dataplane
@@ -18,6 +19,7 @@ from controller.mirror import NETWORK_MAPS
 from controller.plan import arrange
 from controller.services import Rules, ServiceTracker
 from controller.source import Changed
+from controller.sourceranges import holds
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import (
     changed,
@@ -268,6 +270,100 @@ def test_local_slots_lead_to_local_backends_at_every_step(histories: list[set[st
         (frontend,) = (Frontend.unpack(value) for key, value in rig.maps.maps["frontends"].items() if is_port(key))
         assert frontend.slot_count == len(pods)
         assert frontend.local_count == sum(packed(pod) in LOCAL_PODS for pod in pods)
+
+
+class GuardedMaps(FakeMaps):
+    """Also notes, after each single write, which of CLIENTS may use the load-balancer address; None: there is none."""
+
+    def __init__(self, **capacities: int) -> None:
+        super().__init__(**capacities)
+        self.admitted: list[frozenset[str] | None] = []
+
+    def _run(self, op: Op) -> None:
+        super()._run(op)
+        self.admitted.append(self.admits())
+
+    def admits(self) -> frozenset[str] | None:
+        value = self.maps["frontends"].get(BALANCED.pack())
+        if value is None:
+            return None
+        if not Frontend.unpack(value).flags & FrontendFlag.SOURCES:
+            return frozenset(CLIENTS)
+        keys = [SourceKey.unpack(key) for key in self.maps["sources"]]
+        ranges = [(key.prefix_bits - 160, key.address) for key in keys if key.frontend == BALANCED]
+        return frozenset(client for client in CLIENTS if holds(ranges, packed(client)))
+
+
+BALANCED = FrontendKey(packed("192.0.2.80"), 80, 6)
+CLIENTS = ("203.0.113.1", "203.0.113.2", "203.0.113.130", "192.0.2.1")
+RANGES = ("203.0.113.0/24", "203.0.113.0/25", "203.0.113.1/32", "203.0.113.2/32", "192.0.2.0/24", "0.0.0.0/0")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.sets(st.sampled_from(RANGES), max_size=3), st.booleans()), max_size=8))
+def test_clients_are_judged_by_the_old_ranges_or_the_new_at_every_step(
+    history: list[tuple[bool, set[str], bool]],
+) -> None:
+    """Nobody gets in who is in neither, nor is kept out who is in both; no range is left of a frontend that is gone."""
+    maps = GuardedMaps()
+    rig = Rig(maps)
+    for there, ranges, restart in history:
+        made = service(type="LoadBalancer", loadBalancerSourceRanges=sorted(ranges))
+        made["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
+        rig.apply((changed if there else gone)(decoded_service(made)))
+        if restart:
+            rig.restart()
+        before, maps.admitted = maps.admits(), []
+        rig.sync()
+        now = maps.admits()
+        networks = [ip_network(one) for one in ranges or {"0.0.0.0/0"}]
+        wanted = frozenset(one for one in CLIENTS if any(ip_address(one) in network for network in networks))
+        assert now == (wanted if there else None)
+        if before is not None and now is not None:
+            assert all(between is not None and before & now <= between <= before | now for between in maps.admitted)
+        else:
+            assert all(between in (before, now) for between in maps.admitted)
+        rig.dataplane.record()
+        assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
+        assert there or not maps.maps["sources"]
+
+
+def test_sources_full_keep_the_address_from_the_others() -> None:
+    """Not all ranges fit: those that do are served, and the map is named; it never opens the address."""
+    maps = GuardedMaps(sources=1)
+    rig = Rig(maps)
+    made = service(type="LoadBalancer", loadBalancerSourceRanges=["203.0.113.1/32", "203.0.113.2/32"])
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
+    rig.apply(changed(decoded_service(made)))
+    rig.sync()
+    assert maps.admits() == {"203.0.113.1"}
+    assert set(rig.dataplane.short.values()) == {"sources"}
+    made["spec"]["loadBalancerSourceRanges"] = ["203.0.113.2/32"]
+    rig.apply(changed(decoded_service(made)))
+    rig.sync()
+    rig.dataplane.retry_short()
+    rig.sync()
+    assert maps.admits() == {"203.0.113.2"}
+    assert not rig.dataplane.short
+
+
+def test_drift_of_sources_is_repaired() -> None:
+    """A range that somebody else has written lets nobody in for long."""
+    maps = GuardedMaps()
+    rig = Rig(maps)
+    made = service(type="LoadBalancer", loadBalancerSourceRanges=["203.0.113.1/32"])
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
+    rig.apply(changed(decoded_service(made)))
+    rig.sync()
+    stray = SourceKey(160 + 96, BALANCED, packed("0.0.0.0"))
+    elsewhere = stray._replace(frontend=BALANCED._replace(port=81))
+    for key in (stray, elsewhere):
+        maps.maps["sources"][key.pack()] = bytes(4)
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 2
+    rig.dataplane.sync()
+    assert maps.admits() == {"203.0.113.1"}
+    assert len(maps.maps["sources"]) == 1
 
 
 def _on_its_node(pod: str) -> dict[str, object]:

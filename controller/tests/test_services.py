@@ -3,7 +3,8 @@
 
 import pytest
 
-from bpf.abi import FrontendFlag
+from bpf.abi import FrontendFlag, FrontendKey, SourceKey
+from bpf.address import packed
 from controller.services import Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
@@ -166,14 +167,74 @@ def test_cluster_ips_stand_by_themselves() -> None:
     assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips}
 
 
-def test_source_ranges_that_cannot_be_enforced_leave_the_address_unserved() -> None:
-    """Named, and never open to everybody; the NodePort has no such ranges."""
-    manifest = service(type="LoadBalancer", ports=NODE_PORT, loadBalancerSourceRanges=["192.0.2.0/24", "nonsense"])
-    compiled = compile_service(decoded_service(manifest | {"status": INGRESS}), [], RULES)
-    met = [frontend for pool in compiled.pools.values() for frontend, _ in pool.frontends]
-    found = {shown_frontend(frontend) for frontend in met if is_port(frontend)}
-    assert found == {"198.51.100.1:80/6", "0.0.0.0:30080/6"}
-    assert len(compiled.problems) == 2
+S, H = FrontendFlag.SOURCES, FrontendFlag.HOST_ALLOWED
+OWN = (packed("192.0.2.1"), packed("192.0.2.77"), packed("2001:db8::1"))
+
+
+@pytest.mark.parametrize(
+    ("ranges", "v4", "v6"),
+    [
+        pytest.param(["203.0.113.0/24"], E | S, E, id="one family: the other is for everybody"),
+        pytest.param(["192.0.2.0/26"], E | S | H, E, id="this node's first address"),
+        pytest.param(["192.0.2.64/26"], E | S, E, id="another one of this node"),
+        pytest.param(["203.0.113.0/24", "2001:db8::/64"], E | S, E | S | H, id="each family by its own"),
+        pytest.param(["203.0.113.0/24", "0.0.0.0/0"], E, E, id="everything besides"),
+        pytest.param(["nonsense"], E | S, E | S, id="nothing that makes sense"),
+    ],
+)
+def test_source_ranges_are_of_load_balancer_addresses_alone(
+    ranges: list[str], v4: FrontendFlag, v6: FrontendFlag
+) -> None:
+    """Neither of the NodePort nor of external IPs, but where one of these is a load balancer's address as well."""
+    ingress = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}, {"ip": "2001:db8::80"}]}}
+    manifest = service(
+        ips=["198.51.100.1", "2001:db8:5::1"],
+        ports=NODE_PORT,
+        type="LoadBalancer",
+        externalIPs=["192.0.2.80", "192.0.2.90"],
+        loadBalancerSourceRanges=ranges,
+    )
+    compiled = compile_service(decoded_service(manifest | {"status": ingress}), [], RULES._replace(addresses=OWN))
+    assert {
+        shown_frontend(frontend): flags
+        for pool in compiled.pools.values()
+        for frontend, flags in pool.frontends
+        if flags != FrontendFlag.CLUSTER_IP
+    } == {
+        "192.0.2.80:80/6": v4,
+        "2001:db8::80:80/6": v6,
+        "192.0.2.90:80/6": E,
+        "0.0.0.0:30080/6": E,
+        ":::30080/6": E,
+    }
+    assert bool(compiled.problems) == ("nonsense" in ranges)
+
+
+def test_clients_of_a_load_balancer_address_are_those_of_its_family() -> None:
+    """Also in the pool that clients outside have to themselves."""
+    fields = {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "loadBalancerSourceRanges": ["192.0.2.64/26"]}
+    manifest = decoded_service(service(**fields) | {"status": INGRESS})
+    slices = [decoded_slice(endpoint_slice("s", [_on("own", A, **DYING), _on("other", B)]))]
+    pools = compile_service(manifest, slices, RULES).pools.values()
+    found = {shown_frontend(one): pool.source_keys(one, flags) for pool in pools for one, flags in pool.frontends}
+    key = SourceKey(160 + 96 + 26, FrontendKey(packed("192.0.2.80"), 80, 6), packed("192.0.2.64"))
+    assert {frontend: keys for frontend, keys in found.items() if keys} == {"192.0.2.80:80/6": {key.pack()}}
+
+
+def test_node_that_gets_an_address_has_restricted_services_compiled_again() -> None:
+    """And no others; without one, what was known stays."""
+    tracker = ServiceTracker(RULES)
+    restricted = service("lb", type="LoadBalancer", loadBalancerSourceRanges=["192.0.2.0/24"]) | {"status": INGRESS}
+    for one in (service(), restricted):
+        tracker.apply(changed(decoded_service(one)))
+    list(tracker.compile_changed())
+    tracker.set_addresses(OWN)
+    ((key, compiled),) = tracker.compile_changed()
+    assert key == ("shop", "lb")
+    assert E | S | H in {flags for pool in compiled.pools.values() for _, flags in pool.frontends}
+    for addresses in (OWN, ()):
+        tracker.set_addresses(addresses)
+        assert not tracker.dirty
 
 
 def _lasting(seconds: int) -> JSON:
