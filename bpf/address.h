@@ -63,6 +63,14 @@ static __always_inline struct tuple reverse(const struct tuple *tuple)
 	};
 }
 
+static __always_inline bool loopback(const struct address *address)
+{
+	if (is_v4(address))
+		return bpf_ntohl(address->word_be[3]) >> 24 == 127;
+	return !(address->word_be[0] | address->word_be[1] | address->word_be[2]) &&
+	       address->word_be[3] == bpf_htonl(1);
+}
+
 /* IPv4 multicast, broadcast and link-local; IPv6 multicast, link-local and unspecified: never routed by us. */
 static __always_inline bool link_scoped(const struct address *address)
 {

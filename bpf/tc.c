@@ -54,6 +54,12 @@ static __always_inline int unserved_on_its_way(const struct packet *packet)
 	return of_a_node(remote) ? 0 : unserved(packet, &packet->tuple.daddr, remote);
 }
 
+/* As frontend_at. What is met at a loopback address is for the node's own processes, not for who sends to it here. */
+static __always_inline const struct frontend *frontend_asked(const struct packet *packet, struct frontend_key *key)
+{
+	return loopback(&packet->tuple.daddr) ? NULL : frontend_at(&packet->tuple, key);
+}
+
 /* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
 					struct opening *opening)
@@ -111,7 +117,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	int result;
 
 	opening->to = packet->tuple;
-	frontend = frontend_at(&packet->tuple, &key);
+	frontend = frontend_asked(packet, &key);
 	if (frontend) {
 		if (!source_allowed(frontend, &key, &packet->tuple.saddr))
 			return -DROP_SOURCE_RANGE;
@@ -400,7 +406,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		own = own_address(&packet->tuple.daddr);
 		if (own && in_mid_stream(packet))
 			return leave_to_host(packet);
-		frontend = frontend_at(&packet->tuple, &key);
+		frontend = frontend_asked(packet, &key);
 	}
 	arrive(skb, work, overlay);
 	if (arrival->handed_over) {

@@ -133,6 +133,20 @@ class TestLocalBackend:
         assert datapath.flow(key((family.outside, 5000), (family.node, 22))) is None
 
     @BOTH
+    @pytest.mark.parametrize(("program", "side"), [("from_netdev", "outside"), ("from_pod", "client")])
+    def test_loopback_address_is_for_the_nodes_own_processes(
+        self, datapath: Datapath, family: Family, program: str, side: str
+    ) -> None:
+        """It is one of the node's own; who sends to it from elsewhere is left to the stack, which drops that."""
+        loopback = "127.0.0.1" if family is V4 else "::1"
+        datapath.node(loopback, own=True)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        packet = arriving(tcp(family, (getattr(family, side), 5000), (loopback, NODE_PORT)))
+        result = datapath.run(program, packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+
+    @BOTH
     def test_tunnels_of_this_node_are_the_stacks(self, datapath: Datapath, family: Family) -> None:
         """What another node sends in the overlay passes, whatever Service claims the port; what goes on does not."""
         for address in (ANY_NODE[family], LOAD_BALANCER[family]):
