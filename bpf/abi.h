@@ -69,6 +69,15 @@ enum frontend_flag {
 	FRONTEND_DIRECT = 1 << 3,       /* the backend's node answers the client itself */
 	FRONTEND_SOURCES = 1 << 4,      /* for those clients alone that `sources` has */
 	FRONTEND_HOST_ALLOWED = 1 << 5, /* of FRONTEND_SOURCES: this node's own address is among them */
+	FRONTEND_HOST_PORT = 1 << 6,    /* a pod's; under the unspecified address it is met at this node's own alone */
+};
+
+/*
+ * Host ports are frontends with one slot and one backend, the pod, and one id for both. Their entries are the CNI
+ * plugin's, told by the id; those with ids below are the controller's.
+ */
+enum host_port {
+	HOST_PORT_IDS = 1 << 30,
 };
 
 /* Longest-prefix key: a frontend, whole, and a range of clients that may use it. */

@@ -91,6 +91,13 @@ class FrontendFlag(IntFlag):
     DIRECT = 8
     SOURCES = 16
     HOST_ALLOWED = 32
+    HOST_PORT = 64
+
+
+class HostPort(IntEnum):
+    """enum host_port."""
+
+    IDS = 1073741824
 
 
 class NodeFlag(IntFlag):

@@ -28,6 +28,7 @@ enum service_result {
 static __always_inline const struct frontend *frontend_at(const struct tuple *tuple, struct frontend_key *key)
 {
 	const struct frontend *frontend;
+	const struct node *node;
 
 	*key = (struct frontend_key){
 		.address = tuple->daddr,
@@ -35,10 +36,17 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 		.protocol = tuple->protocol,
 	};
 	frontend = bpf_map_lookup_elem(&frontends, key);
-	if (frontend || !bpf_map_lookup_elem(&nodes, &tuple->daddr))
+	if (frontend)
 		return frontend;
+	node = bpf_map_lookup_elem(&nodes, &tuple->daddr);
+	if (!node)
+		return NULL;
 	key->address = (struct address){{0, 0, is_v4(&tuple->daddr) ? V4_MARK : 0, 0}};
-	return bpf_map_lookup_elem(&frontends, key);
+	frontend = bpf_map_lookup_elem(&frontends, key);
+	/* another node's host port of that number is another pod's, or nobody's */
+	if (frontend && frontend->flags & FRONTEND_HOST_PORT && !(node->flags & NODE_OWN))
+		return NULL;
+	return frontend;
 }
 
 /* Whether a Service has an address as its cluster IP, whatever its ports. */

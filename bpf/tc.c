@@ -435,6 +435,10 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
 	if (result || arrival->handed_over)
 		return result;
+	/* The cluster's own ask at other nodes for host ports alone. The answers leave as those of pods do: the
+	 * kernel's route may lead into the overlay, but knows nothing of tunnels. */
+	if (frontend->flags & FRONTEND_HOST_PORT && remote_at(&packet->tuple.saddr))
+		opening->back = (struct way){};
 	return open_handover(packet, frontend, opening);
 }
 

@@ -53,7 +53,8 @@ class Request(NamedTuple):
 
 
 class Network(NamedTuple):
-    """A network configuration. `raw` is the whole of it, for another plugin to read; `mtu` is None where it is open."""
+    """A network configuration. `raw` is the whole of it, for another plugin to read; `mtu` is None where it is open;
+    `runtime` is what the runtime adds by capability, unchecked: see `portmap`."""
 
     version: str
     name: str
@@ -61,6 +62,7 @@ class Network(NamedTuple):
     ipam: Json
     dns: Json
     prev_result: Json | None
+    runtime: Json
     raw: Json
 
     @property
@@ -116,6 +118,7 @@ def network(text: bytes) -> Network:
         _ipam(raw.get("ipam")),
         _object(raw, "dns") or {},
         _object(raw, "prevResult"),
+        _object(raw, "runtimeConfig") or {},
         raw,
     )
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The pinned programs and the map of pods, as the CNI plugin uses them; their descriptors are kept for the next pod.
 
-The plugin is the one writer of that map. Whoever replaces what is pinned need not tell: each use looks first.
+The plugin is the one writer of that map; its entries in those of Services are the business of `hostports`. Whoever
+replaces what is pinned need not tell: each use looks first.
 """
 
 import errno
@@ -24,6 +25,7 @@ from cni.errors import NodeError
 
 # The hooks of a pod link, with bpf.attach's parents of them.
 HOOKS = ("from_pod", "to_pod")
+USED_MAPS = ("pods", "frontends", "slots", "backends", "nodes")
 
 
 class Pinned(NamedTuple):
@@ -31,10 +33,10 @@ class Pinned(NamedTuple):
 
     identity: tuple[str, int]
     programs: dict[str, int]
-    pods: int
+    maps: dict[str, int]
 
     def close(self) -> None:
-        for fd in (*self.programs.values(), self.pods):
+        for fd in (*self.programs.values(), *self.maps.values()):
             os.close(fd)
 
 
@@ -67,6 +69,12 @@ class Datapath:
             yield pinned.programs
 
     @contextmanager
+    def maps(self) -> Iterator[dict[str, int]]:
+        """Descriptors of USED_MAPS; other threads wait meanwhile. Raises NotLoadedError, BpfError."""
+        with self._lock:
+            yield self._open().maps
+
+    @contextmanager
     def following(self) -> Iterator[dict[str, int]]:
         """As `programs`, for who gives them to every pod link; `replaced` compares with these."""
         with self.programs() as programs:
@@ -81,21 +89,27 @@ class Datapath:
             except NotLoadedError:
                 return False
 
-    def set_pod(self, address: str, pod: Pod) -> None:
-        """Writes a pod's entry. Raises NodeError where the map is full."""
+    def set_pod(self, address: str, pod: Pod) -> bool:
+        """Writes a pod's entry; returns whether the address was another container's, of which nobody knows any longer.
+
+        Raises:
+            NodeError: the map is full.
+        """
         with self._lock:
+            before = self.pod(address)
             try:
-                syscall.map_update(self._open().pods, _key(address), pod.pack())
+                syscall.map_update(self._open().maps["pods"], _key(address), pod.pack())
             except OSError as error:
                 full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
                 hint = "the setting pods_max" if full else ""
                 raise NodeError(f"the map of pods takes no entry for {address}: {error.strerror}", hint) from error
+            return before is not None and before.container_hash != pod.container_hash
 
     def pod(self, address: str) -> Pod | None:
         """A pod's entry; None where it has none, or nothing is loaded."""
         with self._lock:
             try:
-                value = syscall.map_lookup(self._open().pods, _key(address), MAPS["pods"].value_size)
+                value = syscall.map_lookup(self._open().maps["pods"], _key(address), MAPS["pods"].value_size)
             except NotLoadedError:
                 return None
             return Pod.unpack(value) if value else None
@@ -110,7 +124,7 @@ class Datapath:
             pod = self.pod(address)
             if pod is None or pod.container_hash != container_hash:
                 return None
-            syscall.map_delete(self._open().pods, _key(address))
+            syscall.map_delete(self._open().maps["pods"], _key(address))
             return pod.ifindex
 
     def forget(self, ifindex: int, gone: Sequence[str]) -> None:
@@ -143,7 +157,7 @@ class Datapath:
         identity = self._identity()
         if self._pinned is None or self._pinned.identity != identity:
             programs = {hook: self._pins.open_program(hook) for hook in HOOKS}
-            fresh = Pinned(identity, programs, self._pins.open_map("pods"))
+            fresh = Pinned(identity, programs, {name: self._pins.open_map(name) for name in USED_MAPS})
             if self._pinned:
                 self._pinned.close()
             self._pinned = fresh

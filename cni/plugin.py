@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The verbs. The warm server and the one-shot process both run this, and nothing else.
 
-ADD: record the intention, reserve addresses, create the link, connect both ends, enter the pod in the map, complete the
-record. Whatever fails is undone at once; what a killed process leaves is undone by the next ADD or DEL of the same
-interface. DEL goes the other way, and takes everything that is gone already for done.
+ADD: record the intention, reserve addresses, create the link, connect both ends, enter the pod in the map, open its
+host ports, complete the record. Whatever fails is undone at once; what a killed process leaves is undone by the next
+ADD or DEL of the same interface. DEL goes the other way, and takes everything that is gone already for done.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from bpf import syscall
 from bpf.abi import Pod
 from bpf.errors import BpfError, NotLoadedError
 from bpf.settings import Settings
-from cni import config, link, result
+from cni import config, link, portmap, result
 from cni.config import Json, Network, Request
 from cni.datapath import Datapath, container_hash
 from cni.errors import (
@@ -29,8 +30,10 @@ from cni.errors import (
     TryAgainError,
     VersionError,
 )
+from cni.hostports import HostPorts
 from cni.lease import Lease, Leases
 from cni.link import PodLink
+from cni.portmap import HostPort
 from cni.ranges import Address
 from cni.records import Record, Records
 
@@ -59,6 +62,9 @@ class Plugin:
     def __init__(self, settings: Settings) -> None:
         self._proc_sys = settings.proc_sys
         self._datapath = Datapath(settings)
+        self._host_ports = HostPorts(self._datapath)
+        # By link: the host ports of the pods that have any.
+        self._opened: dict[str, list[HostPort]] = {}
         self._leases = Leases(settings)
         self._records = Records(settings.run_dir)
 
@@ -94,12 +100,23 @@ class Plugin:
             pass
         for name in self._records.links():
             self._restore(name)
+        self._host_ports.purge()
         with self._datapath.following() as programs:
             return link.reattach(link.host_ends(), programs)
 
     def outdated(self) -> bool:
         """Whether other programs have been pinned than those that the pod links have."""
         return self._datapath.replaced()
+
+    def restore_host_ports(self) -> int:
+        """Opens host ports again that nothing is met at: a Service that had their place has gone, say; returns how
+        many.
+
+        Raises:
+            BpfError, NodeError.
+        """
+        closed = [name for name, ports in list(self._opened.items()) if not all(map(self._host_ports.is_met, ports))]
+        return sum(map(self._reopen, closed))
 
     def delete_flows(self) -> int:
         """Deletes the flows of the pods that are gone; returns how many entries. It takes long where there are many."""
@@ -113,14 +130,28 @@ class Plugin:
         with self._records.locked(record.container_id):
             # Verbs are carried out meanwhile by the one-shot process: what was read before may be gone.
             record = self._records.read(name)
-            addresses = [ip_address(text) for text in record.addresses] if record and record.complete else []
-            missing = [address for address in addresses if self._datapath.pod(str(address)) is None]
-            end = link.host_end(name, missing) if missing else None
-            if record is None or end is None:
+            if record is None or not record.complete:
+                return
+            if record.port_mappings:
+                self._opened[name] = portmap.host_ports(record.port_mappings, record.addresses)
+            missing = [text for text in record.addresses if self._datapath.pod(text) is None]
+            end = link.host_end(name, list(map(ip_address, missing))) if missing else None
+            if end is None:
                 return
             for address, pod_mac in end.neighbours.items():
                 pod = Pod(end.ifindex, 0, pod_mac, end.mac, container_hash(record.container_id))
                 self._datapath.set_pod(str(address), pod)
+
+    def _reopen(self, name: str) -> int:
+        """Opens host ports of a pod that are closed; returns how many."""
+        record = self._records.read(name)
+        if record:
+            with self._records.locked(record.container_id):
+                if self._records.read(name) == record:
+                    owner = container_hash(record.container_id)
+                    return sum(self._host_ports.restore(port, owner) for port in self._opened.get(name, ()))
+        self._opened.pop(name, None)  # the one-shot process has carried out a DEL
+        return 0
 
     def _carry_out(self, request: Request, text: bytes, netns_fd: int | None) -> Json | None:
         if request.verb == "VERSION":
@@ -139,18 +170,21 @@ class Plugin:
 
     def _add(self, request: Request, network: Network, netns_fd: int) -> result.Result:
         before = result.parse(network.prev_result) if network.prev_result else None
+        mapped = portmap.mappings(network.runtime.get("portMappings"))
         name = link.host_name(request.container_id, request.ifname)
         left = self._records.read(name)
         if left and left.complete:
             raise ExistsError(f"{request.container_id} has {request.ifname} already: its last ADD had no DEL")
         if left:
             self._delete(request, network)
-        record = Record(request.container_id, request.ifname, network.name, request.pod)
+        record = Record(request.container_id, request.ifname, network.name, request.pod, port_mappings=mapped)
         lease = self._reserve(request, network, record)
         record = record._replace(addresses=tuple(map(str, lease.addresses)))
         try:
+            ports = portmap.required(mapped, record.addresses)
             self._records.write(name, record)
             made = self._connect(request, network.mtu, lease, netns_fd)
+            self._open(request, ports)
             self._records.write(name, record._replace(complete=True))
         except Exception as error:
             self._undo(request, network, error)
@@ -174,9 +208,19 @@ class Plugin:
         with self._datapath.programs() as programs:
             link.connect_host(made, index, lease.addresses, programs, self._proc_sys)
         link.connect_pod(made, netns_fd, lease.addresses, lease.destinations, self._proc_sys)
-        for address in lease.addresses:
-            self._datapath.set_pod(str(address), _entry(request, made, index))
+        entry = _entry(request, made, index)
+        replaced = [self._datapath.set_pod(str(address), entry) for address in lease.addresses]
+        if any(replaced):
+            self._host_ports.purge()
         return made
+
+    def _open(self, request: Request, ports: Sequence[HostPort]) -> None:
+        if not ports:
+            return
+        self._host_ports.require_node()
+        self._opened[link.host_name(request.container_id, request.ifname)] = list(ports)
+        for port in ports:
+            self._host_ports.open(port, container_hash(request.container_id))
 
     def _undo(self, request: Request, network: Network, error: Exception) -> None:
         """Undoes an ADD that failed. Of what cannot be undone the record stays, for DEL."""
@@ -191,7 +235,11 @@ class Plugin:
         record = self._records.read(name)
         owner = container_hash(request.container_id)
         entered = {}
-        for address in self._leases.addresses(request, network, record):
+        addresses = self._leases.addresses(request, network, record)
+        self._opened.pop(name, None)
+        for port in portmap.host_ports(_mapped(network, record), addresses):
+            self._host_ports.close(port, owner)
+        for address in addresses:
             ifindex = self._datapath.delete_pod(address, owner)
             if ifindex is not None:
                 entered[address] = ifindex
@@ -214,11 +262,22 @@ class Plugin:
         for address in addresses:
             if self._datapath.pod(str(address)) != _entry(request, made, index):
                 raise DifferenceError(f"{address}: its entry in the map of pods is not this pod's")
+        for port in portmap.required(portmap.mappings(network.runtime.get("portMappings")), list(map(str, addresses))):
+            self._host_ports.check(port, container_hash(request.container_id))
         self._leases.check(request, network)
 
     def _mtu(self) -> int:
         node = self._leases.node()
         return node.mtu if node else link.device_mtu()
+
+
+def _mapped(network: Network, record: Record | None) -> Sequence[portmap.PortMapping]:
+    """The host ports that an interface may have, from whatever still tells."""
+    if record and record.port_mappings:
+        return record.port_mappings
+    with suppress(ConfigError):  # such an ADD has failed
+        return portmap.mappings(network.runtime.get("portMappings"))
+    return ()
 
 
 def _required(request: Request, netns_fd: int | None) -> int:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cni.errors import NodeError
+from cni.portmap import PortMapping
 
 # struct flock of a 64-bit Linux: type, whence, start, length, pid
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -31,6 +32,7 @@ class Record(NamedTuple):
     Attributes:
         pod: "namespace/name", or "" where the runtime did not tell it.
         addresses: those it has, in text form; in an incomplete record perhaps not all.
+        port_mappings: the host ports that it was asked for.
     """
 
     container_id: str
@@ -39,6 +41,7 @@ class Record(NamedTuple):
     pod: str
     addresses: tuple[str, ...] = ()
     complete: bool = False
+    port_mappings: tuple[PortMapping, ...] = ()
 
 
 class Records:
@@ -52,7 +55,10 @@ class Records:
         """The record of a link; one that cannot be understood counts as incomplete."""
         try:
             fields = json.loads((self._directory / link).read_bytes())
-            return Record(**{**fields, "addresses": tuple(fields["addresses"])})
+            addresses = tuple(fields["addresses"])
+            # Those of earlier versions know of no host ports.
+            mapped = tuple(PortMapping(*one) for one in fields.get("port_mappings", ()))
+            return Record(**{**fields, "addresses": addresses, "port_mappings": mapped})
         except FileNotFoundError:
             return None
         except (ValueError, LookupError, TypeError):

@@ -34,7 +34,8 @@ REATTACH_CHECK_S = 5.0
 STOP_TIMEOUT_S = 30.0
 # How soon the network configuration follows when pods can be started.
 PUBLISH_CHECK_S = 0.25
-# How long the flows of a pod that is gone may stay: its address is the last of the range to be given out again.
+# How long the flows of a pod that is gone may stay: its address is the last of the range to be given out again. And how
+# soon a host port follows where a Service that had its place has gone.
 SWEEP_S = 2.0
 
 log = structlog.get_logger("cni")
@@ -53,6 +54,7 @@ class Server:
         self._network_file = settings.network_file
         self._conf_dir = settings.cni_conf_dir
         self._unready = ""
+        self._unrestored = ""
         self._plugin = plugin
         self._uid = uid
         self._slots = threading.BoundedSemaphore(WORKERS_MAX)
@@ -174,6 +176,7 @@ class Server:
 
     def _sweep(self) -> None:
         while True:
+            self._restore_host_ports()
             time.sleep(SWEEP_S)
             self._delete_flows()
 
@@ -185,6 +188,18 @@ class Server:
             return
         if deleted:
             log.info("flows_deleted", entries=deleted)
+
+    def _restore_host_ports(self) -> None:
+        try:
+            restored = self._plugin.restore_host_ports()
+            self._unrestored = ""
+        except (OSError, CniError, BpfError) as error:
+            if str(error) != self._unrestored:
+                log.error("host_ports_not_restored", error=str(error))
+            self._unrestored = str(error)
+            return
+        if restored:
+            log.info("host_ports_restored", count=restored)
 
     def _drain(self) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S

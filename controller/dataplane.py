@@ -143,6 +143,8 @@ class Dataplane:
             drifted = wrong(self._desired, found, self._numbers)
         if drifted:
             self._mirror, self._compare_all = found, True
+        else:
+            self._mirror.host_ports = found.host_ports
         return drifted
 
     def _read(self) -> Mirror:

@@ -3,8 +3,11 @@
 
 from collections.abc import Container
 
+from bpf.abi import HostPort
+
 BLOCK = 4096
-ID_MAX = 2**32 - 1
+# Those of host ports follow.
+ID_MAX = HostPort.IDS - 1
 
 
 class Ids:
@@ -15,8 +18,9 @@ class Ids:
     """
 
     def __init__(self, reserved: int) -> None:
-        self._next = max(1, reserved)
-        self.limit = reserved
+        # Earlier versions went further.
+        self._next = max(1, reserved) if reserved < ID_MAX else 1
+        self.limit = reserved if reserved < ID_MAX else 1
 
     def allocate(self, used: Container[int]) -> int:
         """An id that is not in `used`."""
@@ -26,7 +30,7 @@ class Ids:
                 self.limit = min(chosen + BLOCK, ID_MAX)
             self._next = chosen + 1
             if self._next >= ID_MAX:
-                # After four thousand million ids: what is in use is passed over.
+                # After a thousand million ids: what is in use is passed over.
                 self._next, self.limit = 1, 1
             if chosen not in used:
                 return chosen

@@ -10,11 +10,12 @@ The maps of the network are kept as they are.
 """
 
 from array import array
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from sys import byteorder
 from typing import Any
 
-from bpf.abi import Slot, SlotKey, StateIndex
+from bpf.abi import Frontend, FrontendFlag, HostPort, Slot, SlotKey, StateIndex
 from controller.maps import Maps, Op
 
 # What the network comes to: each is written whole, entry by entry, in no order.
@@ -32,6 +33,7 @@ class Mirror:
     state: the ids reserved so far, by index into the state map.
     references: backend id -> how many slots name it.
     strays: slots that no list of slots can hold.
+    host_ports: how many entries of each map were host ports' when it was read.
     """
 
     def __init__(self) -> None:
@@ -45,23 +47,24 @@ class Mirror:
         self.strays: set[SlotKey] = set()
         self.slot_count = 0
         self.source_count = 0
+        self.host_ports: Counter[str] = Counter()
 
     @classmethod
     def read(cls, maps: Maps) -> "Mirror":
         """Raises BpfError."""
         mirror = cls()
         for name in ("state", "frontends", "backends", "sources", *NETWORK_MAPS):
-            mirror.apply(Op(name, key, value) for key, value in maps.read(name).items())
-        slots = ((SlotKey.unpack(key), value) for key, value in maps.read("slots").items())
+            mirror.apply(Op(name, key, value) for key, value in mirror._read(maps, name).items())
+        slots = ((SlotKey.unpack(key), value) for key, value in mirror._read(maps, "slots").items())
         for key, value in sorted(slots):
             mirror._set_slot(*key, Slot.unpack(value).backend_id)
         return mirror
 
     def size(self, name: str) -> int:
-        """How many entries a map has."""
+        """How many entries a map has, host ports' included."""
         if name in ("slots", "sources"):
-            return self.slot_count if name == "slots" else self.source_count
-        return len(self.backends if name == "backends" else self._held(name))
+            return (self.slot_count if name == "slots" else self.source_count) + self.host_ports[name]
+        return len(self.backends if name == "backends" else self._held(name)) + self.host_ports[name]
 
     def apply(self, ops: Iterable[Op]) -> None:
         """What the maps hold once `ops` have run."""
@@ -96,6 +99,16 @@ class Mirror:
             if one != two:
                 count += sum(a != b for a, b in zip(one, two, strict=False)) + abs(len(one) - len(two))
         return count + len(self.strays ^ other.strays)
+
+    def _read(self, maps: Maps, name: str) -> dict[bytes, bytes]:
+        """A map without the entries of host ports, which are counted."""
+        entries = maps.read(name)
+        if name in _OF_HOST_PORT:
+            found = [key for key, value in entries.items() if _OF_HOST_PORT[name](key, value)]
+            self.host_ports[name] = len(found)
+            for key in found:
+                del entries[key]
+        return entries
 
     def _held(self, name: str) -> dict[bytes, bytes]:
         return self.frontends if name == "frontends" else self.network[name]
@@ -141,6 +154,19 @@ _NONE: "array[int]" = array("I")
 
 def _differences(mine: dict[Any, bytes], theirs: dict[Any, bytes]) -> int:
     return sum(mine.get(key) != theirs.get(key) for key in mine.keys() | theirs.keys())
+
+
+def _id_of_host_port(key: bytes, _value: bytes) -> bool:
+    """By the id, which is the key of a backend, and stands first in that of a slot."""
+    return int.from_bytes(key[:4], byteorder) >= HostPort.IDS
+
+
+# How an entry of each map is told to be a host port's, by key and value.
+_OF_HOST_PORT: dict[str, Callable[[bytes, bytes], bool]] = {
+    "frontends": lambda _, value: bool(Frontend.unpack(value).flags & FrontendFlag.HOST_PORT),
+    "slots": _id_of_host_port,
+    "backends": _id_of_host_port,
+}
 
 
 def reserved(state: StateIndex, until: int) -> Op:

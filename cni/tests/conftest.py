@@ -18,8 +18,22 @@ from typing import Any, NamedTuple
 import pytest
 
 from bpf import syscall
-from bpf.abi import MAPS, Pod, PodKey
-from bpf.address import packed
+from bpf.abi import (
+    MAPS,
+    Backend,
+    BackendKey,
+    Frontend,
+    FrontendFlag,
+    FrontendKey,
+    NodeFlag,
+    NodeKey,
+    Pod,
+    PodKey,
+    Slot,
+    SlotKey,
+)
+from bpf.abi import Node as NodeEntry
+from bpf.address import packed, text
 from bpf.pins import Pins
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -125,11 +139,41 @@ class Node:
             os.close(fd)
         return Pod.unpack(value) if value else None
 
+    def host_ports(self) -> dict[tuple[str, int, int], tuple[str, int]]:
+        """Where host ports are met: address, port, protocol -> the pod's address and port, over filled slots."""
+        found = {}
+        for key, value in self.entries("frontends").items():
+            frontend = Frontend.unpack(value)
+            if frontend.flags & FrontendFlag.HOST_PORT:
+                assert (frontend.slot_count, frontend.local_count) == (1, 1)
+                slot = Slot.unpack(self.entries("slots")[SlotKey(frontend.service_id, 0).pack()])
+                backend = Backend.unpack(self.entries("backends")[BackendKey(slot.backend_id).pack()])
+                met = FrontendKey.unpack(key)
+                assert met.protocol == backend.protocol
+                found[text(met.address), met.port, met.protocol] = (text(backend.address), backend.port)
+        return found
+
+    def entries(self, name: str) -> dict[bytes, bytes]:
+        """All of a pinned map."""
+        with self.pins.opened_map(name) as fd:
+            return dict(syscall.map_entries(fd, MAPS[name].key_size, MAPS[name].value_size))
+
+    def write(self, name: str, key: bytes, value: bytes | None) -> None:
+        """Writes an entry as the controller does, or deletes it."""
+        with self.pins.opened_map(name) as fd:
+            if value is None:
+                syscall.map_delete(fd, key)
+            else:
+                syscall.map_update(fd, key, value)
+
+    def know_own_address(self) -> None:
+        """As the controller does when it has looked at the node."""
+        self.write("nodes", NodeKey(packed("127.0.0.1")).pack(), NodeEntry(NodeFlag.OWN).pack())
+
     def leftovers(self) -> dict[str, list[str]]:
         """All that pods leave when they are not removed whole."""
-        fd = self.pins.open_map("pods")
-        entries = [key.hex() for key, _ in syscall.map_entries(fd, 16, MAPS["pods"].value_size)]
-        os.close(fd)
+        maps = ("pods", "frontends", "slots", "backends")
+        entries = [key.hex() for name in maps for key in self.entries(name)]
         files = [str(path.name) for path in self.networks.glob("*/*")]
         return {
             "links": [link["ifname"] for link in self.ip("link") if link["ifname"] != "lo"],

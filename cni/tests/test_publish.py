@@ -47,6 +47,9 @@ class ReadyPlugin:
     def outdated(self) -> bool:
         return False
 
+    def restore_host_ports(self) -> int:
+        return 0
+
     def delete_flows(self) -> int:
         return 0
 

@@ -6,9 +6,11 @@ import sys
 import threading
 from pathlib import Path
 
+from cni.portmap import PortMapping
 from cni.records import Record, Records
 
-RECORD = Record("c1", "eth0", "pods", "shop/web-0", ("192.0.2.2",), complete=True)
+MAPPINGS = (PortMapping("", 8053, "udp", 53), PortMapping("192.0.2.1", 8080, "tcp", 80))
+RECORD = Record("c1", "eth0", "pods", "shop/web-0", ("192.0.2.2",), complete=True, port_mappings=MAPPINGS)
 
 HOLD = "import sys; from pathlib import Path; from cni.records import Records\n"
 HOLD += "with Records(Path(sys.argv[1])).locked('c1'): print('held', flush=True); sys.stdin.read()"
@@ -25,6 +27,15 @@ def test_record_written_is_read_back(tmp_path: Path) -> None:
     records.remove("ce1")
     assert records.read("ce1") is None
     assert records.links() == []
+
+
+def test_record_of_an_earlier_version_tells_of_no_host_ports(tmp_path: Path) -> None:
+    """Its pod goes on as it was."""
+    records = Records(tmp_path)
+    with records.locked("c1"):
+        fields = '"container_id": "c1", "ifname": "eth0", "network": "pods", "pod": "shop/web-0"'
+        (tmp_path / "state/links/ce1").write_text(f'{{{fields}, "addresses": ["192.0.2.2"], "complete": true}}')
+    assert records.read("ce1") == RECORD._replace(port_mappings=())
 
 
 def test_record_that_is_damaged_counts_as_incomplete(tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 """`calico-ebpf pods`: this node's pods, as the data plane knows them."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
@@ -14,11 +15,12 @@ from bpf.cli import settings_flags
 from bpf.settings import Settings
 from controller.commands.options import output_flag
 from controller.commands.output import Column, show
-from controller.commands.reading import device_name, entries, mac
+from controller.commands.reading import device_name, entries, frontend_text, mac, protocol_name
 
 
 class Pod(NamedTuple):
-    """`device` is "" where the host end of the pod link is gone, `container_id` where no record names it."""
+    """`device` is "" where the host end of the pod link is gone, `container_id` where no record names it; `host_ports`
+    are those that lead to the pod now, not those whose place a Service has."""
 
     address: str
     device: str
@@ -27,6 +29,7 @@ class Pod(NamedTuple):
     host_mac: str
     container_id: str
     container_hash: str
+    host_ports: tuple[str, ...]
 
 
 COLUMNS = (
@@ -35,11 +38,17 @@ COLUMNS = (
     Column("POD MAC", attrgetter("pod_mac")),
     Column("HOST MAC", attrgetter("host_mac")),
     Column("CONTAINER", lambda pod: pod.container_id or f"hash {pod.container_hash}"),
+    Column("HOST PORTS", lambda pod: " ".join(pod.host_ports) or "none"),
 )
 
 
-def pods(found: Iterable[tuple[abi.PodKey, abi.Pod]], containers: Mapping[int, str]) -> list[Pod]:
-    """What the map says, in the order of addresses; `containers` maps hashes to container ids."""
+def pods(
+    found: Iterable[tuple[abi.PodKey, abi.Pod]],
+    containers: Mapping[int, str],
+    ports: Mapping[bytes, Sequence[str]],
+) -> list[Pod]:
+    """What the map says, in the order of addresses; `containers` maps hashes to container ids, and `ports` addresses to
+    host ports."""
     return [
         Pod(
             address.text(key.address),
@@ -49,9 +58,23 @@ def pods(found: Iterable[tuple[abi.PodKey, abi.Pod]], containers: Mapping[int, s
             mac(pod.host_mac),
             containers.get(pod.container_hash, ""),
             f"{pod.container_hash:016x}",
+            tuple(ports.get(key.address, ())),
         )
         for key, pod in sorted(found)
     ]
+
+
+def host_ports(
+    frontends: Iterable[tuple[abi.FrontendKey, abi.Frontend]], backends: Mapping[abi.BackendKey, abi.Backend]
+) -> dict[bytes, list[str]]:
+    """Host ports by the address of the pod that they lead to, as 192.0.2.1:8080/TCP->80."""
+    found = defaultdict(list)
+    for key, value in sorted(frontends):
+        backend = backends.get(abi.BackendKey(value.service_id))  # one id for both
+        if value.flags & abi.FrontendFlag.HOST_PORT and backend:
+            where = frontend_text(key.address, key.port, value.flags)
+            found[backend.address].append(f"{where}/{protocol_name(key.protocol)}->{backend.port}")
+    return found
 
 
 def recorded_containers(networks: Path) -> dict[int, str]:
@@ -75,5 +98,6 @@ def container_hash(container_id: str) -> int:
 @output_flag
 def command(settings: Settings, output: str) -> None:
     """This node's pods, as the data plane knows them."""
-    containers = recorded_containers(settings.cni_networks_dir)
-    show(output, pods(entries(node.pins(settings), "pods"), containers), COLUMNS)
+    containers, pins = recorded_containers(settings.cni_networks_dir), node.pins(settings)
+    ports = host_ports(entries(pins, "frontends"), dict(entries(pins, "backends")))
+    show(output, pods(entries(pins, "pods"), containers, ports), COLUMNS)

@@ -12,6 +12,7 @@ from bpf.pins import Pins
 
 LRU_HASH = 9
 HASHES = (1, LRU_HASH)
+UNSPECIFIED = (address.packed("0.0.0.0"), address.packed("::"))
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -61,6 +62,14 @@ def endpoint(packed: bytes, port: int) -> str:
     """192.0.2.1:80, or [2001:db8::1]:80."""
     text = address.text(packed)
     return f"{text}:{port}" if address.is_v4(packed) else f"[{text}]:{port}"
+
+
+def frontend_text(packed: bytes, port: int, flags: int) -> str:
+    """As `endpoint`; what stands under the unspecified address is met at any node's, and a host port at this one's."""
+    if packed not in UNSPECIFIED:
+        return endpoint(packed, port)
+    node = "this-node" if flags & abi.FrontendFlag.HOST_PORT else "any-node"
+    return f"{node}:{port}" if address.is_v4(packed) else f"[{node}]:{port}"
 
 
 def mac(packed: bytes) -> str:

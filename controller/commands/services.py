@@ -11,9 +11,7 @@ from bpf.cli import settings_flags
 from bpf.settings import Settings
 from controller.commands.options import ADDRESS, output_flag
 from controller.commands.output import show_json, table
-from controller.commands.reading import endpoint, entries, protocol_name
-
-NODE_PORT = {"0.0.0.0": "any-node", "::": "[any-node]"}
+from controller.commands.reading import endpoint, entries, frontend_text, protocol_name
 
 
 class Target(NamedTuple):
@@ -79,10 +77,8 @@ def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
 
 
 def _frontend_text(front: Frontend) -> str:
-    """A NodePort stands under the unspecified address."""
-    if front.address in NODE_PORT:
-        return f"{NODE_PORT[front.address]}:{front.port}"
-    return endpoint(address.packed(front.address), front.port)
+    flags = sum(abi.FrontendFlag[name.upper()] for name in front.flags)
+    return frontend_text(address.packed(front.address), front.port, flags)
 
 
 def _kind_text(front: Frontend) -> str:
@@ -107,10 +103,10 @@ def as_json(front: Frontend) -> dict[str, object]:
 def command(settings: Settings, wanted: bytes | None, output: str) -> None:
     """Frontends, and the backends behind them.
 
-    A NodePort is shown as any node's. Backends on this node are marked `here`: under `local`, which stands for
-    externalTrafficPolicy Local, clients outside reach those alone. `affinity` is for how long after its last connection
-    a client comes back to the same backend. A frontend without backends refuses its clients.
-    SERVICE is the number under which its slots are kept.
+    A NodePort is shown as any node's, and a pod's host port as this node's. Backends on this node are marked `here`:
+    under `local`, which stands for externalTrafficPolicy Local, clients outside reach those alone. `affinity` is for
+    how long after its last connection a client comes back to the same backend. A frontend without backends refuses
+    its clients. SERVICE is the number under which its slots are kept.
     """
     pins = node.pins(settings)
     found = frontends(entries(pins, "frontends"), dict(entries(pins, "slots")), dict(entries(pins, "backends")))

@@ -10,7 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bpf.abi import Backend, BackendKey, Frontend, FrontendFlag, FrontendKey, Slot, SlotKey, SourceKey
+from bpf.abi import (
+    Backend,
+    BackendKey,
+    Frontend,
+    FrontendFlag,
+    FrontendKey,
+    HostPort,
+    Slot,
+    SlotKey,
+    SourceKey,
+    StateIndex,
+)
 from bpf.address import packed
 from bpf.errors import BpftoolError
 from controller.dataplane import Dataplane
@@ -514,6 +525,96 @@ def test_audit_after_a_failed_sync_says_nothing() -> None:
     with pytest.raises(BpftoolError):
         rig.sync()
     assert rig.dataplane.audit(found) is None
+
+
+HOST_PORT_ID = HostPort.IDS + 7
+
+
+def _host_port(address: str, port: int) -> dict[str, tuple[bytes, bytes]]:
+    """A host port's entries, as the CNI plugin writes them."""
+    flags = FrontendFlag.EXTERNAL | FrontendFlag.HOST_PORT
+    return {
+        "backends": (BackendKey(HOST_PORT_ID).pack(), Backend(packed("203.0.113.77"), 53, 6).pack()),
+        "slots": (SlotKey(HOST_PORT_ID, 0).pack(), Slot(HOST_PORT_ID).pack()),
+        "frontends": (FrontendKey(packed(address), port, 6).pack(), Frontend(HOST_PORT_ID, 1, 1, flags, 0).pack()),
+    }
+
+
+def _enter(rig: Rig, entries: dict[str, tuple[bytes, bytes]]) -> None:
+    for name, (key, value) in entries.items():
+        rig.maps.maps[name][key] = value
+
+
+def _holds(rig: Rig, entries: dict[str, tuple[bytes, bytes]]) -> bool:
+    return all(rig.maps.maps[name].get(key) == value for name, (key, value) in entries.items())
+
+
+def test_host_ports_are_passed_over_by_syncs_restarts_and_audits() -> None:
+    """They are the CNI plugin's: neither drift nor leftovers, whenever they came."""
+    rig, entries = _rig_with(PODS), _host_port("0.0.0.0", 8053)
+    _enter(rig, entries)
+    for _ in range(2):
+        rig.dataplane.record()
+        assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(PODS[0])]))))
+        rig.sync()
+        assert _holds(rig, entries)
+        rig.restart()
+        rig.sync()
+        assert _holds(rig, entries)
+    rig.apply(gone(decoded_service(service())))
+    rig.sync()
+    assert _holds(rig, entries)
+
+
+def test_host_ports_take_room() -> None:
+    """They are counted with the rest, as soon as an audit has seen them."""
+    rig = _rig_with(PODS[:1])
+    _enter(rig, _host_port("0.0.0.0", 8053))
+    rig.dataplane.record()
+    rig.dataplane.audit(rig.dataplane.read_back())
+    sizes = rig.dataplane.sizes()
+    assert [sizes[name][0] for name in ("frontends", "slots", "backends")] == [2, 2, 2]
+    rig.maps.capacities |= {"backends": 3}
+    rig.restart()
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(pod) for pod in PODS]))))
+    rig.sync()
+    assert list(rig.dataplane.short.values()) == ["backends"]
+    assert len(rig.maps.maps["backends"]) == 3
+
+
+def test_service_takes_an_address_from_a_host_port_and_gives_it_back() -> None:
+    """It comes first, as with kube-proxy; a host port that has overwritten it is found by the audit."""
+    entries = _host_port("198.51.100.1", 80)
+    key, value = entries["frontends"]
+    rig = Rig(FakeMaps())
+    _enter(rig, entries)
+    rig.apply(changed(decoded_service(service())))
+    rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(PODS[0])]))))
+    rig.sync()
+    assert served(rig.maps.maps) == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+    rig.maps.maps["frontends"][key] = value
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 1
+    rig.sync()
+    assert served(rig.maps.maps) == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
+    rig.apply(gone(decoded_service(service())))
+    rig.sync()
+    assert key not in rig.maps.maps["frontends"]
+    assert _holds(rig, {name: entries[name] for name in ("slots", "backends")})
+
+
+def test_ids_of_host_ports_are_never_given_to_services() -> None:
+    """Those of the controller begin anew below them, also where an earlier version has gone further."""
+    for reserved in (HostPort.IDS - 2, HostPort.IDS - 1, HostPort.IDS + 4096):
+        rig = Rig(FakeMaps())
+        for index in (StateIndex.NEXT_BACKEND_ID, StateIndex.NEXT_SERVICE_ID):
+            rig.maps.maps["state"][int(index).to_bytes(4, "little")] = reserved.to_bytes(8, "little")
+        rig.apply(changed(decoded_service(service())))
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(pod) for pod in PODS]))))
+        rig.sync()
+        assert all(0 < int.from_bytes(key, "little") < HostPort.IDS for key in rig.maps.maps["backends"])
+        assert all(0 < SlotKey.unpack(key).service_id < HostPort.IDS for key in rig.maps.maps["slots"])
 
 
 def test_ids_after_a_restart_are_new() -> None:

@@ -16,7 +16,9 @@ from e2e.kernels.guest import tools
 from e2e.kernels.machine import Machine
 from e2e.kernels.rootfs import TREE
 
-FILES = tuple(f"bpf/tests/test_{name}.py" for name in ("tc", "external", "affinity", "sweep"))
+FILES = tuple(
+    f"bpf/tests/test_{name}.py" for name in ("tc", "external", "affinity", "host_port", "unserved", "sources", "sweep")
+)
 
 # An emulated CPU takes seconds for what fills the table of flows.
 TIMEOUT_S = 300

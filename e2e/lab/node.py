@@ -5,8 +5,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -132,9 +133,9 @@ class Node:
         path = self.log(daemon)
         return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else "(no log)"
 
-    def add_pod(self, name: str, serve: bool = True) -> Pod:
+    def add_pod(self, name: str, serve: bool = True, port_mappings: Sequence[dict[str, Any]] = ()) -> Pod:
         """Makes a pod through the CNI executable; with `serve`, one that answers at runtime.PORT."""
-        pod = runtime.create(self.space, name)
+        pod = runtime.create(self.space, name, port_mappings)
         self.pods[name] = pod
         if serve:
             pod.serve()

@@ -7,7 +7,7 @@ The executable is called as containerd calls it: found in CNI_PATH by its type, 
 import json
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,14 @@ class Pod:
     Attributes:
         node: the node's space.
         space: the pod's own.
+        port_mappings: its host ports, for plugins that have the capability.
     """
 
     name: str
     node: Space
     container_id: str = field(default_factory=lambda: secrets.token_hex(32))
     result: dict[str, Any] = field(default_factory=dict)
+    port_mappings: Sequence[dict[str, Any]] = ()
 
     @property
     def netns(self) -> str:
@@ -87,14 +89,14 @@ def serve(where: Space, name: str, port: int = PORT) -> None:
         raise LabError(f"server {name}: {process.communicate()[1].strip()}")
 
 
-def create(node: Space, name: str) -> Pod:
+def create(node: Space, name: str, port_mappings: Sequence[dict[str, Any]] = ()) -> Pod:
     """Makes a sandbox and adds it to the network.
 
     Raises:
         LabError: the name is taken, or the node has no network.
         CniError: a plugin answered with an error; the sandbox is gone again, as with a runtime.
     """
-    pod = Pod(name, node)
+    pod = Pod(name, node, port_mappings=port_mappings)
     if _record(pod).exists():
         raise LabError(f"{node.name} has a pod {name} already: `pod remove {node.name} {name}` removes it")
     plugins(node)
@@ -141,20 +143,27 @@ def _record(pod: Pod) -> Path:
 def add(pod: Pod) -> dict[str, Any]:
     """ADD through every plugin of the network, in order; the last result."""
     result: dict[str, Any] = {}
-    for config in plugins(pod.node):
+    for config in _configs(pod):
         result = call("ADD", pod, config | ({"prevResult": result} if result else {}))
     return result
 
 
 def check(pod: Pod) -> None:
-    for config in plugins(pod.node):
+    for config in _configs(pod):
         call("CHECK", pod, config | {"prevResult": pod.result})
 
 
 def delete(pod: Pod) -> None:
     """DEL through every plugin of the network, in reverse."""
-    for config in reversed(plugins(pod.node)):
+    for config in reversed(_configs(pod)):
         call("DEL", pod, config | ({"prevResult": pod.result} if pod.result else {}))
+
+
+def _configs(pod: Pod) -> list[dict[str, Any]]:
+    """As `plugins`, with the pod's host ports for those that declare the capability."""
+    runtime = {"runtimeConfig": {"portMappings": pod.port_mappings}}
+    configs = plugins(pod.node)
+    return [one | runtime if one.get("capabilities", {}).get("portMappings") else one for one in configs]
 
 
 def plugins(space: Space) -> list[dict[str, Any]]:

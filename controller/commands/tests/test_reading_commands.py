@@ -257,12 +257,41 @@ def test_pods_name_container_and_device() -> None:
             (abi.PodKey(CLIENT), abi.Pod(1, 0, bytes(6), bytes(6), known)),
         ],
         {known: "abc"},
+        {CLIENT: ["this-node:80/TCP->8080"]},
     )
-    assert [(pod.address, pod.device, pod.container_id) for pod in found] == [
-        ("10.244.0.5", "lo", "abc"),
-        ("10.244.1.7", "", ""),
+    assert [(pod.address, pod.device, pod.container_id, pod.host_ports) for pod in found] == [
+        ("10.244.0.5", "lo", "abc", ("this-node:80/TCP->8080",)),
+        ("10.244.1.7", "", "", ()),
     ]
     assert (found[1].pod_mac, found[1].container_hash) == ("02:00:00:00:00:01", "00000000000000fe")
+
+
+def test_host_ports_are_told_by_pod_and_as_services() -> None:
+    """Those of every address as this node's, and no Service among them; `services` shows both."""
+    flags = abi.FrontendFlag.EXTERNAL | abi.FrontendFlag.HOST_PORT
+    number = abi.HostPort.IDS + 5
+    frontends = [
+        (abi.FrontendKey(packed("::"), 8053, UDP), abi.Frontend(number + 1, 1, 1, flags, 0)),
+        (abi.FrontendKey(packed("0.0.0.0"), 30080, TCP), abi.Frontend(1, 0, 0, abi.FrontendFlag.EXTERNAL, 0)),
+        (abi.FrontendKey(packed("192.0.2.1"), 8080, TCP), abi.Frontend(number, 1, 1, flags, 0)),
+        (abi.FrontendKey(packed("0.0.0.0"), 8053, UDP), abi.Frontend(number + 2, 1, 1, flags, 0)),
+    ]
+    known = {
+        abi.BackendKey(number): abi.Backend(CLIENT, 80, TCP),
+        abi.BackendKey(number + 1): abi.Backend(CLIENT, 53, UDP),
+        abi.BackendKey(number + 2): abi.Backend(SERVER, 53, UDP),
+    }
+    assert pods.host_ports(frontends, known) == {
+        CLIENT: ["[this-node]:8053/UDP->53", "192.0.2.1:8080/TCP->80"],
+        SERVER: ["this-node:8053/UDP->53"],
+    }
+    slots = {abi.SlotKey(number + each, 0): abi.Slot(number + each) for each in range(3)}
+    assert [row[0] for row in services.rows(services.frontends(frontends, slots, known))] == [
+        "[this-node]:8053",
+        "this-node:8053",
+        "any-node:30080",
+        "192.0.2.1:8080",
+    ]
 
 
 def test_recorded_containers_are_read_in_host_locals_format(tmp_path: Path) -> None:
