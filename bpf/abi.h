@@ -51,12 +51,13 @@ ABI_LAYOUT(frontend_key, 20);
 
 struct frontend {
 	__u32 service_id;
-	__u32 slot_count;  /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
-	__u32 local_count; /* slots 0 .. local_count - 1 of them are this node's */
-	__u32 flags;       /* enum frontend_flag */
-	__u32 affinity_s;  /* for so long after its last connection a client keeps its backend; 0: not at all */
+	__u32 slot_count;    /* slots 0 .. slot_count - 1 are filled; 0: the Service has no usable endpoint */
+	__u32 local_count;   /* slots 0 .. local_count - 1 of them are this node's: the Local set */
+	__u32 cluster_start; /* slots cluster_start .. slot_count - 1 are the Cluster set */
+	__u32 flags;         /* enum frontend_flag */
+	__u32 affinity_s;    /* for so long after its last connection a client keeps its backend; 0: not at all */
 };
-ABI_LAYOUT(frontend, 20);
+ABI_LAYOUT(frontend, 24);
 
 /*
  * A NodePort's address is that of any node: 0.0.0.0 (v4-mapped) or ::, looked up after the packet's own where that is a
@@ -65,7 +66,7 @@ ABI_LAYOUT(frontend, 20);
 enum frontend_flag {
 	FRONTEND_CLUSTER_IP = 1 << 0,
 	FRONTEND_EXTERNAL = 1 << 1,     /* reached from outside: a NodePort, an external or a load-balancer address */
-	FRONTEND_LOCAL = 1 << 2,        /* externalTrafficPolicy Local */
+	FRONTEND_LOCAL = 1 << 2,        /* externalTrafficPolicy Local; of a cluster IP: internalTrafficPolicy Local */
 	FRONTEND_DIRECT = 1 << 3,       /* the backend's node answers the client itself */
 	FRONTEND_SOURCES = 1 << 4,      /* for those clients alone that `sources` has */
 	FRONTEND_HOST_ALLOWED = 1 << 5, /* of FRONTEND_SOURCES: this node's own address is among them */
@@ -314,7 +315,7 @@ enum drop_reason {
 	DROP_UNTRANSLATED,     /* a host's packet to a Service that connect-time translation should have caught */
 	DROP_NO_REMOTE,        /* a host's packet into the overlay to an address that no node has */
 	DROP_NOT_A_NODE,       /* out of a tunnel from an address that no node has, or of another network */
-	DROP_NO_LOCAL_BACKEND, /* externalTrafficPolicy Local, or handed over, and no usable endpoint here */
+	DROP_NO_LOCAL_BACKEND, /* a traffic policy Local, or handed over, and no usable endpoint here */
 	DROP_PORTS_EXHAUSTED,  /* masquerade: no free port towards that destination */
 	DROP_NO_HANDOVER,      /* an outside client's, and the backend's node cannot be handed packets */
 	DROP_NO_POD,           /* to a pod that is gone; TCP in mid-stream is refused */

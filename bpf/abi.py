@@ -325,25 +325,28 @@ class DropKey(NamedTuple):
         return cls(reason, ifindex)
 
 
-_FRONTEND = Struct("=IIIII")
+_FRONTEND = Struct("=IIIIII")
 
 
 class Frontend(NamedTuple):
-    """struct frontend, 20 bytes."""
+    """struct frontend, 24 bytes."""
 
     service_id: int
     slot_count: int
     local_count: int
+    cluster_start: int
     flags: int
     affinity_s: int
 
     def pack(self) -> bytes:
-        return _FRONTEND.pack(self.service_id, self.slot_count, self.local_count, self.flags, self.affinity_s)
+        return _FRONTEND.pack(
+            self.service_id, self.slot_count, self.local_count, self.cluster_start, self.flags, self.affinity_s
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> "Frontend":
-        service_id, slot_count, local_count, flags, affinity_s = _FRONTEND.unpack(data)
-        return cls(service_id, slot_count, local_count, flags, affinity_s)
+        service_id, slot_count, local_count, cluster_start, flags, affinity_s = _FRONTEND.unpack(data)
+        return cls(service_id, slot_count, local_count, cluster_start, flags, affinity_s)
 
 
 _FRONTEND_KEY = Struct("=16sHB1x")
@@ -750,7 +753,7 @@ MAPS = {
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
-    "frontends": MapSpec(1, 20, 20, 131072, 1, "FrontendKey", "Frontend"),
+    "frontends": MapSpec(1, 20, 24, 131072, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),
@@ -790,8 +793,9 @@ FIELDS = {
         "service_id": (0, 4),
         "slot_count": (4, 4),
         "local_count": (8, 4),
-        "flags": (12, 4),
-        "affinity_s": (16, 4),
+        "cluster_start": (12, 4),
+        "flags": (16, 4),
+        "affinity_s": (20, 4),
     },
     "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
     "Node": {"flags": (0, 4)},

@@ -4,8 +4,8 @@
  * packet of theirs needs translation. What they asked for is kept by socket cookie: answers seem to come from there,
  * and getpeername() says so.
  *
- * A Service without a backend is left as it is: the packet goes out, and to_netdev refuses it, as every kernel can. So
- * is a load-balancer address that is not for this node, which to_netdev drops.
+ * A Service without a backend is left as it is: the packet goes out, and to_netdev refuses or drops it, as every kernel
+ * can. So is a load-balancer address that is not for this node, which to_netdev drops.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -114,7 +114,7 @@ static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct 
 
 	if (!frontend || !socket_allowed(ctx, frontend))
 		return false;
-	if (service_select(&frontend_key, &client, false, &backend_key, &selected) != SERVICE_SELECTED)
+	if (service_select(&frontend_key, &client, set_for_own(frontend), &backend_key, &selected) != SERVICE_SELECTED)
 		return false;
 	*backend = (struct socket_peer){
 		.address = selected.address,

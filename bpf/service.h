@@ -24,6 +24,13 @@ enum service_result {
 	SERVICE_SELECTED,
 };
 
+/* Which of a frontend's backends are chosen from. */
+enum service_set {
+	SERVICE_CLUSTER = 0, /* the Cluster set */
+	SERVICE_LOCAL,       /* the Local set */
+	SERVICE_HERE,        /* the Local set, seen to be here: what is not to be sent on */
+};
+
 /* The key under which a frontend of this tuple's destination stands, and the frontend, or NULL. */
 static __always_inline const struct frontend *frontend_at(const struct tuple *tuple, struct frontend_key *key)
 {
@@ -68,6 +75,14 @@ static __always_inline bool source_allowed(const struct frontend *frontend, cons
 	source.frontend = *key;
 	source.address = *client;
 	return bpf_map_lookup_elem(&sources, &source);
+}
+
+/* What pods and processes of this node are given: internalTrafficPolicy is for them, externalTrafficPolicy is not. */
+static __always_inline enum service_set set_for_own(const struct frontend *frontend)
+{
+	const __u32 internal_local = FRONTEND_CLUSTER_IP | FRONTEND_LOCAL;
+
+	return (frontend->flags & internal_local) == internal_local ? SERVICE_LOCAL : SERVICE_CLUSTER;
 }
 
 /* Whether a backend is here: one of our pods, or the node itself. */
@@ -119,43 +134,44 @@ static __always_inline bool affinity_claim(const struct affinity_key *client, co
 }
 
 /*
- * Chooses a backend, among this node's alone where `local`: that which `client` has by session affinity, or else one at
+ * Chooses a backend, of a set: that which `client` has by session affinity, or else one at
  * random, which is then remembered. `client` is NULL for what begins no connection.
  * Returns SERVICE_SELECTED with `key` and `backend` filled in, SERVICE_NONE, or -DROP_NO_BACKEND,
  * -DROP_NO_LOCAL_BACKEND or -DROP_NO_SLOT.
  */
-static __noinline int service_select(const struct frontend_key *frontend_key, const struct address *client, bool local,
-				     struct backend_key *key, struct backend *backend)
+static __noinline int service_select(const struct frontend_key *frontend_key, const struct address *client,
+				     enum service_set set, struct backend_key *key, struct backend *backend)
 {
 	for (int i = 0; i < SELECT_TRIES; i++) {
 		const struct frontend *frontend = bpf_map_lookup_elem(&frontends, frontend_key);
 		struct affinity_key affine = {};
 		struct slot_key slot_key;
 		const struct slot *slot;
-		__u32 count;
+		__u32 start, count;
 		bool sticky;
 
 		if (!frontend)
 			return SERVICE_NONE;
 		if (!frontend->slot_count)
 			return -DROP_NO_BACKEND;
-		count = local ? frontend->local_count : frontend->slot_count;
+		start = set == SERVICE_CLUSTER ? frontend->cluster_start : 0;
+		count = set == SERVICE_CLUSTER ? frontend->slot_count - start : frontend->local_count;
 		if (!count)
-			return -DROP_NO_LOCAL_BACKEND;
+			return set == SERVICE_CLUSTER ? -DROP_NO_BACKEND : -DROP_NO_LOCAL_BACKEND;
 		sticky = client && frontend->affinity_s;
 		if (sticky) {
 			affine = (struct affinity_key){.client = *client, .service_id = frontend->service_id};
-			if (affinity_take(&affine, frontend->affinity_s, local, key, backend))
+			if (affinity_take(&affine, frontend->affinity_s, set != SERVICE_CLUSTER, key, backend))
 				return SERVICE_SELECTED;
 		}
 		slot_key.service_id = frontend->service_id;
-		slot_key.slot = bpf_get_prandom_u32() % count;
+		slot_key.slot = start + bpf_get_prandom_u32() % count;
 		slot = bpf_map_lookup_elem(&slots, &slot_key);
 		if (!slot)
 			continue;
 		key->backend_id = slot->backend_id;
 		/* while local slots are rearranged, another node's backend may stand among them */
-		if (!take_backend(key, local, backend))
+		if (!take_backend(key, set == SERVICE_HERE, backend))
 			continue;
 		if (sticky && !affinity_claim(&affine, key))
 			continue;

@@ -60,14 +60,14 @@ static __always_inline const struct frontend *frontend_asked(const struct packet
 	return loopback(&packet->tuple.daddr) ? NULL : frontend_at(&packet->tuple, key);
 }
 
-/* Chooses a backend for a new flow's packet, this node's alone where `local`. Returns 0 or a negated drop reason. */
-static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key, bool local,
-					struct opening *opening)
+/* Chooses a backend for a new flow's packet. Returns 0 or a negated drop reason. */
+static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key,
+					enum service_set set, struct opening *opening)
 {
 	const struct address *client = in_mid_stream(packet) ? NULL : &packet->tuple.saddr;
 	struct backend_key backend_key = {};
 	struct backend backend;
-	int result = service_select(key, client, local, &backend_key, &backend);
+	int result = service_select(key, client, set, &backend_key, &backend);
 
 	if (result != SERVICE_SELECTED)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
@@ -121,7 +121,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	if (frontend) {
 		if (!source_allowed(frontend, &key, &packet->tuple.saddr))
 			return -DROP_SOURCE_RANGE;
-		result = open_service(packet, &key, false, opening);
+		result = open_service(packet, &key, set_for_own(frontend), opening);
 		if (result)
 			return result;
 	}
@@ -397,6 +397,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	struct opening *opening = &work->opening;
 	const struct pod *pod = pod_at(&packet->tuple.daddr);
 	const struct frontend *frontend = NULL;
+	enum service_set set = SERVICE_CLUSTER;
 	struct frontend_key key;
 	bool own = false;
 	int result;
@@ -432,7 +433,9 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	/* What was handed over as the client sent it is answered directly. */
 	opening->flags = 0;
 	opening->back = way_to_client(skb, &packet->tuple);
-	result = open_service(packet, &key, arrival->handed_over || frontend->flags & FRONTEND_LOCAL, opening);
+	if (arrival->handed_over || frontend->flags & FRONTEND_LOCAL)
+		set = SERVICE_HERE;
+	result = open_service(packet, &key, set, opening);
 	if (result || arrival->handed_over)
 		return result;
 	/* The cluster's own ask at other nodes for host ports alone. The answers leave as those of pods do: the
@@ -600,7 +603,8 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, const struct pack
 
 /*
  * Why a packet of the host must not leave: it carries an address of Services. A process that talks to one was
- * translated at connect or sendmsg; what comes here all the same may not use it, has no backend, or was sent past these
+ * translated at connect or sendmsg; what comes here all the same may not use it, has no backend, none here under
+ * internalTrafficPolicy Local, or was sent past these
  * hooks. 0: it may leave.
  */
 static __always_inline int untranslated(const struct packet *packet)
@@ -614,7 +618,11 @@ static __always_inline int untranslated(const struct packet *packet)
 			return 0;
 		if (frontend->flags & FRONTEND_SOURCES && !(frontend->flags & FRONTEND_HOST_ALLOWED))
 			return -DROP_SOURCE_RANGE;
-		return frontend->slot_count ? -DROP_UNTRANSLATED : -DROP_NO_BACKEND;
+		if (!frontend->slot_count)
+			return -DROP_NO_BACKEND;
+		if (set_for_own(frontend) == SERVICE_LOCAL && !frontend->local_count)
+			return -DROP_NO_LOCAL_BACKEND;
+		return -DROP_UNTRANSLATED;
 	}
 	/* every packet of the host's own connections comes by here: only those that begin one are looked at further */
 	if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))

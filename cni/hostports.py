@@ -149,7 +149,7 @@ def _delete_target(maps: Maps, number: int) -> None:
 
 
 def _value(number: int) -> Frontend:
-    return Frontend(service_id=number, slot_count=1, local_count=1, flags=FLAGS, affinity_s=0)
+    return Frontend(service_id=number, slot_count=1, local_count=1, cluster_start=0, flags=FLAGS, affinity_s=0)
 
 
 def _frontend(maps: Maps, key: FrontendKey) -> Frontend | None:

@@ -16,7 +16,6 @@ class PoolKey(NamedTuple):
     """Attributes:
     port, protocol: IPPROTO_*; both 0: the cluster IPs.
     family: 4 or 6.
-    external: it holds only what outside clients talk to; see controller/services.py on when that is apart.
     """
 
     namespace: str
@@ -24,19 +23,20 @@ class PoolKey(NamedTuple):
     port: int
     protocol: int
     family: int
-    external: bool = False
 
 
 class Pool(NamedTuple):
     """Attributes:
     frontends: (struct frontend_key, enum frontend_flag) each.
-    local: this node's backends, a struct backend each, without repetition.
-    others: the other nodes'.
+    apart: this node's backends in the Local set alone, a struct backend each, without repetition.
+    local: this node's in both sets.
+    others: the other nodes', in the Cluster set.
     affinity_s: for so long after its last connection a client keeps its backend; 0: not at all.
     sources: the clients for which its frontends with FRONTEND_SOURCES are: (bits that count, address) each.
     """
 
     frontends: tuple[tuple[bytes, int], ...]
+    apart: tuple[bytes, ...]
     local: tuple[bytes, ...]
     others: tuple[bytes, ...]
     affinity_s: int = 0
@@ -44,7 +44,7 @@ class Pool(NamedTuple):
 
     @property
     def backends(self) -> tuple[bytes, ...]:
-        return self.local + self.others
+        return self.apart + self.local + self.others
 
     def source_keys(self, frontend: bytes, flags: int) -> set[bytes]:
         """The clients of one of its frontends, a struct source_key each."""

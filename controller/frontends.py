@@ -36,6 +36,10 @@ class Frontends(NamedTuple):
     external: tuple[tuple[bytes, int], ...]
     sources: Ranges = ()
 
+    @property
+    def all(self) -> tuple[tuple[bytes, int], ...]:
+        return self.cluster + self.external
+
 
 def frontends(
     service: Service, direct: bool, own_addresses: Sequence[bytes]
@@ -51,11 +55,14 @@ def frontends(
     external_ips = _by_family(service.spec.external_ips or [], problems)
     load_balancers = _by_family(_load_balancers(service), problems)
     clients = sourceranges.allowed(service.spec.load_balancer_source_ranges or (), problems) if load_balancers else {}
-    flags = FrontendFlag.EXTERNAL | (FrontendFlag.DIRECT if direct else 0)
+    internal, flags = FrontendFlag.CLUSTER_IP, FrontendFlag.EXTERNAL | (FrontendFlag.DIRECT if direct else 0)
+    if service.spec.internal_traffic_policy == "Local":
+        internal |= FrontendFlag.LOCAL
     if service.spec.external_traffic_policy == "Local":
         flags |= FrontendFlag.LOCAL
     found: dict[PortKey, tuple[str, Frontends]] = {
-        (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0), ())) for family, addresses in inside.items()
+        (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), ()))
+        for family, addresses in inside.items()
     }
     node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
@@ -68,7 +75,7 @@ def frontends(
             continue
         node_port = _node_port(service, port, node_ports, problems)
         for family, addresses in inside.items():
-            cluster = _inside(addresses, port.port, protocol)
+            cluster = _inside(addresses, port.port, protocol, internal)
             balanced = flags | (_restriction(clients[family], family, own_addresses) if family in clients else 0)
             external = [(FrontendKey(one, port.port, protocol), flags) for one in external_ips.get(family, ())]
             external += [(FrontendKey(one, port.port, protocol), balanced) for one in load_balancers.get(family, ())]
@@ -85,8 +92,8 @@ def frontends(
     return found, problems
 
 
-def _inside(addresses: list[bytes], port: int, protocol: int) -> tuple[tuple[bytes, int], ...]:
-    return tuple((FrontendKey(one, port, protocol).pack(), int(FrontendFlag.CLUSTER_IP)) for one in addresses)
+def _inside(addresses: list[bytes], port: int, protocol: int, flags: int) -> tuple[tuple[bytes, int], ...]:
+    return tuple((FrontendKey(one, port, protocol).pack(), int(flags)) for one in addresses)
 
 
 def address_of(text: str, family: int) -> bytes:

@@ -67,7 +67,7 @@ class ServiceSpec(_Object):
     external_ips: list[str] | None = msgspec.field(name="externalIPs", default=None)
     external_traffic_policy: str = ""
     health_check_node_port: int = 0
-    internal_traffic_policy: str = ""
+    internal_traffic_policy: str | None = None
     load_balancer_source_ranges: list[str] | None = None
     session_affinity: str = ""
     session_affinity_config: AffinityConfig | None = None

@@ -10,8 +10,9 @@ They stand in an order in which every frontend always leads to filled slots, and
 
 The first of them can be written while the next are still planned.
 
-The first slots of a Service are this node's backends. Where there come to be fewer of them, its frontends are narrowed
-to those that stay before other nodes' backends move in, so that who wants a local backend never meets another.
+The first slots of a Service are this node's backends, and of these first the ones that are not in the Cluster set.
+Where there come to be fewer of this node's, its frontends are narrowed to those that stay before other nodes' backends
+move in, so that who wants a local backend never meets another.
 
 While the ranges of clients change for which a frontend is, it is for those in either, and for nobody who is in neither.
 
@@ -36,7 +37,7 @@ PIECE_OPS = 4096
 _NO_SLOTS: "array[int]" = array("I")
 _NO_SOURCES: frozenset[bytes] = frozenset()
 _SOURCE = Source(0).pack()
-_NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0).pack()))
+_NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0, 0).pack()))
 
 
 class Numbers:
@@ -140,16 +141,17 @@ class Plan:
         pool = self._desired.pools[key]
         service_id = self._service_id(key)
         current = self._mirror.slots.get(service_id, _NO_SLOTS)
-        local, others = self._fitting(key, pool, current)
-        slots = arrange(current, local, others)
+        apart, local, others = self._fitting(key, pool, current)
+        slots = arrange(current, apart, local, others)
         self._room["slots"] -= max(len(slots) - len(current), 0)
         self._write_slots(service_id, current, slots)
+        sets = (len(slots), len(apart) + len(local), len(apart))
         for frontend, flags in self._desired.frontends(key):
             self._write_sources(key, frontend, pool.source_keys(frontend, flags))
-            self._frontend(key, frontend, Frontend(service_id, len(slots), len(local), flags, pool.affinity_s))
+            self._frontend(key, frontend, Frontend(service_id, *sets, flags, pool.affinity_s))
 
-    def _fitting(self, key: PoolKey, pool: Pool, current: Sequence[int]) -> tuple[list[int], list[int]]:
-        """The ids of a pool's backends, this node's and the others', as far as there is room beside `current`."""
+    def _fitting(self, key: PoolKey, pool: Pool, current: Sequence[int]) -> Iterator[list[int]]:
+        """The ids of a pool's backends, part by part, as far as there is room beside `current`."""
         held = self._held(current)
         backends: Sequence[bytes] = pool.backends
         most = len(current) + max(self._room["slots"], 0)
@@ -157,8 +159,7 @@ class Plan:
             self.short[key] = "slots"
             backends = sorted(backends, key=lambda backend: backend not in held)[:most]
         ids = {backend: held.get(backend) or self._new_backend(backend, key) for backend in backends}
-        local, others = ([ids[one] for one in part if ids.get(one)] for part in (pool.local, pool.others))
-        return local, others
+        return ([ids[one] for one in part if ids.get(one)] for part in (pool.apart, pool.local, pool.others))
 
     def _gone(self, key: PoolKey) -> None:
         service_id = self._numbers.of_pool.pop(key, 0)
@@ -275,10 +276,12 @@ class _Either:
         return item in self._one or item in self._other
 
 
-def arrange(current: Sequence[int], local: Sequence[int], others: Sequence[int]) -> list[int]:
-    """`local` before `others`, each in the order that needs the fewest writes over `current`."""
-    border = len(local)
-    return _fill(current[:border], local) + _fill(current[border:], others)
+def arrange(current: Sequence[int], *parts: Sequence[int]) -> list[int]:
+    """One part after the other, each in the order that needs the fewest writes over `current`."""
+    slots: list[int] = []
+    for part in parts[:-1]:
+        slots += _fill(current[len(slots) : len(slots) + len(part)], part)
+    return slots + _fill(current[len(slots) :], parts[-1])
 
 
 def _fill(current: Sequence[int], wanted: Sequence[int]) -> list[int]:
@@ -307,14 +310,17 @@ def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
         ids = mirror.slots.get(numbers.of_pool.get(key, 0), _NO_SLOTS)
         slots += len(ids)
         found = {mirror.backends.get(backend_id) for backend_id in ids}
-        local = {mirror.backends.get(backend_id) for backend_id in ids[: len(pool.local)]}
-        value = (numbers.of_pool.get(key, 0), len(ids), len(pool.local))
+        start, border = len(pool.apart), len(pool.apart) + len(pool.local)
+        apart = {mirror.backends.get(backend_id) for backend_id in ids[:start]}
+        local = {mirror.backends.get(backend_id) for backend_id in ids[start:border]}
+        value = (numbers.of_pool.get(key, 0), len(ids), border, start)
         led = all(
-            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:3] == value
+            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:4] == value
             and mirror.sources.get(frontend, _NO_SOURCES) == pool.source_keys(frontend, flags)
             for frontend, flags in desired.frontends(key)
         )
-        filled = len(ids) == len(pool.backends) and found == set(pool.backends) and local == set(pool.local)
+        parted = apart == set(pool.apart) and local == set(pool.local)
+        filled = len(ids) == len(pool.backends) and found == set(pool.backends) and parted
         count += not (filled and led)
     surplus = abs(mirror.slot_count - slots) + abs(len(mirror.backends) - mirror.slot_count)
     return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends.keys() | mirror.sources.keys())

@@ -4,16 +4,16 @@
 The tracker records what changed and compiles only the Services concerned; the rules are pure functions. Where a Service
 is met is in `frontends`. Source: pkg/proxy of Kubernetes.
 
-A Service port has one pool in each family, which all its frontends share: the Cluster set, with this node's backends
-apart. With externalTrafficPolicy Local, the Local set may be another than that part of it: this node has nothing but
-terminating backends left, which still serve, while other nodes have ready ones; or hints lead away from its own. Then
-the external frontends have a pool of their own, with both. Which set has what is in `endpoints`.
+A Service port has one pool in each family, which all its frontends share: the Cluster set and the Local set, each
+worked out for itself. Where this node has nothing but terminating backends left, which still serve, while other nodes
+have ready ones, or hints lead away from its own, they are in the Local set alone; which is made where a traffic policy
+Local asks for it, or other nodes that hand over. Which set has what is in `endpoints`.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bpf.abi import Backend
+from bpf.abi import Backend, FrontendFlag
 from controller import endpoints, frontends
 from controller.desired import Pool, PoolKey
 from controller.endpoints import Endpoints, Found
@@ -170,7 +170,6 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     found = _endpoints(sorted(slices, key=key_of), rules, problems)
     met, troubles = frontends.frontends(service, rules.direct, rules.addresses)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
-    policy_local = service.spec.external_traffic_policy == "Local"
     affinity_s = _affinity_s(service, problems)
     namespace, name = key_of(service)
     pools: dict[PoolKey, Pool] = {}
@@ -178,9 +177,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     for (family, port, protocol), (port_name, there) in met.items():
         key = PoolKey(namespace, name, port, protocol, family)
         known = found.get((family, port_name, protocol), {})
-        kept_s = affinity_s if port else 0
-        for one, pool in _pools(key, there, known, policy_local).items():
-            pools[one] = pool._replace(sources=there.sources, affinity_s=kept_s)
+        pools[key] = _pool(there, known)._replace(sources=there.sources, affinity_s=affinity_s if port else 0)
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
     return Compiled(pools, problems, health, tuple(no_local))
@@ -193,16 +190,14 @@ def _policies_without_endpoint(service: Service, met: Frontends, found: Endpoint
     return policies if policies and endpoints.cluster_set(found) and not endpoints.local_set(found) else []
 
 
-def _pools(key: PoolKey, met: Frontends, found: Endpoints, policy_local: bool) -> dict[PoolKey, Pool]:
+def _pool(met: Frontends, found: Endpoints) -> Pool:
     cluster = endpoints.cluster_set(found)
     local = tuple(backend for backend in cluster if found[backend].local)
     others = tuple(backend for backend in cluster if not found[backend].local)
-    if policy_local and met.external:
-        last = endpoints.local_set(found)
-        if last != local:
-            apart = key._replace(external=True)
-            return {key: Pool(met.cluster, local, others), apart: Pool(met.external, last, others)}
-    return {key: Pool(met.cluster + met.external, local, others)}
+    apart: tuple[bytes, ...] = ()
+    if any(flags & (FrontendFlag.LOCAL | FrontendFlag.DIRECT) for _, flags in met.all):
+        apart = tuple(backend for backend in endpoints.local_set(found) if backend not in local)
+    return Pool(met.all, apart, local, others)
 
 
 def _health_port(

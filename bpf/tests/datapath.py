@@ -214,7 +214,7 @@ class Datapath:
 
     def cluster_ip(self, address: str) -> None:
         """A Service's cluster IP as such."""
-        value = Frontend(99, 0, 0, FrontendFlag.CLUSTER_IP, 0)
+        value = Frontend(99, 0, 0, 0, FrontendFlag.CLUSTER_IP, 0)
         self.write("frontends", FrontendKey(packed(address), 0, 0).pack(), value.pack())
 
     def allow(self, address: str, port: int, protocol: int, clients: tuple[str, int]) -> None:
@@ -238,15 +238,21 @@ class Datapath:
         local: int = 0,
         flags: FrontendFlag = FrontendFlag.CLUSTER_IP,
         affinity_s: int = 0,
+        start: int = 0,
     ) -> None:
-        """A Service whose backends have the ids 10 * number, and on; the first `local` of them are this node's."""
+        """A Service whose backends have the ids 10 * number, and on.
+
+        Args:
+            local: so many of the first are this node's.
+            start: so many of the first are not in the Cluster set.
+        """
         for slot, (backend, backend_port) in enumerate(backends):
             identity = 10 * number + slot
             value = Backend(packed(backend), backend_port, protocol)
             self.write("backends", BackendKey(identity).pack(), value.pack())
             self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
         key = FrontendKey(packed(address), port, protocol)
-        self.write("frontends", key.pack(), Frontend(number, len(backends), local, flags, affinity_s).pack())
+        self.write("frontends", key.pack(), Frontend(number, len(backends), local, start, flags, affinity_s).pack())
 
     def affinity(self, client: str, number: int = 1) -> Affinity | None:
         value = self.read("affinities", AffinityKey(packed(client), number).pack())

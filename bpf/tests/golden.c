@@ -25,8 +25,9 @@ static const struct frontend frontend = {
 	.service_id = 0x01020304,
 	.slot_count = 0x05060708,
 	.local_count = 0x090a0b0c,
-	.flags = 0x0d0e0f10,
-	.affinity_s = 0x11121314,
+	.cluster_start = 0x0d0e0f10,
+	.flags = 0x11121314,
+	.affinity_s = 0x15161718,
 };
 static const struct source_key source_key = {
 	.prefix_bits = 0x01020304,

@@ -27,7 +27,7 @@ WAY = abi.Way(0x01020304, 0x05, bytes.fromhex("111213141516") + bytes(10))
 VALUES: dict[str, Any] = {
     "tuple": five_tuple(1),
     "frontend_key": abi.FrontendKey(address(1), 0x0203, 0x04),
-    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F10, 0x11121314),
+    "frontend": abi.Frontend(0x01020304, 0x05060708, 0x090A0B0C, 0x0D0E0F10, 0x11121314, 0x15161718),
     "source_key": abi.SourceKey(0x01020304, abi.FrontendKey(address(1), 0x0203, 0x04), address(2)),
     "source": abi.Source(0x01020304),
     "slot_key": abi.SlotKey(0x01020304, 0x05060708),

@@ -81,7 +81,13 @@ class Host:
         return outcome
 
     def service(
-        self, protocol: int, backends: dict[int, list[int]], number: int = 1, flags: int = 0, affinity_s: int = 0
+        self,
+        protocol: int,
+        backends: dict[int, list[int]],
+        number: int = 1,
+        flags: int = 0,
+        local: int = 0,
+        affinity_s: int = 0,
     ) -> None:
         """Port 80 of SERVICE goes to those ports of BACKEND, by family."""
         for family, ports in backends.items():
@@ -91,7 +97,7 @@ class Host:
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
             key = FrontendKey(packed(SERVICE[family]), 80, protocol)
-            self._write("frontends", key.pack(), Frontend(identity, len(ports), 0, flags, affinity_s).pack())
+            self._write("frontends", key.pack(), Frontend(identity, len(ports), local, 0, flags, affinity_s).pack())
 
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")
@@ -366,6 +372,21 @@ def test_service_without_backend_is_left_to_the_packet_path(host: Host, family: 
         return _port_after_connect(family)
 
     assert host.run(work) == 80
+
+
+@BOTH
+@pytest.mark.parametrize("local", [1, 0])
+def test_internal_policy_local_leads_to_local_backends_or_nowhere(host: Host, family: int, local: int) -> None:
+    """Of two backends only the one here is used; without one, to_netdev sees the Service's address, and drops."""
+
+    def work() -> bool:
+        servers = [_listen(family), _listen(family)]
+        ports = [server.getsockname()[1] for server in servers]
+        flags = FrontendFlag.CLUSTER_IP | FrontendFlag.LOCAL
+        host.service(TCP_PROTOCOL, {family: ports}, flags=flags, local=local)
+        return {_port_after_connect(family) for _ in range(20)} == {ports[0] if local else 80}
+
+    assert host.run(work)
 
 
 @BOTH

@@ -103,14 +103,20 @@ class TestLocalBackend:
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
-    def test_local_policy_is_not_for_pods(self, datapath: Datapath, family: Family) -> None:
-        """A pod that talks to a NodePort of any node is served by any endpoint, at its own node."""
-        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, LOCAL)
-        for port, address in ((5000, family.node), (5001, family.other_node)):
-            request = tcp(family, (family.client, port), (address, NODE_PORT))
-            result = datapath.run("from_pod", request)
-            assert result.verdict == REDIRECT
-            same(result.packet, expected(request, hops=1, dst=family.remote, dport=8080))
+    def test_local_policy_is_for_clients_outside_alone(self, datapath: Datapath, family: Family) -> None:
+        """A pod gets the Cluster set by a NodePort of its own node and by any other address, a client the Local set."""
+        backends = [(family.server, 1), (family.server, 2), (family.remote, 3)]
+        for number, (address, port) in enumerate([(ANY_NODE[family], NODE_PORT), (LOAD_BALANCER[family], 80)], 1):
+            flags = EXTERNAL | LOCAL
+            datapath.service(address, port, dp.TCP_PROTOCOL, backends, number, local=2, flags=flags, start=1)
+            asked = (family.node if address == ANY_NODE[family] else address, port)
+            inside, outside = set(), set()
+            for source in range(5000, 5060):
+                request = tcp(family, (family.client, source), asked)
+                inside.add(int(datapath.run("from_pod", request).packet[TCP].dport))
+                request = arriving(tcp(family, (family.outside, source), asked))
+                outside.add(int(datapath.run("from_netdev", request).packet[TCP].dport))
+            assert (inside, outside) == ({2, 3}, {1, 2})
 
     @BOTH
     def test_service_without_backend_is_refused(self, datapath: Datapath, family: Family) -> None:

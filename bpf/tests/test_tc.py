@@ -16,7 +16,7 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from bpf.abi import Counter, DropReason, Flow, FlowFlag, FlowState, RemoteFlag
+from bpf.abi import Counter, DropReason, Flow, FlowFlag, FlowState, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
 
@@ -24,6 +24,7 @@ pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 SECOND = 10**9
+INTERNAL_LOCAL = FrontendFlag.CLUSTER_IP | FrontendFlag.LOCAL
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +199,43 @@ class TestFromPod:
         assert result.verdict == REDIRECT
         error = IPv6(src=V6.service, dst=V6.client) / ICMPv6DestUnreach(code=4) / Raw(bytes(packet[IPv6])[:48])
         same(result.packet, Ether(bytes(dp.ethernet(dp.HOST_MAC, dp.POD_MAC) / error)))
+
+    @BOTH
+    @pytest.mark.parametrize("flags", [INTERNAL_LOCAL, FrontendFlag.CLUSTER_IP], ids=["local", "cluster"])
+    def test_internal_policy_says_which_set_a_cluster_ip_draws_from(
+        self, datapath: Datapath, family: Family, flags: FrontendFlag
+    ) -> None:
+        """Of three backends the first is in the Local set alone, the second in both, the third in the Cluster set."""
+        backends = [(family.server, 1), (family.server, 2), (family.remote, 3)]
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, backends, local=2, flags=flags, start=1)
+        syns = [tcp(family, (family.client, port), (family.service, 80)) for port in range(40000, 40060)]
+        found = {int(datapath.run("from_pod", syn).packet[TCP].dport) for syn in syns}
+        assert found == ({1, 2} if flags == INTERNAL_LOCAL else {2, 3})
+
+    @BOTH
+    def test_internal_policy_local_without_local_backend_drops(self, datapath: Datapath, family: Family) -> None:
+        """Neither another node's backend nor a refusal, and no flow; with no endpoint anywhere it is refused."""
+        request = (family.client, 40000), (family.service, 80)
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.remote, 8080)], flags=INTERNAL_LOCAL)
+        assert datapath.run("from_pod", tcp(family, *request)).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+        assert datapath.flow(key(*request)) is None
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [], flags=INTERNAL_LOCAL)
+        assert datapath.run("from_pod", tcp(family, *request)).packet[TCP].flags == "RA"
+
+    @BOTH
+    def test_established_flow_stays_with_its_backend_when_the_policy_becomes_local(
+        self, datapath: Datapath, family: Family
+    ) -> None:
+        """TCP and UDP alike: the policy is for new flows."""
+        for build, protocol in ((tcp, dp.TCP_PROTOCOL), (udp, dp.UDP_PROTOCOL)):
+            service = (family.service, 80, protocol, [(family.remote, 8080)])
+            datapath.service(*service)
+            request = (family.client, 40000), (family.service, 80)
+            assert datapath.run("from_pod", build(family, *request)).verdict == REDIRECT
+            datapath.service(*service, flags=INTERNAL_LOCAL)
+            packet = tcp(family, *request, "A") if build is tcp else udp(family, *request)
+            assert datapath.run("from_pod", packet).packet[family.ip].dst == family.remote
 
     @BOTH
     def test_mid_stream_to_a_service_without_flow_is_refused(self, datapath: Datapath, family: Family) -> None:
@@ -617,6 +655,25 @@ class TestToNetdev:
         assert result.packet[TCP].flags == "RA"
         assert result.packet[family.ip].src == family.service
         assert datapath.dropped(DropReason.NO_BACKEND) == 1
+
+    @BOTH
+    @pytest.mark.parametrize(
+        ("backends", "local", "verdict", "reason"),
+        [
+            pytest.param([], 0, REDIRECT, DropReason.NO_BACKEND, id="no endpoint anywhere"),
+            pytest.param([8080], 0, SHOT, DropReason.NO_LOCAL_BACKEND, id="none here"),
+            pytest.param([8080], 1, REDIRECT, DropReason.UNTRANSLATED, id="one here, past the socket hooks"),
+        ],
+    )
+    def test_hosts_packet_under_internal_policy_local(
+        self, datapath: Datapath, family: Family, backends: list[int], local: int, verdict: int, reason: DropReason
+    ) -> None:
+        """Refused where there is no endpoint anywhere; dropped in silence where there is none here."""
+        targets = [(family.remote, port) for port in backends]
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, targets, local=local, flags=INTERNAL_LOCAL)
+        packet = tcp(family, (family.node, 40000), (family.service, 80))
+        assert datapath.run("to_netdev", packet).verdict == verdict
+        assert datapath.dropped(reason) == 1
 
     @BOTH
     def test_hosts_packet_past_the_socket_hooks_is_refused(self, datapath: Datapath, family: Family) -> None:

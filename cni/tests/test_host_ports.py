@@ -19,7 +19,7 @@ pytestmark = pytest.mark.root
 
 TCP, UDP = 6, 17
 POD = ("10.244.0.2", "fd00:10:244::2")
-SERVICES = FrontendKey(packed("0.0.0.0"), 8053, UDP).pack(), Frontend(7, 0, 0, FrontendFlag.EXTERNAL, 0).pack()
+SERVICES = FrontendKey(packed("0.0.0.0"), 8053, UDP).pack(), Frontend(7, 0, 0, 0, FrontendFlag.EXTERNAL, 0).pack()
 
 
 def asked(*mappings: tuple[str, int, str, int]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ MEANINGS = {
     "the controller has not heard of its node.",
     abi.DropReason.NOT_A_NODE: "Out of a tunnel from an address that no node has, or of another network: the "
     "controller has not heard of that node, or somebody forges packets to the overlay's port.",
-    abi.DropReason.NO_LOCAL_BACKEND: "No usable endpoint on this node, for a Service with externalTrafficPolicy Local, "
+    abi.DropReason.NO_LOCAL_BACKEND: "No usable endpoint on this node, for a Service with a traffic policy Local, "
     "or for what another node handed over: a few while endpoints go are harmless; otherwise see `calico-ebpf services` "
     "on both nodes.",
     abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end in seconds.",

@@ -15,12 +15,18 @@ from controller.commands.reading import endpoint, entries, frontend_text, protoc
 
 
 class Target(NamedTuple):
-    """A slot of a service; address and port are empty where the backend that it names is missing."""
+    """A slot of a service; address and port are empty where the backend that it names is missing.
+
+    Attributes:
+        local: it is in the Local set.
+        cluster: it is in the Cluster set.
+    """
 
     backend_id: int
     address: str
     port: int
     local: bool
+    cluster: bool
 
 
 class Frontend(NamedTuple):
@@ -58,12 +64,12 @@ def _target(
     index: int,
 ) -> Target:
     slot = slots.get(abi.SlotKey(frontend.service_id, index))
-    local = index < frontend.local_count
+    sets = (index < frontend.local_count, index >= frontend.cluster_start)
     backend_id = slot.backend_id if slot else 0
     backend = backends.get(abi.BackendKey(backend_id))
     if not backend:
-        return Target(backend_id, "", 0, local)
-    return Target(backend_id, address.text(backend.address), backend.port, local)
+        return Target(backend_id, "", 0, *sets)
+    return Target(backend_id, address.text(backend.address), backend.port, *sets)
 
 
 def rows(found: Iterable[Frontend]) -> list[Sequence[str]]:
@@ -89,6 +95,8 @@ def _target_text(target: Target) -> str:
     if not target.address:
         return f"missing: backend {target.backend_id}"
     text = endpoint(address.packed(target.address), target.port)
+    if not target.cluster:
+        return f"{text} here, for local alone"
     return f"{text} here" if target.local else text
 
 
@@ -104,9 +112,10 @@ def command(settings: Settings, wanted: bytes | None, output: str) -> None:
     """Frontends, and the backends behind them.
 
     A NodePort is shown as any node's, and a pod's host port as this node's. Backends on this node are marked `here`:
-    under `local`, which stands for externalTrafficPolicy Local, clients outside reach those alone. `affinity` is for
-    how long after its last connection a client comes back to the same backend. A frontend without backends refuses
-    its clients. SERVICE is the number under which its slots are kept.
+    under `local`, clients outside reach those alone (externalTrafficPolicy Local), and of a cluster IP everybody does
+    (internalTrafficPolicy Local). `for local alone` are those that terminate while other nodes have ready ones, or
+    that hints lead away from. `affinity` is for how long after its last connection a client comes back to the same
+    backend. A frontend without backends refuses its clients. SERVICE is the number under which its slots are kept.
     """
     pins = node.pins(settings)
     found = frontends(entries(pins, "frontends"), dict(entries(pins, "slots")), dict(entries(pins, "backends")))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from bpf.abi import Frontend, FrontendFlag, FrontendKey
+from bpf.abi import MAPS, Frontend, FrontendFlag, FrontendKey
 from bpf.address import packed
 from bpf.pins import Pins
 from bpf.settings import Settings
@@ -131,7 +131,7 @@ OTHER_SLICE = changed(decoded_slice(endpoint_slice("s1", [endpoint("203.0.113.2"
 @pytest.mark.parametrize("missing", REQUIRED)
 def test_nothing_is_written_until_every_kind_is_listed(rig: Rig, missing: Kind) -> None:
     """One list that is late must not make another one's objects look gone."""
-    rig.maps.maps["frontends"][bytes(20)] = bytes(20)
+    rig.maps.maps["frontends"][bytes(20)] = bytes(MAPS["frontends"].value_size)
     rig.tell(WEB, *(Synced(kind) for kind in REQUIRED if kind != missing))
     rig.wait(100)
     assert rig.maps.written == 0

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bpf.abi import (
+    MAPS,
     Backend,
     BackendKey,
     Frontend,
@@ -244,43 +245,66 @@ def test_full_map_serves_what_fits_and_the_rest_once_there_is_room(
     assert _shown(maps) == wanted
 
 
-@given(st.lists(st.integers(1, 9), unique=True), st.lists(st.integers(1, 9), unique=True), st.integers(0, 9))
-def test_arrange_keeps_what_stays_in_its_slot(current: list[int], wanted: list[int], border: int) -> None:
-    """The result holds exactly what is wanted, local ones first, and writes no slot that could have stayed."""
-    local, others = wanted[:border], wanted[border:]
-    slots = arrange(current, local, others)
-    assert sorted(slots[: len(local)]) == sorted(local)
-    assert sorted(slots[len(local) :]) == sorted(others)
-    for index, backend_id in enumerate(current[: len(slots)]):
-        if backend_id in (local if index < len(local) else others):
-            assert slots[index] == backend_id
+@given(
+    st.lists(st.integers(1, 9), unique=True),
+    st.lists(st.integers(1, 9), unique=True),
+    st.lists(st.integers(0, 9), min_size=2, max_size=2).map(sorted),
+)
+def test_arrange_keeps_what_stays_in_its_slot(current: list[int], wanted: list[int], borders: list[int]) -> None:
+    """The result holds exactly what is wanted, part after part, and writes no slot that could have stayed."""
+    parts = wanted[: borders[0]], wanted[borders[0] : borders[1]], wanted[borders[1] :]
+    slots = arrange(current, *parts)
+    start = 0
+    for part in parts:
+        end = start + len(part)
+        assert sorted(slots[start:end]) == sorted(part)
+        for before, after in zip(current[start:end], slots[start:end], strict=False):
+            assert before == after or before not in part
+        start = end
 
 
 class JudgedMaps(FakeMaps):
-    """Also judges, after each single write, that a frontend's local slots lead to backends of this node alone."""
+    """Also judges, after each single write, that a frontend's local slots lead to backends of this node alone, and that
+    it has others for who may have any."""
 
     def _run(self, op: Op) -> None:
         super()._run(op)
         for frontend in map(Frontend.unpack, self.maps["frontends"].values()):
             assert frontend.local_count <= frontend.slot_count
-            for index in range(frontend.local_count):
-                slot = Slot.unpack(self.maps["slots"][SlotKey(frontend.service_id, index).pack()])
-                backend = Backend.unpack(self.maps["backends"][BackendKey(slot.backend_id).pack()])
-                assert backend.address in LOCAL_PODS
+            assert frontend.cluster_start < frontend.slot_count or not frontend.slot_count
+            assert _addresses(self, frontend, 0, frontend.local_count) <= LOCAL_PODS
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.sets(st.sampled_from(PODS)), min_size=1, max_size=8))
-def test_local_slots_lead_to_local_backends_at_every_step(histories: list[set[str]]) -> None:
-    """However a Service's endpoints come and go, no local slot is unfilled or another node's, and all are counted."""
+def _addresses(maps: FakeMaps, frontend: Frontend, start: int, end: int) -> set[bytes]:
+    slots = (maps.maps["slots"][SlotKey(frontend.service_id, index).pack()] for index in range(start, end))
+    backends = (maps.maps["backends"][BackendKey(Slot.unpack(slot).backend_id).pack()] for slot in slots)
+    return {Backend.unpack(backend).address for backend in backends}
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.dictionaries(st.sampled_from(PODS), st.booleans()), min_size=1, max_size=8))
+def test_both_sets_are_whole_and_the_local_one_is_local_at_every_step(histories: list[dict[str, bool]]) -> None:
+    """However a Service's endpoints come, terminate and go, no slot is unfilled, and no local one another node's."""
     rig = Rig(JudgedMaps())
-    rig.apply(changed(decoded_service(service())))
-    for pods in histories:
-        rig.apply(changed(decoded_slice(endpoint_slice("s1", [_on_its_node(pod) for pod in sorted(pods)]))))
+    rig.apply(changed(decoded_service(service(internalTrafficPolicy="Local"))))
+    for ready_of in histories:
+        endpoints = [
+            {**_on_its_node(pod), "conditions": {"ready": ready, "serving": True, "terminating": not ready}}
+            for pod, ready in sorted(ready_of.items())
+        ]
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", endpoints))))
         rig.sync()
         (frontend,) = (Frontend.unpack(value) for key, value in rig.maps.maps["frontends"].items() if is_port(key))
-        assert frontend.slot_count == len(pods)
-        assert frontend.local_count == sum(packed(pod) in LOCAL_PODS for pod in pods)
+        here = {pod: ready for pod, ready in ready_of.items() if packed(pod) in LOCAL_PODS}
+        assert _addresses(rig.maps, frontend, 0, frontend.local_count) == _usable(here)
+        assert _addresses(rig.maps, frontend, frontend.cluster_start, frontend.slot_count) == _usable(ready_of)
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
+
+
+def _usable(ready_of: dict[str, bool]) -> set[bytes]:
+    """The ready ones; where there are none, those that terminate."""
+    return {packed(pod) for pod, ready in ready_of.items() if ready or not any(ready_of.values())}
 
 
 class GuardedMaps(FakeMaps):
@@ -433,7 +457,7 @@ def test_drift_in_every_map_is_counted_and_repaired() -> None:
     maps["slots"][SlotKey(slot.service_id, 9_000_000).pack()] = Slot(1).pack()
     maps["slots"][SlotKey(4711, 0).pack()] = Slot(4711).pack()
     maps["backends"][BackendKey(4711).pack()] = bytes(20)
-    maps["frontends"][bytes(20)] = bytes(20)
+    maps["frontends"][bytes(20)] = bytes(MAPS["frontends"].value_size)
     maps["remotes"][bytes(20)] = bytes(48)
     maps["peers"][bytes(8)] = bytes(16)
     rig.dataplane.record()
@@ -536,7 +560,7 @@ def _host_port(address: str, port: int) -> dict[str, tuple[bytes, bytes]]:
     return {
         "backends": (BackendKey(HOST_PORT_ID).pack(), Backend(packed("203.0.113.77"), 53, 6).pack()),
         "slots": (SlotKey(HOST_PORT_ID, 0).pack(), Slot(HOST_PORT_ID).pack()),
-        "frontends": (FrontendKey(packed(address), port, 6).pack(), Frontend(HOST_PORT_ID, 1, 1, flags, 0).pack()),
+        "frontends": (FrontendKey(packed(address), port, 6).pack(), Frontend(HOST_PORT_ID, 1, 1, 0, flags, 0).pack()),
     }
 
 
@@ -574,7 +598,7 @@ def test_host_ports_take_room() -> None:
     rig.dataplane.record()
     rig.dataplane.audit(rig.dataplane.read_back())
     sizes = rig.dataplane.sizes()
-    assert [sizes[name][0] for name in ("frontends", "slots", "backends")] == [2, 2, 2]
+    assert [sizes[name][0] for name in ("frontends", "slots", "backends")] == [3, 2, 2]
     rig.maps.capacities |= {"backends": 3}
     rig.restart()
     rig.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(pod) for pod in PODS]))))

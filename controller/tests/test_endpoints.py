@@ -42,7 +42,7 @@ def _sets(manifest: JSON, endpoints: list[JSON], rules: Rules = RULES) -> tuple[
     outside: list[str] = []
     for pool in compiled.pools.values():
         for _, flags in pool.frontends:
-            used = pool.local if flags & FrontendFlag.LOCAL else pool.backends
+            used = pool.apart + pool.local if flags & FrontendFlag.LOCAL else pool.local + pool.others
             addresses = sorted(shown_backend(one).partition(":")[0] for one in used)
             (outside if flags & FrontendFlag.EXTERNAL else inside).extend(addresses)
     return inside, outside

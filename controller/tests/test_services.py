@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which endpoints a Service port has: the rules of the Service API, as tables."""
 
+from typing import Any, NamedTuple
+
 import pytest
 
 from bpf.abi import FrontendFlag, FrontendKey, SourceKey
 from bpf.address import packed
-from controller.services import Rules, ServiceTracker, compile_service
+from controller.desired import Pool
+from controller.services import Compiled, Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
     changed,
@@ -81,7 +84,7 @@ def _external(manifest: JSON, direct: bool = False) -> dict[str, int]:
         shown_frontend(frontend): flags
         for pool in compiled.pools.values()
         for frontend, flags in pool.frontends
-        if flags != FrontendFlag.CLUSTER_IP
+        if not flags & FrontendFlag.CLUSTER_IP
     }
 
 
@@ -248,42 +251,95 @@ def _on(node: str | None, address: str, **conditions: bool) -> JSON:
 DYING = {"ready": False, "serving": True, "terminating": True}
 
 
+class Sets(NamedTuple):
+    """Addresses of a Service's Cluster set and of its Local set."""
+
+    cluster: list[str]
+    local: list[str]
+
+
 @pytest.mark.parametrize(
-    ("policy", "endpoints", "inside", "outside"),
+    ("endpoints", "expected"),
     [
-        pytest.param("Cluster", [_on("own", A), _on("other", B)], ([A], [B]), ([A], [B]), id="one pool"),
-        pytest.param("Cluster", [_on(None, A)], ([], [A]), ([], [A]), id="of no node: not ours"),
-        pytest.param("Local", [_on("own", A), _on("other", B)], ([A], [B]), ([A], [B]), id="ready ones here"),
-        pytest.param("Local", [_on("other", B)], ([], [B]), ([], [B]), id="none here"),
+        pytest.param([], Sets([], []), id="none at all"),
+        pytest.param([_on("own", A), _on("other", B)], Sets([A, B], [A]), id="ready here and there"),
+        pytest.param([_on(None, A)], Sets([A], []), id="of no node: not ours"),
+        pytest.param([_on("other", B)], Sets([B], []), id="none here"),
+        pytest.param([_on("own", A, **DYING), _on("other", B)], Sets([B], [A]), id="the last here is going"),
+        pytest.param([_on("own", A), _on("own", C, **DYING)], Sets([A], [A]), id="one here is ready, one going"),
+        pytest.param([_on("own", A), _on("other", B, **DYING)], Sets([A], [A]), id="the other node's is going"),
         pytest.param(
-            "Local", [_on("own", A, **DYING), _on("other", B)], ([], [B]), ([A], [B]), id="the last here is going"
+            [_on("own", A, **DYING), _on("other", B, **DYING)], Sets([A, B], [A]), id="all are going, everywhere"
         ),
+        pytest.param([_on("other", B, **DYING)], Sets([B], []), id="the last of all is going, elsewhere"),
+        pytest.param([_on("own", A, ready=False), _on("other", B)], Sets([B], []), id="unready here"),
         pytest.param(
-            "Cluster", [_on("own", A, **DYING), _on("other", B)], ([], [B]), ([], [B]), id="Cluster: only ready ones"
+            [_on("own", A, ready=False, serving=False, terminating=True), _on("other", B)],
+            Sets([B], []),
+            id="going here, and no longer serving",
         ),
-        pytest.param(
-            "Local",
-            [_on("own", A, **DYING), _on("other", B, **DYING)],
-            ([A], [B]),
-            ([A], [B]),
-            id="all are going, everywhere",
-        ),
-        pytest.param("Local", [_on("own", A, ready=False), _on("other", B)], ([], [B]), ([], [B]), id="unready here"),
     ],
 )
-def test_local_and_other_backends_by_policy(
-    policy: str, endpoints: list[JSON], inside: tuple[list[str], list[str]], outside: tuple[list[str], list[str]]
-) -> None:
-    """The Local set is worked out apart from the Cluster set: a node's last endpoint serves while it terminates."""
-    manifest = service(type="NodePort", ports=NODE_PORT, externalTrafficPolicy=policy)
+@pytest.mark.parametrize("policy", ["internalTrafficPolicy", "externalTrafficPolicy"])
+def test_cluster_and_local_set_are_worked_out_apart(policy: str, endpoints: list[JSON], expected: Sets) -> None:
+    """Under either policy Local: in each set the ready ones, and where it has none, those serving and terminating."""
+    manifest = service(type="NodePort", ports=NODE_PORT, **{policy: "Local"})
+    compiled = compile_service(decoded_service(manifest), [decoded_slice(endpoint_slice("s1", endpoints))], RULES)
+    (pool,) = _of_ports(compiled)
+    cluster, local = (
+        sorted(shown_backend(one).partition(":")[0] for one in part)
+        for part in (pool.local + pool.others, pool.apart + pool.local)
+    )
+    assert Sets(cluster, local) == expected
+
+
+def test_local_set_that_no_policy_asks_for_has_no_terminating_endpoint() -> None:
+    """It serves what other nodes hand over for the Cluster set."""
+    endpoints = [_on("own", A, **DYING), _on("other", B)]
+    for policies in ({}, {"internalTrafficPolicy": "Cluster", "externalTrafficPolicy": "Cluster"}):
+        assert _pool(endpoints, type="NodePort", ports=NODE_PORT, **policies) == ((), (), (B,))
+    assert _pool(endpoints, externalTrafficPolicy="Local") == ((), (), (B,)), "met from inside alone"
+
+
+def _of_ports(compiled: Compiled) -> list[Pool]:
+    """The pools but for those of cluster IPs as such."""
+    return [pool for key, pool in compiled.pools.items() if key.port]
+
+
+def _pool(endpoints: list[JSON], **fields: Any) -> tuple[tuple[str, ...], ...]:
     slices = [decoded_slice(endpoint_slice("s1", endpoints))]
-    found = {}
-    for pool in compile_service(decoded_service(manifest), slices, RULES).pools.values():
-        for frontend, flags in pool.frontends:
-            parts = ([shown_backend(one).partition(":")[0] for one in part] for part in (pool.local, pool.others))
-            found[bool(flags & E)] = tuple(parts)
-            assert shown_frontend(frontend)
-    assert found == {False: inside, True: outside}
+    (pool,) = _of_ports(compile_service(decoded_service(service(**fields)), slices, RULES))
+    parts = (pool.apart, pool.local, pool.others)
+    return tuple(tuple(shown_backend(one).partition(":")[0] for one in part) for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("internal", "external", "expected"),
+    [
+        pytest.param(None, None, (0, 0), id="neither is told"),
+        pytest.param("Cluster", "Cluster", (0, 0), id="both Cluster"),
+        pytest.param("Local", "Cluster", (L, 0), id="internal Local alone"),
+        pytest.param("Cluster", "Local", (0, L), id="external Local alone"),
+        pytest.param("Local", "Local", (L, L), id="both Local"),
+    ],
+)
+def test_cluster_ips_follow_the_internal_policy_and_others_the_external_one(
+    internal: str | None, external: str | None, expected: tuple[int, int]
+) -> None:
+    """Cluster IPs of both families; NodePorts, external IPs and load-balancer addresses."""
+    policies = {"internalTrafficPolicy": internal, "externalTrafficPolicy": external}
+    fields = {name: value for name, value in policies.items() if value}
+    manifest = service(
+        ips=["198.51.100.1", "2001:db8:5::1"],
+        type="LoadBalancer",
+        ports=NODE_PORT,
+        externalIPs=["192.0.2.90"],
+        **fields,
+    )
+    compiled = compile_service(decoded_service(manifest | {"status": INGRESS}), [], RULES)
+    found = [flags for pool in _of_ports(compiled) for _, flags in pool.frontends]
+    inside, outside = (FrontendFlag.CLUSTER_IP | expected[0], E | expected[1])
+    assert sorted(found) == sorted([inside] * 2 + [outside] * 4)
 
 
 @pytest.mark.parametrize(
@@ -308,13 +364,13 @@ def test_local_and_other_backends_by_policy(
     ],
 )
 def test_session_affinity_is_of_all_pools(fields: JSON, expected: int, problems: int) -> None:
-    """Of each port and family, and of what outside clients have apart; a time-out that cannot be is named."""
+    """Of each port and family; a time-out that cannot be is named."""
     manifest = service(
         ips=["198.51.100.1", "2001:db8:5::1"], type="NodePort", ports=NODE_PORT, externalTrafficPolicy="Local", **fields
     )
     slices = [decoded_slice(endpoint_slice("s1", [_on("own", A, **DYING), _on("other", B)]))]
     compiled = compile_service(decoded_service(manifest), slices, RULES)
-    assert [pool.affinity_s for key, pool in compiled.pools.items() if key.port] == [expected] * 3
+    assert [pool.affinity_s for pool in _of_ports(compiled)] == [expected] * 2
     assert len(compiled.problems) == problems
 
 

@@ -23,7 +23,7 @@ CHANGES = (
     (r"struct flow \{", "struct flow {\n\t__u64 novelty;"),
     (r"ABI_LAYOUT\(flow, 96\)", "ABI_LAYOUT(flow, 104)"),
     (r"__u32 slot_count;", "__u32 pad;\n\t__u32 slot_count;"),
-    (r"ABI_LAYOUT\(frontend, 20\)", "ABI_LAYOUT(frontend, 24)"),
+    (r"ABI_LAYOUT\(frontend, 24\)", "ABI_LAYOUT(frontend, 28)"),
     (r"\tSTATES,", "\tSTATE_NOVELTY,\n\tSTATES,"),
 )
 

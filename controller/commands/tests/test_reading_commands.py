@@ -47,16 +47,16 @@ def pair(port: int, seen_s: float = 0, left_s: float = 60) -> list[tuple[abi.Tup
 
 
 def test_frontends_list_backends_missing_ones_and_none() -> None:
-    """A frontend has its slots' backends in order; a hole is shown as one; no slots is no backend. A cluster IP as such
-    is none."""
+    """A frontend has its slots' backends in order, by sets; a hole is shown as one; no slots is no backend. A cluster
+    IP as such is none."""
     found = services.frontends(
         [
-            (abi.FrontendKey(CLUSTER_IP6, 0, 0), abi.Frontend(3, 0, 0, abi.FrontendFlag.CLUSTER_IP, 0)),
-            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0, 0)),
-            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 3, 1, abi.FrontendFlag.CLUSTER_IP, 600)),
+            (abi.FrontendKey(CLUSTER_IP6, 0, 0), abi.Frontend(3, 0, 0, 0, abi.FrontendFlag.CLUSTER_IP, 0)),
+            (abi.FrontendKey(CLUSTER_IP6, 53, UDP), abi.Frontend(2, 0, 0, 0, 0, 0)),
+            (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 4, 2, 1, abi.FrontendFlag.CLUSTER_IP, 600)),
         ],
-        {abi.SlotKey(1, 0): abi.Slot(7), abi.SlotKey(1, 1): abi.Slot(8)},
-        {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP)},
+        {abi.SlotKey(1, 0): abi.Slot(9), abi.SlotKey(1, 1): abi.Slot(7), abi.SlotKey(1, 2): abi.Slot(8)},
+        {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP), abi.BackendKey(9): abi.Backend(SERVER, 9090, TCP)},
     )
     assert found == [
         services.Frontend(
@@ -67,20 +67,22 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
             ("cluster_ip",),
             600,
             (
-                services.Target(7, "10.244.1.7", 8080, True),
-                services.Target(8, "", 0, False),
-                services.Target(0, "", 0, False),
+                services.Target(9, "10.244.1.7", 9090, True, False),
+                services.Target(7, "10.244.1.7", 8080, True, True),
+                services.Target(8, "", 0, False, True),
+                services.Target(0, "", 0, False, True),
             ),
         ),
         services.Frontend("fd00:10:96::a", 53, "UDP", 2, (), 0, ()),
     ]
     assert [row[-1] for row in services.rows(found)] == [
+        "10.244.1.7:9090 here, for local alone",
         "10.244.1.7:8080 here",
         "missing: backend 8",
         "missing: backend 0",
         "none: refused",
     ]
-    assert [row[-2] for row in services.rows(found)] == ["cluster_ip,affinity=600s", "", "", ""]
+    assert [row[-2] for row in services.rows(found)] == ["cluster_ip,affinity=600s", "", "", "", ""]
 
 
 def test_backends_tell_their_services_and_flows() -> None:
@@ -271,10 +273,10 @@ def test_host_ports_are_told_by_pod_and_as_services() -> None:
     flags = abi.FrontendFlag.EXTERNAL | abi.FrontendFlag.HOST_PORT
     number = abi.HostPort.IDS + 5
     frontends = [
-        (abi.FrontendKey(packed("::"), 8053, UDP), abi.Frontend(number + 1, 1, 1, flags, 0)),
-        (abi.FrontendKey(packed("0.0.0.0"), 30080, TCP), abi.Frontend(1, 0, 0, abi.FrontendFlag.EXTERNAL, 0)),
-        (abi.FrontendKey(packed("192.0.2.1"), 8080, TCP), abi.Frontend(number, 1, 1, flags, 0)),
-        (abi.FrontendKey(packed("0.0.0.0"), 8053, UDP), abi.Frontend(number + 2, 1, 1, flags, 0)),
+        (abi.FrontendKey(packed("::"), 8053, UDP), abi.Frontend(number + 1, 1, 1, 0, flags, 0)),
+        (abi.FrontendKey(packed("0.0.0.0"), 30080, TCP), abi.Frontend(1, 0, 0, 0, abi.FrontendFlag.EXTERNAL, 0)),
+        (abi.FrontendKey(packed("192.0.2.1"), 8080, TCP), abi.Frontend(number, 1, 1, 0, flags, 0)),
+        (abi.FrontendKey(packed("0.0.0.0"), 8053, UDP), abi.Frontend(number + 2, 1, 1, 0, flags, 0)),
     ]
     known = {
         abi.BackendKey(number): abi.Backend(CLIENT, 80, TCP),
