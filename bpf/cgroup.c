@@ -103,12 +103,12 @@ static __always_inline struct address client_of(struct bpf_sock_addr *ctx, const
 	return (struct address){{0, cookie >> 32, cookie, 0}};
 }
 
-static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct socket_key *key,
-					struct address client, struct socket_peer *backend)
+static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct socket_key *key, struct address client,
+					struct socket_peer *backend)
 {
 	const struct tuple asked = {.daddr = key->address, .dport_be = key->port_be, .protocol = key->protocol};
 	struct frontend_key frontend_key;
-	const struct frontend *frontend = frontend_at(&asked, &frontend_key);
+	const struct frontend *frontend = frontend_for_own(&asked, &frontend_key);
 	struct backend_key backend_key = {};
 	struct backend selected;
 

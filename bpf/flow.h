@@ -126,7 +126,7 @@ static __always_inline bool flow_matches(const struct packet *packet, const stru
 	 * gone they choose another, and where the Service came after them they choose their first. */
 	if (flow->backend_id)
 		return backend_exists(flow->backend_id);
-	return !(services && frontend_at(&packet->tuple, &key));
+	return !(services && frontend_for_own(&packet->tuple, &key));
 }
 
 /* The state after this packet, the other side's FIN not considered. */

@@ -77,7 +77,21 @@ static __always_inline bool source_allowed(const struct frontend *frontend, cons
 	return bpf_map_lookup_elem(&sources, &source);
 }
 
-/* What pods and processes of this node are given: internalTrafficPolicy is for them, externalTrafficPolicy is not. */
+/*
+ * The same for what pods and processes of this node ask. At another node's NodePort under externalTrafficPolicy Local
+ * they are clients from outside, whom that node judges: NULL, the packet goes there as it is.
+ */
+static __always_inline const struct frontend *frontend_for_own(const struct tuple *tuple, struct frontend_key *key)
+{
+	const struct frontend *frontend = frontend_at(tuple, key);
+
+	if (frontend && frontend->flags & FRONTEND_LOCAL && !same_address(&key->address, &tuple->daddr) &&
+	    !own_address(&tuple->daddr))
+		return NULL;
+	return frontend;
+}
+
+/* What they are given: internalTrafficPolicy is for them, externalTrafficPolicy is not. */
 static __always_inline enum service_set set_for_own(const struct frontend *frontend)
 {
 	const __u32 internal_local = FRONTEND_CLUSTER_IP | FRONTEND_LOCAL;

@@ -117,7 +117,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	int result;
 
 	opening->to = packet->tuple;
-	frontend = frontend_asked(packet, &key);
+	frontend = loopback(&packet->tuple.daddr) ? NULL : frontend_for_own(&packet->tuple, &key);
 	if (frontend) {
 		if (!source_allowed(frontend, &key, &packet->tuple.saddr))
 			return -DROP_SOURCE_RANGE;
@@ -276,9 +276,10 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 
 	if (pod_at(&opening->to.daddr) || own_address(&opening->to.daddr))
 		return 0;
-	/* The cluster's own have their backend chosen where they are. Who bears such an address here has forged it, and
-	 * the backend's node would not see that it was handed over. */
-	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER || of_the_cluster(&packet->tuple.saddr))
+	/* Who bears an address of this node's here has forged it, and the backend's node would not see that it was
+	 * handed over. */
+	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER || pod_at(&packet->tuple.saddr) ||
+	    own_address(&packet->tuple.saddr))
 		return -DROP_NO_HANDOVER;
 	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
 	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
@@ -432,16 +433,18 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		return -DROP_SOURCE_RANGE;
 	/* What was handed over as the client sent it is answered directly. */
 	opening->flags = 0;
-	opening->back = way_to_client(skb, &packet->tuple);
+	opening->back = (struct way){};
 	if (arrival->handed_over || frontend->flags & FRONTEND_LOCAL)
 		set = SERVICE_HERE;
+	/* Another node's pods and processes ask here for what is here: handed over, they would not be told from others'
+	 * packets. Their answers go by destination: the kernel's route may lead into the overlay, but has no tunnel. */
+	if (of_a_node(remote_at(&packet->tuple.saddr)))
+		set = SERVICE_HERE;
+	else
+		opening->back = way_to_client(skb, &packet->tuple);
 	result = open_service(packet, &key, set, opening);
 	if (result || arrival->handed_over)
 		return result;
-	/* The cluster's own ask at other nodes for host ports alone. The answers leave as those of pods do: the
-	 * kernel's route may lead into the overlay, but knows nothing of tunnels. */
-	if (frontend->flags & FRONTEND_HOST_PORT && remote_at(&packet->tuple.saddr))
-		opening->back = (struct way){};
 	return open_handover(packet, frontend, opening);
 }
 
@@ -589,7 +592,18 @@ int from_overlay(struct __sk_buff *skb)
 	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
 
-/* The answer of a backend in the host's network, on its way to an outside client. */
+/* The flow that a packet of the host's stack answers; NULL: none. */
+static __always_inline const struct flow *answered_by_host(struct __sk_buff *skb, const struct packet *packet)
+{
+	const struct flow *flow;
+
+	if (!has_flow(packet) || !own_address(&packet->tuple.saddr))
+		return NULL;
+	flow = flow_find(skb, packet, false, false);
+	return flow && flow->flags & FLOW_REPLY ? flow : NULL;
+}
+
+/* The answer of a backend in the host's network, on its way to a client outside this node. */
 static __noinline int answer_to_outside(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
 {
 	struct tuple to = reverse(&flow->twin);
@@ -604,13 +618,12 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, const struct pack
 /*
  * Why a packet of the host must not leave: it carries an address of Services. A process that talks to one was
  * translated at connect or sendmsg; what comes here all the same may not use it, has no backend, none here under
- * internalTrafficPolicy Local, or was sent past these
- * hooks. 0: it may leave.
+ * internalTrafficPolicy Local, or was sent past these hooks. 0: it may leave.
  */
 static __always_inline int untranslated(const struct packet *packet)
 {
 	struct frontend_key key;
-	const struct frontend *frontend = frontend_at(&packet->tuple, &key);
+	const struct frontend *frontend = frontend_for_own(&packet->tuple, &key);
 
 	if (frontend) {
 		/* another node's port that is a NodePort as well: its process talks to one here */
@@ -658,27 +671,34 @@ int to_netdev(struct __sk_buff *skb)
 	if (!work || parse(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
-	if (has_flow(packet) && own_address(&packet->tuple.saddr)) {
-		flow = flow_find(skb, packet, false, false);
-		if (flow && flow->flags & FLOW_REPLY)
-			return verdict(skb, answer_to_outside(skb, packet, flow));
-	}
-	return verdict(skb, refuse_to_host(skb, packet));
+	flow = answered_by_host(skb, packet);
+	return verdict(skb, flow ? answer_to_outside(skb, packet, flow) : refuse_to_host(skb, packet));
 }
 
 /* The host's stack routes to other nodes' pods by this device, but knows nothing of tunnels. */
 SEC("classifier")
 int to_overlay(struct __sk_buff *skb)
 {
-	struct packet packet = {};
+	struct work *work;
+	const struct packet *packet;
 	const struct remote *remote;
-	int result;
+	const struct flow *flow;
+	int result = PASS;
 
-	if (skb->mark == config.mark || parse(skb, &packet))
+	if (skb->mark == config.mark)
 		return PASS; /* sent by us, with its tunnel set */
-	if (link_scoped(&packet.tuple.daddr))
+	work = new_work();
+	if (!work || parse(skb, &work->packet))
+		return PASS;
+	packet = &work->packet;
+	if (link_scoped(&packet->tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
-	remote = remote_at(&packet.tuple.daddr);
-	result = of_a_node(remote) ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
+	flow = answered_by_host(skb, packet);
+	if (flow)
+		result = answer_to_outside(skb, packet, flow);
+	if (result == PASS) {
+		remote = remote_at(&packet->tuple.daddr);
+		result = of_a_node(remote) ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
+	}
 	return verdict(skb, result ? result : PASS);
 }

@@ -33,6 +33,9 @@ from bpf.abi import (
     Frontend,
     FrontendFlag,
     FrontendKey,
+    Node,
+    NodeFlag,
+    NodeKey,
     Slot,
     SlotKey,
     SocketPeer,
@@ -52,6 +55,7 @@ BACKEND = {socket.AF_INET: "127.0.0.1", socket.AF_INET6: "::1"}
 SOURCES = {socket.AF_INET: ("127.0.0.2", "127.0.0.3"), socket.AF_INET6: ("fd00:10:1::2", "fd00:10:1::3")}
 AFFINITY_S = 10
 SECOND = 10**9
+ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 BOTH = pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
 PROTOCOL = pytest.mark.parametrize("protocol", [TCP_PROTOCOL, UDP_PROTOCOL], ids=["tcp", "udp"])
 UDP_S = CONFIG.udp_established_ns // SECOND
@@ -89,15 +93,19 @@ class Host:
         local: int = 0,
         affinity_s: int = 0,
     ) -> None:
-        """Port 80 of SERVICE goes to those ports of BACKEND, by family."""
+        """Port 80 of SERVICE goes to those ports of BACKEND, by family; of an external Service, port 80 of any node."""
         for family, ports in backends.items():
             identity = number * 100 + (50 if family == socket.AF_INET6 else 0)
             for slot, port in enumerate(ports):
                 value = Backend(packed(BACKEND[family]), port, protocol)
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
-            key = FrontendKey(packed(SERVICE[family]), 80, protocol)
+            key = FrontendKey(packed((ANY if flags & FrontendFlag.EXTERNAL else SERVICE)[family]), 80, protocol)
             self._write("frontends", key.pack(), Frontend(identity, len(ports), local, 0, flags, affinity_s).pack())
+
+    def node(self, family: int, own: bool) -> None:
+        """SERVICE is the address of a node, of this one or another."""
+        self._write("nodes", NodeKey(packed(SERVICE[family])).pack(), Node(NodeFlag.OWN if own else 0).pack())
 
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")
@@ -385,6 +393,30 @@ def test_internal_policy_local_leads_to_local_backends_or_nowhere(host: Host, fa
         flags = FrontendFlag.CLUSTER_IP | FrontendFlag.LOCAL
         host.service(TCP_PROTOCOL, {family: ports}, flags=flags, local=local)
         return {_port_after_connect(family) for _ in range(20)} == {ports[0] if local else 80}
+
+    assert host.run(work)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("flags", "own", "left"),
+    [
+        pytest.param(FrontendFlag.LOCAL, False, True, id="another node's, Local"),
+        pytest.param(FrontendFlag.LOCAL, True, False, id="this node's, Local"),
+        pytest.param(0, False, False, id="another node's, Cluster"),
+    ],
+)
+def test_node_port_of_another_node_is_left_to_it_under_policy_local(
+    host: Host, family: int, flags: int, own: bool, left: bool
+) -> None:
+    """The host's own processes are clients from outside there; at their own node any backend serves them."""
+
+    def work() -> bool:
+        server = _listen(family)
+        port = server.getsockname()[1]
+        host.node(family, own)
+        host.service(TCP_PROTOCOL, {family: [port]}, flags=FrontendFlag.EXTERNAL | flags)
+        return _port_after_connect(family) == (80 if left else port)
 
     assert host.run(work)
 

@@ -426,12 +426,154 @@ class TestBackendNode:
         assert result.packet[Ether].dst == dp.PEER_MAC
 
     @BOTH
-    def test_cluster_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
+    def test_own_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
         """It is forged, and the backend's node would hand it over again."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
-        request = arriving(tcp(family, (family.remote, 5000), (family.node, NODE_PORT)))
+        for source in (family.client, family.node):
+            request = arriving(tcp(family, (source, 5000), (family.node, NODE_PORT)))
+            assert datapath.run("from_netdev", request).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_HANDOVER) == 2
+
+
+class TestAnotherNodesNodePort:
+    """Under externalTrafficPolicy Local pods and processes are clients from outside at every node but their own."""
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
+    def test_pods_packet_goes_there_as_it_is(
+        self, datapath: Datapath, family: Family, build: object, overlay: bool
+    ) -> None:
+        """Whatever this node knows of endpoints; the answer comes from there, and later packets are of one flow."""
+        bits = 32 if family is V4 else 128
+        if overlay:
+            datapath.remote((family.other_node, bits), family.other_node, RemoteFlag.OVERLAY)
+        node_port(datapath, family, protocol_of(build), family.server, LOCAL, local=1)
+        request = build(family, (family.client, 5000), (family.other_node, NODE_PORT))
+        frame = {"eth_src": dp.OVERLAY_SOURCE_MAC, "eth_dst": dp.OVERLAY_MAC} if overlay else {}
+        for _ in range(2):
+            result = datapath.run("from_pod", request)
+            assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+            same(result.packet, expected(request, hops=1, **frame))
+        answer = build(family, (family.other_node, NODE_PORT), (family.client, 5000), **answer_flags(build))
+        answer = arriving(answer, dp.PEER_MAC)
+        result = datapath.run("from_overlay" if overlay else "from_netdev", answer)
+        assert result.verdict == REDIRECT
+        same(result.packet, expected(answer, hops=1, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
+        assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
+    @pytest.mark.parametrize("client", ["remote", "other_node"])
+    def test_node_that_is_asked_answers_by_destination(
+        self, datapath: Datapath, family: Family, build: object, overlay: bool, client: str
+    ) -> None:
+        """The pod sees who asked, and its answer leaves from the NodePort as all packets for that pod or node do."""
+        asker = (getattr(family, client), 5000)
+        if overlay:
+            datapath.remote(family.remote_range, family.other_node, RemoteFlag.OVERLAY)
+            datapath.remote((family.other_node, 32 if family is V4 else 128), family.other_node, RemoteFlag.OVERLAY)
+        node_port(datapath, family, protocol_of(build), family.server, LOCAL, local=1)
+        request = arriving(build(family, asker, (family.node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_overlay" if overlay else "from_netdev", request)
+        assert result.verdict == REDIRECT
+        wanted = expected(
+            request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
+        )
+        same(result.packet, wanted)
+        answer = build(family, (family.server, 8080), asker, **answer_flags(build))
+        result = datapath.run("from_pod", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        frame = {"eth_src": dp.OVERLAY_SOURCE_MAC, "eth_dst": dp.OVERLAY_MAC} if overlay else {}
+        same(result.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT, **frame))
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("program", ["to_netdev", "to_overlay"])
+    def test_answer_of_the_hosts_network_comes_from_the_node_port(
+        self, datapath: Datapath, family: Family, build: object, program: str
+    ) -> None:
+        """The host's stack sends it to another node's pod by plain routes, or into the overlay."""
+        node_port(datapath, family, protocol_of(build), family.node, LOCAL, local=1)
+        asker = (family.remote, 5000)
+        request = arriving(build(family, asker, (family.node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == PASS
+        same(result.packet, expected(request, dport=8080))
+        answer = build(family, (family.node, 8080), asker, **answer_flags(build))
+        result = datapath.run(program, answer)
+        assert result.verdict == PASS
+        overlay = program == "to_overlay"
+        frame = {"eth_src": dp.OVERLAY_SOURCE_MAC, "eth_dst": dp.OVERLAY_MAC} if overlay else {}
+        same(result.packet, expected(answer, sport=NODE_PORT, **frame))
+
+    @BOTH
+    @pytest.mark.parametrize("policy", [0, LOCAL], ids=["cluster", "local"])
+    def test_node_that_is_asked_has_no_other_nodes_backend_for_the_cluster(
+        self, datapath: Datapath, family: Family, policy: int
+    ) -> None:
+        """Not under policy Cluster either, of which the asker's node has not heard yet."""
+        backends = [(family.server, 8080), (family.remote, 8080)]
+        flags = EXTERNAL | FrontendFlag(policy)
+        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, backends, local=1, flags=flags)
+        for port in range(5000, 5020):
+            request = arriving(tcp(family, (family.remote, port), (family.node, NODE_PORT)), dp.PEER_MAC)
+            assert datapath.run("from_netdev", request).packet[family.ip].dst == family.server
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, policy)
+        request = arriving(tcp(family, (family.remote, 6000), (family.node, NODE_PORT)), dp.PEER_MAC)
         assert datapath.run("from_netdev", request).verdict == SHOT
-        assert datapath.dropped(DropReason.NO_HANDOVER) == 1
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+
+    @BOTH
+    @pytest.mark.parametrize("overlay", [False, True], ids=["plain", "overlay"])
+    def test_service_without_backend_refuses_another_nodes_pod(
+        self, datapath: Datapath, family: Family, overlay: bool
+    ) -> None:
+        """The refusal goes by destination, into the overlay where that pod's packets do."""
+        if overlay:
+            datapath.remote(family.remote_range, family.other_node, RemoteFlag.OVERLAY)
+        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL | LOCAL)
+        request = arriving(tcp(family, (family.remote, 5000), (family.node, NODE_PORT)), dp.PEER_MAC)
+        result = datapath.run("from_overlay" if overlay else "from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        refusal = result.packet
+        assert (refusal[TCP].flags, refusal[family.ip].src, refusal[family.ip].dst) == (
+            "RA",
+            family.node,
+            family.remote,
+        )
+        assert (refusal[Ether].dst == dp.OVERLAY_MAC) == overlay
+        assert datapath.dropped(DropReason.NO_BACKEND) == 1
+
+    @BOTH
+    @BUILD
+    def test_policy_that_changes_is_for_new_connections(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """What went to the other node goes on going there under policy Cluster, but UDP, which follows its Service."""
+        asked = (family.other_node, NODE_PORT)
+        node_port(datapath, family, protocol_of(build), family.remote, LOCAL)
+        datapath.run("from_pod", build(family, (family.client, 5000), asked))
+        node_port(datapath, family, protocol_of(build), family.remote)
+        later = {"flags": "A"} if build is tcp else {}
+        result = datapath.run("from_pod", build(family, (family.client, 5000), asked, **later))
+        assert result.packet[family.ip].dst == (family.other_node if build is tcp else family.remote)
+        result = datapath.run("from_pod", build(family, (family.client, 5001), asked))
+        assert result.packet[family.ip].dst == family.remote
+        node_port(datapath, family, protocol_of(build), family.remote, LOCAL)
+        result = datapath.run("from_pod", build(family, (family.client, 5001), asked, **later))
+        assert result.packet[family.ip].dst == family.remote
+
+    @BOTH
+    @BUILD
+    def test_hosts_packet_passes(self, datapath: Datapath, family: Family, build: object) -> None:
+        """The socket programs have left it as it was."""
+        node_port(datapath, family, protocol_of(build), family.remote, LOCAL)
+        packet = build(family, (family.node, 40000), (family.other_node, NODE_PORT))
+        result = datapath.run("to_netdev", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
 
 
 class TestWayOfAnswers:

@@ -48,9 +48,10 @@ CLIENT_TTL = 64
 
 
 def _possible(row: Row) -> bool:
-    """With policy Local, traffic from outside gets no remote backend."""
+    """With policy Local, traffic from outside gets no remote backend; at a NodePort, another node's neither."""
     case = dict(zip(FACTORS, row, strict=True))
-    return not (case["policy"] == "Local" and case["backend"] == "remote" and case["who"] == "client")
+    from_outside = case["who"] == "client" or (case["who"].endswith("there") and case["kind"] == NODE_PORT)
+    return not (case["policy"] == "Local" and case["backend"] == "remote" and from_outside)
 
 
 MATRIX = whole(FACTORS, _possible)

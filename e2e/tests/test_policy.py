@@ -78,10 +78,43 @@ def test_internal_policy_local_without_local_endpoint_is_silence(stage: Stage) -
 
 
 def test_last_terminating_endpoint_of_a_node_serves_under_policy_local(stage: Stage) -> None:
-    """By the cluster IP its own node's clients; by the NodePort, where any will do, they have the ready one."""
+    """By the cluster IP its own node's clients; by the NodePort the other's. Where any endpoint will do, none comes."""
     backends = {"web-1": TERMINATING, "web-2": READY}
     with served(stage, 19, backends, internalTrafficPolicy="Local", externalTrafficPolicy="Local") as (ip, node_port):
         for where in ("ask-1", "node1"):
             assert_answered(stage, where, (ip, PORT), "web-1")
             assert_answered(stage, where, (stage.node(1).address, node_port), "web-2")
+        for where in ("ask-2", "node2"):
+            assert_answered(stage, where, (stage.node(1).address, node_port), "web-1")
         assert_answered(stage, "ask-2", (ip, PORT), "web-2")
+
+
+def test_node_port_under_external_policy_local_is_for_the_node_that_is_asked(stage: Stage) -> None:
+    """It answers with what it has itself; its own clients it serves in any case, and who asks keeps his address."""
+    with served(stage, 27, {"web-1": READY}, externalTrafficPolicy="Local") as (cluster_ip, node_port):
+        for where, address in (("ask-2", stage.pod("ask-2").address), ("node2", stage.node(2).address)):
+            assert_answered(stage, where, (stage.node(1).address, node_port), "web-1")
+            assert_answered(stage, where, (stage.node(2).address, node_port), "web-1")
+            assert_answered(stage, where, (cluster_ip, PORT), "web-1")
+            for protocol, family in WAYS:
+                (answer,) = ask(stage.place(where), protocol, pick(stage.node(1).address, family), node_port)
+                assert answer["peer"] == pick(address, family)
+                assert answer["believed_peer"] == pick(stage.node(1).address, family)
+        for where in ("ask-1", "node1"):
+            assert_answered(stage, where, (stage.node(2).address, node_port), SILENCE)
+            assert_answered(stage, where, (stage.node(1).address, node_port), "web-1")
+
+
+def test_process_of_the_node_that_is_asked_answers_other_nodes_clients(stage: Stage) -> None:
+    """A backend in the host's network: its answers come from the NodePort, by plain routes and by the overlay."""
+    runtime.serve(stage.place("node1"), "node1")
+    with served(stage, 28, {"node1": READY}, externalTrafficPolicy="Local") as (_, node_port):
+        for where in ("ask-2", "node2", "ask-1", "node1"):
+            assert_answered(stage, where, (stage.node(1).address, node_port), "node1")
+
+
+def test_node_port_under_external_policy_local_refuses_where_there_is_no_endpoint_at_all(stage: Stage) -> None:
+    """Another node's clients as its own, at once."""
+    with served(stage, 29, {}, externalTrafficPolicy="Local") as (_, node_port):
+        for where in ("ask-2", "node2"):
+            assert_answered(stage, where, (stage.node(1).address, node_port), "ECONNREFUSED")
