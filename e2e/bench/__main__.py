@@ -24,9 +24,10 @@ CASES = {
     "sweep": "e2e.bench.sweep",
     "pods": "e2e.bench.pods",
     "install": "e2e.bench.install",
+    "churn": "e2e.bench.churn",
 }
 # Those that run commands of Kubernetes itself.
-WITH_KUBERNETES = {"connect", "install", "nodeport", "pods"}
+WITH_KUBERNETES = {"churn", "connect", "install", "nodeport", "pods"}
 REPORT = BUILD / "report.json"
 
 
