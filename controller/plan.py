@@ -8,7 +8,8 @@ They stand in an order in which every frontend always leads to filled slots, and
     and then, for all:           frontends removed -> surplus sources removed -> surplus slots removed
                                  -> surplus backends removed
 
-The first of them can be written while the next are still planned.
+The first of them can be written while the next are still planned. A pool that gives a frontend to another one comes
+after it: its slots may change only when nobody is led there any more who asks for that frontend.
 
 The first slots of a Service are this node's backends, and of these first the ones that are not in the Cluster set.
 Where there come to be fewer of this node's, its frontends are narrowed to those that stay before other nodes' backends
@@ -22,6 +23,7 @@ What does not fit into a map is left out: its Service gets the backends that fit
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from itertools import chain
 
 from bpf.abi import BackendKey, Frontend, Slot, SlotKey, Source, StateIndex
 from controller.desired import Desired, Pool, PoolKey
@@ -90,14 +92,16 @@ class Plan:
         Those that are gone come last: until then they hold their service ids, which nobody else must take over along
         with a frontend, as the slots go away.
         """
+        ordered = sorted(keys)
+        present = [key for key in ordered if key in self._desired.pools]
         # A cluster IP refuses what it has no port for: its ports come before.
-        ordered = sorted(keys, key=lambda key: (not key.port, key))
-        for key in ordered:
-            if key in self._desired.pools:
+        ports, addresses = [key for key in present if key.port], [key for key in present if not key.port]
+        for group in chain(self._takers_first(ports), self._takers_first(addresses)):
+            for key in group:
                 self._pool(key)
                 if len(self._adds) + len(self._sources) + len(self._slots) + len(self._frontends) >= PIECE_OPS:
                     yield from self._additions()
-        yield from self._additions()
+            yield from self._additions()
         for key in ordered:
             if key not in self._desired.pools:
                 self._gone(key)
@@ -114,6 +118,36 @@ class Plan:
         """To be written apart from the additions: a program that has just read a frontend or a slot still looks up
         what these take away, and is through long before bpftool has started again."""
         return [*self._gone_frontends, *self._gone_sources, *self._gone_slots, *self._gone_backends()]
+
+    def _takers_first(self, keys: Sequence[PoolKey]) -> Iterator[list[PoolKey]]:
+        """Pools in groups: those that take frontends from others before these. Of pools that exchange some, one gets
+        another service id, under which nobody is led to it yet."""
+        takers: dict[PoolKey, set[PoolKey]] = {}
+        for key, giver in self._taken(keys):
+            takers.setdefault(giver, set()).add(key)
+        waiting = list(keys)
+        while waiting:
+            group = [key for key in waiting if not takers.get(key)]
+            if not group:
+                group = waiting[:1]
+                self._gone(group[0])
+                self._hold(group[0], self._numbers.service_ids.allocate(self._service_ids_used))
+            yield group
+            written = set(group)
+            waiting = [key for key in waiting if key not in written]
+            for taking in takers.values():
+                taking -= written
+
+    def _taken(self, keys: Sequence[PoolKey]) -> Iterator[tuple[PoolKey, PoolKey]]:
+        """Each pool that takes a frontend from another one, with that one. Before, all have their ids."""
+        for key in keys:
+            self._service_id(key)
+        for key in keys:
+            for frontend, _ in self._desired.frontends(key):
+                held = self._mirror.frontends.get(frontend)
+                holder = self._numbers.holders.get(Frontend.unpack(held).service_id) if held else None
+                if holder and holder != key:
+                    yield key, holder
 
     def _additions(self) -> list[Op]:
         """Those planned since the last call."""
@@ -179,8 +213,10 @@ class Plan:
             if found and found not in numbers.holders:
                 service_id = found
                 break
-        service_id = service_id or numbers.service_ids.allocate(self._service_ids_used)
-        numbers.of_pool[key], numbers.holders[service_id] = service_id, key
+        return self._hold(key, service_id or numbers.service_ids.allocate(self._service_ids_used))
+
+    def _hold(self, key: PoolKey, service_id: int) -> int:
+        self._numbers.of_pool[key], self._numbers.holders[service_id] = service_id, key
         return service_id
 
     def _held(self, slots: Iterable[int]) -> dict[bytes, int]:

@@ -401,6 +401,22 @@ def test_drift_of_sources_is_repaired() -> None:
     assert len(maps.maps["sources"]) == 1
 
 
+def test_last_local_backend_is_kept_for_those_who_ask_for_one() -> None:
+    """It ends, while another node has a ready one: it goes on in the Local set, and never does the other node's backend
+    move into the slot of those who ask for a local one."""
+    rig = Rig(JudgedMaps())
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    rig.apply(changed(decoded_service(service(type="NodePort", externalTrafficPolicy="Local", ports=ports))))
+    for conditions in ({}, {"ready": False, "serving": True, "terminating": True}):
+        here, elsewhere = _on_its_node(PODS[0]), _on_its_node(PODS[4])
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", [{**here, "conditions": conditions}, elsewhere]))))
+        rig.sync()
+    both = ["203.0.113.1:8080", "203.0.113.5:8080"]
+    assert served(rig.maps.maps) == {"198.51.100.1:80/6": both, "0.0.0.0:30080/6": both}
+    found = Frontend.unpack(rig.maps.maps["frontends"][FrontendKey(packed("0.0.0.0"), 30080, 6).pack()])
+    assert (found.local_count, found.cluster_start) == (1, 1)
+
+
 def _on_its_node(pod: str) -> dict[str, object]:
     return {**endpoint(pod), "nodeName": "own" if packed(pod) in LOCAL_PODS else "other"}
 
