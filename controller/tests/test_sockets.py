@@ -52,7 +52,7 @@ def translated(pins: Pins, client: socket.socket, address: str, backend_id: int)
     """Notes what the programs note of a socket that connects to a Service and is given this backend."""
     (cookie,) = unpack("=Q", client.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8))
     key = SocketKey(cookie, packed(address), PORT, socket.IPPROTO_UDP, SocketSide.BACKEND)
-    write(pins, "sockets", key.pack(), SocketPeer(packed("192.0.2.10"), 53, backend_id).pack())
+    write(pins, "sockets", key.pack(), SocketPeer(packed("192.0.2.10"), 53, backend_id, bytes(16), 0).pack())
 
 
 def udp(space: Space, address: str, connected: bool = True) -> socket.socket:
