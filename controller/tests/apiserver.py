@@ -128,7 +128,7 @@ class FakeApi:
         while True:
             with self._changed:
                 pending = [event for event in self._events if event[0] > version and event[1] == path]
-                if not pending:
+                if not pending and self.cut == cut:
                     self._changed.wait(10)
                 if self.cut != cut or self._closing:
                     handler.wfile.write(b"ff\r\n{")  # a chunk that never ends
