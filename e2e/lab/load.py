@@ -5,17 +5,18 @@
 
 Prints `started` once the lasting connections stand, and at the end one line of JSON:
 
-    {"asked": 10000, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1, "by_name": {"web-1": 5003},
-     "by_tick": [{"web-1": 250, "web-2": 249}]}
+    {"asked": 10000, "seconds": 10.0, "failed": {"ECONNREFUSED": 3}, "lasting_failed": {}, "slowest_ms": 4.1,
+     "by_name": {"web-1": 5003}, "by_tick": [{"web-1": 250, "web-2": 249}]}
 
-A tick is half a second. It asks by a clock of its own: a slow answer delays no later question, as long as fewer than
-OPEN_MAX are unanswered. Imports the standard library alone.
+It ends at SIGTERM, or when the seconds are over. A tick is half a second. It asks by a clock of its own: a slow answer
+delays no later question, as long as fewer than OPEN_MAX are unanswered. Imports the standard library alone.
 """
 
 import argparse
 import asyncio
 import errno
 import json
+import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
@@ -38,24 +39,26 @@ class Load:
         self._failed: Counter[str] = Counter()
         self._lasting_failed: Counter[str] = Counter()
         self._ticks: defaultdict[int, Counter[str]] = defaultdict(Counter)
-        self._began = 0.0
+        self._began = self._end = 0.0
         self._slowest_s = 0.0
         self._asked = self._open = 0
 
     async def run(self, rate: int, lasting: int, seconds: float) -> None:
-        """Asks for `seconds`, then waits for what is still open."""
+        """Asks for `seconds` or until SIGTERM, then waits for what is still open."""
         standing = [await self._connect() for _ in range(lasting)]
-        print("started", flush=True)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._stop)
         self._began = time.monotonic()
-        end = self._began + seconds
-        tasks = [asyncio.create_task(self._stay(*pair, end)) for pair in standing]
-        await self._ask_at(rate, end, tasks)
+        self._end = self._began + seconds
+        print("started", flush=True)
+        tasks = [asyncio.create_task(self._stay(*pair)) for pair in standing]
+        await self._ask_at(rate, tasks)
         await asyncio.gather(*tasks)
 
     def report(self) -> str:
         return json.dumps(
             {
                 "asked": self._asked,
+                "seconds": round(self._end - self._began, 2),
                 "failed": self._failed,
                 "lasting_failed": self._lasting_failed,
                 "slowest_ms": round(self._slowest_s * 1000, 2),
@@ -64,10 +67,13 @@ class Load:
             }
         )
 
-    async def _ask_at(self, rate: int, end: float, tasks: list["asyncio.Task[None]"]) -> None:
+    def _stop(self) -> None:
+        self._end = min(self._end, time.monotonic())
+
+    async def _ask_at(self, rate: int, tasks: list["asyncio.Task[None]"]) -> None:
         """Starts questions so that, at any time, as many have begun as the rate asks for, or were left out."""
         left_out = 0
-        while (now := time.monotonic()) < end:
+        while (now := time.monotonic()) < self._end:
             due = int((now - self._began) * rate) - self._asked - left_out
             room = OPEN_MAX - self._open
             for _ in range(min(due, room)):
@@ -90,11 +96,11 @@ class Load:
         self._open -= 1
         self._slowest_s = max(self._slowest_s, time.monotonic() - began)
 
-    async def _stay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, end: float) -> None:
+    async def _stay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """A connection that asks ten times a second, and must be answered by the same server to the end."""
         names = set()
         try:
-            while time.monotonic() < end:
+            while time.monotonic() < self._end:
                 async with asyncio.timeout(TIMEOUT_S):
                     names.add(await self._exchange(reader, writer))
                 await asyncio.sleep(0.1)
