@@ -5,6 +5,7 @@
 
 Without `hostIP`, or where it is unspecified, a host port is met at every address of this node: of both families that
 the pod has, or of that one. Source: CONVENTIONS.md of the specification; kubelet leaves ports without hostPort out.
+Names are taken in either case of letters, as the reference plugin takes them: containerd 1.6 writes `HostPort`.
 """
 
 import hashlib
@@ -65,7 +66,7 @@ def mappings(asked: object) -> tuple[PortMapping, ...]:
         return ()
     if not isinstance(asked, list):
         raise ConfigError(f"portMappings: expected a list, not {asked!r}")
-    return tuple(dict.fromkeys(map(_mapping, asked)))
+    return tuple(dict.fromkeys(filter(None, map(_mapping, asked))))
 
 
 def host_ports(mapped: Iterable[PortMapping], pod: Sequence[str]) -> list[HostPort]:
@@ -107,19 +108,21 @@ def _met_at(mapping: PortMapping, is_v4: bool) -> bytes:
     return addresses.packed(mapping.host_ip) if mapping.host_ip else ANY[is_v4]
 
 
-def _mapping(item: object) -> PortMapping:
+def _mapping(item: object) -> PortMapping | None:
+    """None: of SCTP, which is not served. The pod starts all the same, as upstream's tests want it."""
     if not isinstance(item, dict):
         raise ConfigError(f"portMappings: expected objects, not {item!r}")
-    protocol = str(item.get("protocol") or "tcp").lower()
+    fields = {name.lower(): value for name, value in item.items()}
+    protocol = str(fields.get("protocol") or "tcp").lower()
     if protocol == "sctp":
-        raise ConfigError("portMappings: host ports of SCTP are not served yet", f"{item!r}")
+        return None
     if protocol not in PROTOCOLS:
-        raise ConfigError(f"portMappings: protocol {item['protocol']!r} is not one of {', '.join(PROTOCOLS)}")
-    return PortMapping(_host_ip(item), _port(item, "hostPort"), protocol, _port(item, "containerPort"))
+        raise ConfigError(f"portMappings: protocol {fields['protocol']!r} is not one of {', '.join(PROTOCOLS)}")
+    return PortMapping(_host_ip(fields), _port(fields, "hostPort"), protocol, _port(fields, "containerPort"))
 
 
 def _host_ip(item: Json) -> str:
-    host_ip = item.get("hostIP") or ""
+    host_ip = item.get("hostip") or ""
     try:
         return addresses.text(addresses.packed(host_ip)) if host_ip else ""
     except (ValueError, TypeError) as error:
@@ -127,7 +130,7 @@ def _host_ip(item: Json) -> str:
 
 
 def _port(item: Json, name: str) -> int:
-    port = item.get(name)
+    port = item.get(name.lower())
     if not isinstance(port, int) or isinstance(port, bool) or not 0 < port < 65536:
         raise ConfigError(f"portMappings: {name}: expected a number from 1 to 65535, not {port!r}")
     return port

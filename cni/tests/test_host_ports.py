@@ -85,7 +85,6 @@ def test_add_of_a_mapping_that_cannot_be_is_refused_whole(known: Node) -> None:
     """Nothing stays; and a DEL with such a mapping succeeds."""
     cases = [
         (asked(("", 0, "tcp", 80)), "hostPort"),
-        (asked(("", 80, "sctp", 80)), "SCTP"),
         (asked(("2001:db8::10", 80, "tcp", 80)), "no address of that family"),
     ]
     ipam = ranges("10.244.9.0/24")

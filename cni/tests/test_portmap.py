@@ -60,7 +60,6 @@ def test_one_port_of_several_addresses_and_protocols_is_as_many_host_ports() -> 
         ([{"hostPort": 80}], "containerPort: .* not None"),
         ([mapping(containerPort=-1)], "containerPort: .* not -1"),
         ([mapping(protocol="icmp")], "protocol 'icmp' is not one of tcp, udp"),
-        ([mapping(protocol="SCTP")], "host ports of SCTP are not served yet"),
         ([mapping(hostIP="node1")], "hostIP 'node1' is not an address"),
         ([mapping(hostIP=["192.0.2.1"])], "hostIP .* is not an address"),
         ([mapping(), mapping(containerPort=54)], "host port 8053/tcp is asked for twice"),
@@ -79,6 +78,17 @@ def test_mapping_of_a_family_that_the_pod_lacks_is_refused_and_passed_over_by_de
     with pytest.raises(ConfigError, match="host port 8053/tcp of 2001:db8::1: the pod has no address of that family"):
         required(mapped, POD[:1])
     assert host_ports(mapped, POD[:1]) == []
+
+
+def test_names_are_taken_in_either_case_of_letters() -> None:
+    """Those of containerd 1.6 begin with a capital."""
+    written = {"HostPort": 8053, "ContainerPort": 53, "Protocol": "UDP", "HostIP": "192.0.2.1"}
+    assert mappings([written]) == mappings([mapping(protocol="udp", hostIP="192.0.2.1")])
+
+
+def test_mapping_of_sctp_is_passed_over() -> None:
+    """Its pod starts, and the others are served."""
+    assert mappings([mapping(protocol="SCTP"), mapping()]) == mappings([mapping()])
 
 
 def test_nothing_asked_for_is_nothing() -> None:
