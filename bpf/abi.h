@@ -19,7 +19,7 @@
  * a new one means what was before. Values of enums are only added.
  */
 enum abi_version {
-	ABI_VERSION = 6,
+	ABI_VERSION = 7,
 };
 
 struct address {
@@ -139,6 +139,25 @@ ABI_LAYOUT(affinity, 16);
 
 struct pod_key {
 	struct address address;
+/* Which datagram a fragment is of: as it is on the wire at one point of its way, like a tuple. */
+struct fragment_key {
+	struct address saddr;
+	struct address daddr;
+	__u32 id; /* as it is on the wire */
+	__u8 protocol;
+	__u8 pad[3];
+};
+ABI_LAYOUT(fragment_key, 40);
+
+/* What a datagram's first fragment says, and later ones do not. */
+struct fragment {
+	__be16 sport_be;
+	__be16 dport_be;
+	__u8 is_echo;
+	__u8 pad[3];
+};
+ABI_LAYOUT(fragment, 8);
+
 };
 ABI_LAYOUT(pod_key, 16);
 
@@ -310,7 +329,7 @@ enum drop_reason {
 	DROP_NO_FREE_PORT,     /* every port tried for a colliding flow was taken */
 	DROP_FLOWS_FULL,       /* the flow table took no entry */
 	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here */
-	DROP_FRAGMENT,         /* a fragment of a flow that needs translation */
+	DROP_FRAGMENT,         /* a later fragment for a cluster IP, whose first one was not seen, or not served */
 	DROP_REWRITE_FAILED,   /* a helper could not change the packet */
 	DROP_UNTRANSLATED,     /* a host's packet to a Service that connect-time translation should have caught */
 	DROP_NO_REMOTE,        /* a host's packet into the overlay to an address that no node has */

@@ -332,6 +332,45 @@ class Frontend(NamedTuple):
     """struct frontend, 24 bytes."""
 
     service_id: int
+_FRAGMENT = Struct("=HHB3x")
+
+
+class Fragment(NamedTuple):
+    """struct fragment, 8 bytes."""
+
+    sport: int
+    dport: int
+    is_echo: int
+
+    def pack(self) -> bytes:
+        return _FRAGMENT.pack(htons(self.sport), htons(self.dport), self.is_echo)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Fragment":
+        sport, dport, is_echo = _FRAGMENT.unpack(data)
+        return cls(ntohs(sport), ntohs(dport), is_echo)
+
+
+_FRAGMENT_KEY = Struct("=16s16sIB3x")
+
+
+class FragmentKey(NamedTuple):
+    """struct fragment_key, 40 bytes."""
+
+    saddr: bytes
+    daddr: bytes
+    id: int
+    protocol: int
+
+    def pack(self) -> bytes:
+        return _FRAGMENT_KEY.pack(self.saddr, self.daddr, self.id, self.protocol)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "FragmentKey":
+        saddr, daddr, id, protocol = _FRAGMENT_KEY.unpack(data)
+        return cls(saddr, daddr, id, protocol)
+
+
     slot_count: int
     local_count: int
     cluster_start: int
@@ -760,6 +799,7 @@ MAPS = {
     "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
+    "fragments": MapSpec(9, 40, 8, 16384, 0, "FragmentKey", "Fragment"),
     "sources": MapSpec(11, 40, 4, 16384, 1, "SourceKey", "Source"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
     "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
@@ -796,6 +836,8 @@ FIELDS = {
         "cluster_start": (12, 4),
         "flags": (16, 4),
         "affinity_s": (20, 4),
+    "Fragment": {"sport_be": (0, 2), "dport_be": (2, 2), "is_echo": (4, 1)},
+    "FragmentKey": {"saddr": (0, 16), "daddr": (16, 16), "id": (32, 4), "protocol": (36, 1)},
     },
     "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
     "Node": {"flags": (0, 4)},

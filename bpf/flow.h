@@ -60,12 +60,18 @@ static __always_inline __u64 flow_timeout(__u8 protocol, __u8 state)
 	}
 }
 
-/* What is followed: TCP, UDP and ICMP echo, but for later fragments, which have no ports. */
+/* What is followed: TCP, UDP and ICMP echo, but for fragments whose ports are not known. */
 static __always_inline bool has_flow(const struct packet *packet)
 {
-	if (packet->fragment == FRAGMENT_LATER)
+	if (packet->part == PART_UNKNOWN)
 		return false;
 	return packet->tuple.protocol == IPPROTO_TCP || packet->tuple.protocol == IPPROTO_UDP || packet->is_echo;
+}
+
+/* Later fragments begin nothing: where the first one has come to nothing, neither shall they. */
+static __always_inline bool begins_flow(const struct packet *packet)
+{
+	return has_flow(packet) && !is_later(packet);
 }
 
 static __always_inline bool opens_connection(const struct packet *packet)
@@ -302,16 +308,19 @@ __noinline int flow_claim(struct __sk_buff *skb)
 }
 
 /*
- * The flow of a packet, followed; NULL: there is none, or the packet begins another.
- * Later fragments and what has no flow (see has_flow) are not to be asked for. `services`: the packet may be for one;
- * `outside`: it comes in from outside this node.
+ * The flow of a packet, followed; NULL: there is none, or the packet begins another. `services`: the packet may be for
+ * one; `outside`: it comes in from outside this node.
  */
 static __always_inline struct flow *flow_find(struct __sk_buff *skb, const struct packet *packet, bool services,
 					      bool outside)
 {
-	__u64 now = flow_clock();
-	struct flow *flow = flow_lookup(&packet->tuple);
+	__u64 now;
+	struct flow *flow;
 
+	if (!has_flow(packet))
+		return NULL;
+	now = flow_clock();
+	flow = flow_lookup(&packet->tuple);
 	if (!flow || !flow_matches(packet, flow, now, services))
 		return NULL;
 	flow_follow(skb, packet, flow, now, outside);

@@ -46,6 +46,14 @@ struct {
 	__type(value, struct affinity);
 } affinities SEC(".maps");
 
+/* Programs: the ports of datagrams that come in fragments. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
 /* Controller: who may use the frontends that are not for everybody. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);

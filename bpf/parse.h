@@ -18,6 +18,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "address.h"
+#include "maps.h"
 
 #define TCP_FIN          0x01
 #define TCP_SYN          0x02
@@ -42,10 +43,12 @@ enum parse_result {
 	PARSE_NOT_IP, /* ARP and the like: the host's stack's */
 };
 
-enum fragment {
-	FRAGMENT_NONE = 0,
-	FRAGMENT_FIRST, /* has the ports */
-	FRAGMENT_LATER, /* has none */
+/* Which part of a datagram a packet is. */
+enum part {
+	PART_WHOLE = 0,
+	PART_FIRST,   /* has the ports */
+	PART_KNOWN,   /* has none, but its first one came by here */
+	PART_UNKNOWN, /* has none, and they are not known */
 };
 
 struct packet {
@@ -55,10 +58,17 @@ struct packet {
 	__u8 is_v6;
 	__u8 ttl; /* or hop limit */
 	__u8 tcp_flags;
-	__u8 fragment;    /* enum fragment */
+	__u8 part;        /* enum part */
 	__u8 is_echo;     /* ICMP echo, request or reply */
 	__u8 no_checksum; /* UDP that says so */
+	__u32 id;         /* of the datagram that it is a part of, as it is on the wire */
 };
+
+/* Whether a packet is a fragment without transport header. */
+static __always_inline bool is_later(const struct packet *packet)
+{
+	return packet->part >= PART_KNOWN;
+}
 
 /* An ICMP echo of either family: <linux/icmp.h> needs the C library's headers. */
 struct echo {
@@ -133,25 +143,27 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 	packet->ttl = ip->ttl;
 	packet->l4_offset = ETH_HLEN + ip->ihl * 4;
 	packet->end = ETH_HLEN + bpf_ntohs(ip->tot_len);
+	packet->id = ip->id;
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
-		packet->fragment = FRAGMENT_LATER;
+		packet->part = PART_UNKNOWN;
 	else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS))
-		packet->fragment = FRAGMENT_FIRST;
+		packet->part = PART_FIRST;
 	return 0;
 }
 
 struct extension {
 	__u8 next;
 	__u8 length;        /* in units of 8 bytes, the first not counted; of the fragment header: reserved */
-	__be16 fragment_be; /* of the fragment header alone */
+	__be16 fragment_be; /* of the fragment header alone, as is what follows */
+	__u32 id;
 };
 
 /* A fragment header does not make a fragment: one that says neither offset nor more is a whole packet (RFC 6946). */
-static __always_inline __u8 fragment_v6(__be16 field_be)
+static __always_inline __u8 part_v6(__be16 field_be)
 {
 	if (field_be & bpf_htons(IPV6_FRAGMENT_OFFSET))
-		return FRAGMENT_LATER;
-	return field_be & bpf_htons(IPV6_MORE_FRAGMENTS) ? FRAGMENT_FIRST : FRAGMENT_NONE;
+		return PART_UNKNOWN;
+	return field_be & bpf_htons(IPV6_MORE_FRAGMENTS) ? PART_FIRST : PART_WHOLE;
 }
 
 static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet)
@@ -180,7 +192,8 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return -DROP_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
-			packet->fragment = fragment_v6(extension.fragment_be);
+			packet->part = part_v6(extension.fragment_be);
+			packet->id = extension.id;
 			offset += 8;
 		} else {
 			offset += 8 * (extension.length + 1);
@@ -219,7 +232,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 	} copied, *l4;
 	__u32 size = protocol == IPPROTO_TCP ? sizeof(copied.tcp) : sizeof(copied.udp);
 
-	if (packet->fragment == FRAGMENT_LATER)
+	if (is_later(packet))
 		return 0;
 	if (protocol == (packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
@@ -240,6 +253,40 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 	return 0;
 }
 
+/*
+ * Later fragments get the ports of the first one, which comes before them unless the network has changed their order:
+ * it notes them here, also for those that go on under the same addresses past another hook.
+ */
+static __noinline int parse_fragment(struct packet *packet)
+{
+	const struct fragment_key key = {
+		.saddr = packet->tuple.saddr,
+		.daddr = packet->tuple.daddr,
+		.id = packet->id,
+		.protocol = packet->tuple.protocol,
+	};
+	const struct fragment *known;
+
+	if (packet->part == PART_FIRST) {
+		const struct fragment first = {
+			.sport_be = packet->tuple.sport_be,
+			.dport_be = packet->tuple.dport_be,
+			.is_echo = packet->is_echo,
+		};
+
+		bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
+		return 0;
+	}
+	known = bpf_map_lookup_elem(&fragments, &key);
+	if (!known)
+		return 0;
+	packet->tuple.sport_be = known->sport_be;
+	packet->tuple.dport_be = known->dport_be;
+	packet->is_echo = known->is_echo;
+	packet->part = PART_KNOWN;
+	return 0;
+}
+
 /* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */
 static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 {
@@ -251,7 +298,9 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 		error = parse_v6(skb, packet);
 	else
 		return PARSE_NOT_IP;
-	return error ? error : parse_l4(skb, packet);
+	if (!error)
+		error = parse_l4(skb, packet);
+	return error || !packet->part ? error : parse_fragment(packet);
 }
 
 #endif

@@ -212,7 +212,7 @@ static __always_inline bool may_be_refused(const struct packet *packet)
 {
 	__u8 icmp = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 
-	return !(packet->tcp_flags & TCP_RST) && packet->fragment != FRAGMENT_LATER &&
+	return !(packet->tcp_flags & TCP_RST) && !is_later(packet) &&
 	       (packet->tuple.protocol != icmp || packet->is_echo);
 }
 

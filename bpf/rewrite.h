@@ -110,18 +110,21 @@ static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct pac
 	return bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
-/* Makes the packet that came as packet->tuple go on as `to`. Returns 0, -DROP_FRAGMENT or -DROP_REWRITE_FAILED. */
+/*
+ * Makes the packet that came as packet->tuple go on as `to`; of later fragments the addresses, as the first one has the
+ * ports, and the checksum over all of them. Returns 0 or -DROP_REWRITE_FAILED.
+ */
 static __noinline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
 {
 	__u32 difference;
 
 	if (same_tuple(&packet->tuple, to))
 		return 0;
-	if (packet->fragment)
-		return -DROP_FRAGMENT;
 	difference = address_difference(&packet->tuple, to);
 	if (rewrite_addresses(skb, packet, to, difference))
 		return -DROP_REWRITE_FAILED;
+	if (is_later(packet))
+		return 0;
 	if (packet->is_echo)
 		return rewrite_echo(skb, packet, to, difference);
 	return rewrite_ports(skb, packet, to, difference);

@@ -41,7 +41,7 @@ static __always_inline int unserved(const struct packet *packet, const struct ad
 {
 	if (!is_cluster_ip(to))
 		return in_range ? -DROP_NO_SERVICE : 0;
-	if (packet->fragment == FRAGMENT_LATER)
+	if (is_later(packet))
 		return -DROP_FRAGMENT;
 	return in_mid_stream(packet) && taking_over() ? -DROP_TAKING_OVER : -DROP_NO_SUCH_PORT;
 }
@@ -214,16 +214,16 @@ int from_pod(struct __sk_buff *skb)
 		return drop(skb, -DROP_SPOOFED);
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
-	if (!has_flow(packet)) {
-		result = pass_from_pod(skb, packet);
-	} else {
-		flow = flow_find(skb, packet, true, false);
+	flow = flow_find(skb, packet, true, false);
+	if (flow || begins_flow(packet)) {
 		if (flow)
 			follow(work, flow);
 		else
 			result = begin_from_pod(skb, work);
 		if (!result)
 			result = go_on(skb, work);
+	} else {
+		result = pass_from_pod(skb, packet);
 	}
 	return verdict_for_pod(skb, packet, result);
 }
@@ -251,14 +251,14 @@ int to_pod(struct __sk_buff *skb)
 	result = parse(skb, &work->packet);
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
-	if (!has_flow(packet) || link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
+	if (link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
 		return PASS;
 	flow = flow_find(skb, packet, false, false);
 	if (flow) {
 		struct tuple to = reverse(&flow->twin);
 
 		result = rewrite(skb, packet, &to);
-	} else {
+	} else if (begins_flow(packet)) {
 		result = begin_to_pod(skb, work);
 	}
 	return verdict(skb, result ? result : PASS);
@@ -552,8 +552,6 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
-	if (!has_flow(packet))
-		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(work);
 	flow = flow_find(skb, packet, true, true);
 	if (flow && hands_over(flow)) {
 		/* what another node sends of this client now ends here, with a backend of this node's or with none */
@@ -563,6 +561,8 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	}
 	if (flow)
 		return follow_from_outside(skb, work, flow, overlay);
+	if (!begins_flow(packet))
+		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(work);
 	result = begin_from_outside(skb, work, overlay);
 	return result ? result : go_on(skb, work);
 }
@@ -597,7 +597,7 @@ static __always_inline const struct flow *answered_by_host(struct __sk_buff *skb
 {
 	const struct flow *flow;
 
-	if (!has_flow(packet) || !own_address(&packet->tuple.saddr))
+	if (!own_address(&packet->tuple.saddr))
 		return NULL;
 	flow = flow_find(skb, packet, false, false);
 	return flow && flow->flags & FLOW_REPLY ? flow : NULL;

@@ -149,7 +149,7 @@ class Datapath:
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        services = ("frontends", "slots", "backends", "affinities")
+        services = ("frontends", "slots", "backends", "affinities", "fragments")
         emptied = (*services, "pods", "nodes", "peers", "underlays", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         for name, keys in self._tries.items():

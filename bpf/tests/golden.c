@@ -46,6 +46,13 @@ static const struct pod pod = {
 	.ifindex = 0x01020304,
 	.flags = 0x05060708,
 	.pod_mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16},
+static const struct fragment_key fragment_key = {
+	.saddr = ADDRESS(1),
+	.daddr = ADDRESS(2),
+	.id = 0x02030405,
+	.protocol = 0x04,
+};
+static const struct fragment fragment = {.sport_be = BE16(0x0102), .dport_be = BE16(0x0304), .is_echo = 0x05};
 	.host_mac = {0x21, 0x22, 0x23, 0x24, 0x25, 0x26},
 	.container_hash = 0x3132333435363738,
 };
@@ -132,6 +139,8 @@ int main(void)
 	PRINT(pod_key);
 	PRINT(pod);
 	PRINT(remote_key);
+	PRINT(fragment_key);
+	PRINT(fragment);
 	PRINT(remote);
 	PRINT(node_key);
 	PRINT(node);

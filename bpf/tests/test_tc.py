@@ -4,7 +4,7 @@
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert, fragment
+from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
 from scapy.layers.inet6 import (
     ICMPv6DestUnreach,
     ICMPv6EchoRequest,
@@ -366,29 +366,6 @@ class TestFromPod:
             assert result.verdict == PASS
             same(result.packet, packet)
 
-    def test_fragments_of_direct_traffic_pass_and_of_translated_are_dropped(self, datapath: Datapath) -> None:
-        """Fragments between pods are delivered; those that would need translation are counted."""
-        whole = IP(src=V4.client, dst=V4.server, id=7) / UDP(sport=40000, dport=8080) / bytes(64)
-        for piece in fragment(whole, fragsize=40):
-            packet = Ether(bytes(dp.ethernet() / piece))
-            result = datapath.run("from_pod", packet)
-            assert result.verdict == REDIRECT
-            same(result.packet, _hop(packet))
-        datapath.service(V4.service, 53, dp.UDP_PROTOCOL, [(V4.server, 5353)])
-        first = Ether(
-            bytes(dp.ethernet() / fragment(IP(src=V4.client, dst=V4.service) / UDP(dport=53) / bytes(64), 40)[0])
-        )
-        assert datapath.run("from_pod", first).verdict == SHOT
-        assert datapath.dropped(DropReason.FRAGMENT) == 1
-
-    def test_ipv6_fragments_of_direct_traffic_pass(self, datapath: Datapath) -> None:
-        """A later fragment has no ports and needs none."""
-        piece = IPv6(src=V6.client, dst=V6.server) / IPv6ExtHdrFragment(offset=8, m=0, nh=17) / bytes(40)
-        packet = Ether(bytes(dp.ethernet() / piece))
-        result = datapath.run("from_pod", packet)
-        assert result.verdict == REDIRECT
-        same(result.packet, expected(packet, hops=1, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC))
-
     @BOTH
     def test_truncated_headers_are_dropped_at_every_length(self, datapath: Datapath, family: Family) -> None:
         """No cut makes a program forward what it could not read."""
@@ -730,12 +707,3 @@ def _older(flow: Flow, nanoseconds: int) -> Flow:
 
 def _undated(flow: Flow) -> Flow:
     return flow._replace(seen_ns=0, expires_ns=0)
-
-
-def _hop(piece: Packet) -> Packet:
-    """A fragment as the server's pod gets it: its payload is bytes, whatever a dissector makes of them."""
-    copy = piece.copy()
-    copy.src, copy.dst = dp.SERVER_HOST_MAC, dp.SERVER_MAC
-    copy[IP].ttl -= 1
-    del copy[IP].chksum
-    return Ether(bytes(copy))

@@ -31,7 +31,8 @@ MEANINGS = {
     abi.DropReason.FLOWS_FULL: "The flow table took no entry: raise flows_max; a reboot makes the table anew.",
     abi.DropReason.TTL_EXPIRED: "The TTL or hop limit was used up here: traceroute does so; otherwise look for a loop "
     "in the routes.",
-    abi.DropReason.FRAGMENT: "A fragment needed translation: use a smaller datagram, or a larger MTU.",
+    abi.DropReason.FRAGMENT: "A fragment of a datagram for a cluster IP, whose first one did not come by before it, or "
+    "was not served: use smaller datagrams where the network changes the order of packets.",
     abi.DropReason.REWRITE_FAILED: "A helper could not change the packet: please report it, with the kernel's version.",
     abi.DropReason.UNTRANSLATED: "A host's packet to a Service was not translated at connect time: see whether the "
     "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Datagrams in fragments: what leaves is the fragments of the datagram as it would have left whole."""
+
+from collections.abc import Iterator
+
+import pytest
+from scapy.layers.inet import ICMP, IP, UDP, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, fragment6
+from scapy.layers.l2 import Ether
+from scapy.packet import Packet
+
+from bpf.abi import Counter, DropReason
+from bpf.tests import datapath as dp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, loaded, same
+
+pytestmark = pytest.mark.root
+
+BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
+NO_MAC = "00:00:00:00:00:00"  # that of lo
+PAYLOAD = bytes(range(256)) * 16
+ID = 7
+SERVER_MACS = (dp.SERVER_HOST_MAC, dp.SERVER_MAC)
+CLIENT_MACS = (dp.HOST_MAC, dp.POD_MAC)
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Datapath]:
+    """In a network namespace where everything is routed out of lo, which is the underlay."""
+    with dp.routed_namespace(), loaded() as programs:
+        yield programs
+
+
+@pytest.fixture
+def datapath(programs: Datapath) -> Datapath:
+    programs.reset()
+    return programs
+
+
+def pieces(family: Family, source: str, destination: str, transport: Packet, hops: int = 0) -> list[Packet]:
+    """A datagram's fragments, `hops` on their way, without their frames' headers."""
+    if family is V4:
+        return fragment(IP(src=source, dst=destination, id=ID, ttl=64 - hops) / transport, 1400)
+    network = IPv6(src=source, dst=destination, hlim=64 - hops)
+    # built, so that the checksum is over the whole
+    whole = IPv6(bytes(network / IPv6ExtHdrFragment(id=ID) / transport))
+    return fragment6(whole, 1450)
+
+
+def framed(piece: Packet, macs: tuple[str, str] = (dp.POD_MAC, dp.HOST_MAC)) -> Packet:
+    """macs: the sender's and the receiver's."""
+    return Ether(bytes(dp.ethernet(*macs) / piece))
+
+
+def question(family: Family, destination: tuple[str, int], hops: int = 0, port: int = 40000) -> list[Packet]:
+    return pieces(family, family.client, destination[0], UDP(sport=port, dport=destination[1]) / PAYLOAD, hops)
+
+
+def sent(datapath: Datapath, arriving: list[Packet], leaving: list[Packet], macs: tuple[str, str]) -> None:
+    """Sends fragments from a pod; asserts what becomes of each."""
+    assert len(arriving) == len(leaving) > 2
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("from_pod", framed(piece))
+        assert result.verdict == REDIRECT
+        same(result.packet, framed(wanted, macs))
+
+
+@BOTH
+def test_datagram_to_a_service_and_its_answer_are_translated(datapath: Datapath, family: Family) -> None:
+    """Address by address and port by port, with the checksum of the whole in the first fragment."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, 5353)])
+    sent(datapath, question(family, (family.service, 53)), question(family, (family.server, 5353), 1), SERVER_MACS)
+    answer = UDP(sport=5353, dport=40000) / PAYLOAD, UDP(sport=53, dport=40000) / PAYLOAD
+    arriving = pieces(family, family.server, family.client, answer[0])
+    sent(datapath, arriving, pieces(family, family.service, family.client, answer[1], 1), CLIENT_MACS)
+    assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+
+@BOTH
+def test_datagram_between_pods_is_delivered(datapath: Datapath, family: Family) -> None:
+    """As it is, in any order; behind the first one they are a flow's."""
+    arriving, leaving = (question(family, (family.server, 5353), hops) for hops in (0, 1))
+    sent(datapath, arriving[::-1], leaving[::-1], SERVER_MACS)
+
+
+@BOTH
+def test_datagrams_of_one_port_with_others_between_are_kept_apart(datapath: Datapath, family: Family) -> None:
+    """By their identification, not by who came last."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, 5353)])
+    one, other = (question(family, (family.service, 53), port=port) for port in (40000, 40001))
+    for piece in other:
+        if family is V4:
+            piece[IP].id = ID + 1
+        else:
+            piece[IPv6ExtHdrFragment].id = ID + 1
+    for piece in (piece for pair in zip(one, other, strict=True) for piece in pair):
+        result = datapath.run("from_pod", framed(piece))
+        assert (result.verdict, result.packet[family.ip].dst) == (REDIRECT, family.server)
+
+
+@BOTH
+def test_later_fragment_whose_first_was_refused_ends_here(datapath: Datapath, family: Family) -> None:
+    """It is dropped and counted, and only the first one gets an answer."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [])
+    datapath.cluster_ip(family.service)
+    arriving = question(family, (family.service, 53))
+    verdicts = [datapath.run("from_pod", framed(piece), summed=False).verdict for piece in arriving]
+    assert verdicts == [REDIRECT] + [SHOT] * (len(verdicts) - 1)
+    assert datapath.dropped(DropReason.NO_BACKEND) == 1
+    assert datapath.dropped(DropReason.FRAGMENT) == len(verdicts) - 1
+    assert datapath.counter(Counter.REFUSALS) == 1
+
+
+@BOTH
+def test_ping_in_fragments_between_pods_is_delivered(datapath: Datapath, family: Family) -> None:
+    """An echo's identifier is a port."""
+    echo = ICMP(id=9) if family is V4 else ICMPv6EchoRequest(id=9)
+    arriving, leaving = (pieces(family, family.client, family.server, echo / PAYLOAD, hops) for hops in (0, 1))
+    sent(datapath, arriving, leaving, SERVER_MACS)
+
+
+@BOTH
+def test_answer_of_a_pod_is_translated_at_its_client(datapath: Datapath, family: Family) -> None:
+    """What comes to a pod by the host's stack is translated at the pod's link, fragment by fragment."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, 5353)])
+    for piece in question(family, (family.service, 53)):
+        datapath.run("from_pod", framed(piece))
+    arriving = pieces(family, family.server, family.client, UDP(sport=5353, dport=40000) / PAYLOAD)
+    leaving = pieces(family, family.service, family.client, UDP(sport=53, dport=40000) / PAYLOAD)
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("to_pod", framed(piece))
+        assert result.verdict == PASS
+        same(result.packet, framed(wanted))
+
+
+@BOTH
+def test_ping_in_fragments_leaves_the_cluster_under_the_nodes_address(datapath: Datapath, family: Family) -> None:
+    """Its answer's fragments find the pod; the identifier is exchanged in the first one of either."""
+    ask, answer = (ICMP, {"type": 0}) if family is V4 else (ICMPv6EchoRequest, {"type": 129})
+    seen = [
+        datapath.run("from_pod", framed(piece))
+        for piece in pieces(family, family.client, family.outside, ask(id=9) / PAYLOAD)
+    ]
+    assert {(one.verdict, one.packet[family.ip].src) for one in seen} == {(REDIRECT, family.node)}
+    identifier = seen[0].packet[ask].id
+    arriving = pieces(family, family.outside, family.node, ask(id=identifier, **answer) / PAYLOAD)
+    leaving = pieces(family, family.outside, family.client, ask(id=9, **answer) / PAYLOAD, 1)
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("from_netdev", framed(piece, (dp.ROUTER_MAC, NO_MAC)))
+        assert result.verdict == REDIRECT
+        same(result.packet, framed(wanted, CLIENT_MACS))
