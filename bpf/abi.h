@@ -114,9 +114,13 @@ struct backend {
 	struct address address;
 	__be16 port_be;
 	__u8 protocol;
-	__u8 pad;
+	__u8 flags; /* enum backend_flag */
 };
 ABI_LAYOUT(backend, 20);
+
+enum backend_flag {
+	BACKEND_APART = 1 << 0, /* in the Local set alone: no new client of the Cluster set is given it */
+};
 
 /*
  * Who has a backend by session affinity: the address from which a client sends. A process that has chosen none yet is
@@ -135,10 +139,6 @@ struct affinity {
 };
 ABI_LAYOUT(affinity, 16);
 
-/* --- Where packets go --- */
-
-struct pod_key {
-	struct address address;
 /* Which datagram a fragment is of: as it is on the wire at one point of its way, like a tuple. */
 struct fragment_key {
 	struct address saddr;
@@ -158,6 +158,10 @@ struct fragment {
 };
 ABI_LAYOUT(fragment, 8);
 
+/* --- Where packets go --- */
+
+struct pod_key {
+	struct address address;
 };
 ABI_LAYOUT(pod_key, 16);
 

@@ -14,7 +14,13 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 6
+    VERSION = 7
+
+
+class BackendFlag(IntFlag):
+    """enum backend_flag."""
+
+    APART = 1
 
 
 class ConnectTime(IntEnum):
@@ -182,7 +188,7 @@ class AffinityKey(NamedTuple):
         return cls(client, service_id)
 
 
-_BACKEND = Struct("=16sHB1x")
+_BACKEND = Struct("=16sHBB")
 
 
 class Backend(NamedTuple):
@@ -191,14 +197,15 @@ class Backend(NamedTuple):
     address: bytes
     port: int
     protocol: int
+    flags: int
 
     def pack(self) -> bytes:
-        return _BACKEND.pack(self.address, htons(self.port), self.protocol)
+        return _BACKEND.pack(self.address, htons(self.port), self.protocol, self.flags)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Backend":
-        address, port, protocol = _BACKEND.unpack(data)
-        return cls(address, ntohs(port), protocol)
+        address, port, protocol, flags = _BACKEND.unpack(data)
+        return cls(address, ntohs(port), protocol, flags)
 
 
 _BACKEND_KEY = Struct("=I")
@@ -325,13 +332,6 @@ class DropKey(NamedTuple):
         return cls(reason, ifindex)
 
 
-_FRONTEND = Struct("=IIIIII")
-
-
-class Frontend(NamedTuple):
-    """struct frontend, 24 bytes."""
-
-    service_id: int
 _FRAGMENT = Struct("=HHB3x")
 
 
@@ -371,6 +371,13 @@ class FragmentKey(NamedTuple):
         return cls(saddr, daddr, id, protocol)
 
 
+_FRONTEND = Struct("=IIIIII")
+
+
+class Frontend(NamedTuple):
+    """struct frontend, 24 bytes."""
+
+    service_id: int
     slot_count: int
     local_count: int
     cluster_start: int
@@ -792,6 +799,7 @@ MAPS = {
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
+    "fragments": MapSpec(9, 40, 8, 16384, 0, "FragmentKey", "Fragment"),
     "frontends": MapSpec(1, 20, 24, 131072, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
@@ -799,7 +807,6 @@ MAPS = {
     "remotes": MapSpec(11, 20, 48, 32768, 1, "RemoteKey", "Remote"),
     "slots": MapSpec(1, 8, 4, 524288, 1, "SlotKey", "Slot"),
     "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
-    "fragments": MapSpec(9, 40, 8, 16384, 0, "FragmentKey", "Fragment"),
     "sources": MapSpec(11, 40, 4, 16384, 1, "SourceKey", "Source"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
     "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
@@ -809,7 +816,7 @@ MAPS = {
 FIELDS = {
     "Affinity": {"backend_id": (0, 4), "seen_ns": (8, 8)},
     "AffinityKey": {"client": (0, 16), "service_id": (16, 4)},
-    "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
+    "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1), "flags": (19, 1)},
     "BackendKey": {"backend_id": (0, 4)},
     "DropCount": {"packets": (0, 8), "octets": (8, 8)},
     "DropKey": {"reason": (0, 4), "ifindex": (4, 4)},
@@ -829,6 +836,8 @@ FIELDS = {
         "way.kind": (76, 1),
         "way.end": (80, 16),
     },
+    "Fragment": {"sport_be": (0, 2), "dport_be": (2, 2), "is_echo": (4, 1)},
+    "FragmentKey": {"saddr": (0, 16), "daddr": (16, 16), "id": (32, 4), "protocol": (36, 1)},
     "Frontend": {
         "service_id": (0, 4),
         "slot_count": (4, 4),
@@ -836,8 +845,6 @@ FIELDS = {
         "cluster_start": (12, 4),
         "flags": (16, 4),
         "affinity_s": (20, 4),
-    "Fragment": {"sport_be": (0, 2), "dport_be": (2, 2), "is_echo": (4, 1)},
-    "FragmentKey": {"saddr": (0, 16), "daddr": (16, 16), "id": (32, 4), "protocol": (36, 1)},
     },
     "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
     "Node": {"flags": (0, 4)},

@@ -7,6 +7,7 @@
 struct {
 	enum abi_version abi_version;
 	enum frontend_flag frontend_flag;
+	enum backend_flag backend_flag;
 	enum host_port host_port;
 	enum remote_flag remote_flag;
 	enum node_flag node_flag;

@@ -118,9 +118,9 @@ static __always_inline bool take_backend(const struct backend_key *key, bool loc
 
 /*
  * The backend that a client has by session affinity, whose time begins anew; false: none, or one that is void, and that
- * is forgotten: it has timed out, its backend is gone, or is another node's where `local`.
+ * is forgotten: it has timed out, its backend is gone, or is not of this set.
  */
-static __always_inline bool affinity_take(const struct affinity_key *client, __u32 timeout_s, bool local,
+static __always_inline bool affinity_take(const struct affinity_key *client, __u32 timeout_s, enum service_set set,
 					  struct backend_key *key, struct backend *backend)
 {
 	struct affinity *affinity = bpf_map_lookup_elem(&affinities, client);
@@ -130,7 +130,9 @@ static __always_inline bool affinity_take(const struct affinity_key *client, __u
 		return false;
 	key->backend_id = affinity->backend_id;
 	/* signed: on another CPU it may just have been seen later */
-	if ((__s64)(now - affinity->seen_ns) < (__s64)(timeout_s * SECOND_NS) && take_backend(key, local, backend)) {
+	if ((__s64)(now - affinity->seen_ns) < (__s64)(timeout_s * SECOND_NS) &&
+	    take_backend(key, set != SERVICE_CLUSTER, backend) &&
+	    (set != SERVICE_CLUSTER || !(backend->flags & BACKEND_APART))) {
 		affinity->seen_ns = now;
 		return true;
 	}
@@ -175,7 +177,7 @@ static __noinline int service_select(const struct frontend_key *frontend_key, co
 		sticky = client && frontend->affinity_s;
 		if (sticky) {
 			affine = (struct affinity_key){.client = *client, .service_id = frontend->service_id};
-			if (affinity_take(&affine, frontend->affinity_s, set != SERVICE_CLUSTER, key, backend))
+			if (affinity_take(&affine, frontend->affinity_s, set, key, backend))
 				return SERVICE_SELECTED;
 		}
 		slot_key.service_id = frontend->service_id;

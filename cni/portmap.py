@@ -78,7 +78,7 @@ def host_ports(mapped: Iterable[PortMapping], pod: Sequence[str]) -> list[HostPo
         HostPort(
             mapping,
             FrontendKey(_met_at(mapping, is_v4), mapping.host_port, PROTOCOLS[mapping.protocol]),
-            Backend(address, mapping.port, PROTOCOLS[mapping.protocol]),
+            Backend(address, mapping.port, PROTOCOLS[mapping.protocol], 0),
         )
         for mapping in mapped
         for is_v4, address in of_family.items()

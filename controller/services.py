@@ -13,7 +13,7 @@ Local asks for it, or other nodes that hand over. Which set has what is in `endp
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
-from bpf.abi import Backend, FrontendFlag
+from bpf.abi import Backend, BackendFlag, FrontendFlag
 from controller import endpoints, frontends
 from controller.desired import Pool, PoolKey
 from controller.endpoints import Endpoints, Found
@@ -196,8 +196,14 @@ def _pool(met: Frontends, found: Endpoints) -> Pool:
     others = tuple(backend for backend in cluster if not found[backend].local)
     apart: tuple[bytes, ...] = ()
     if any(flags & (FrontendFlag.LOCAL | FrontendFlag.DIRECT) for _, flags in met.all):
-        apart = tuple(backend for backend in endpoints.local_set(found) if backend not in local)
+        apart = tuple(_marked_apart(backend) for backend in endpoints.local_set(found) if backend not in local)
     return Pool(met.all, apart, local, others)
+
+
+def _marked_apart(backend: bytes) -> bytes:
+    """The same as another backend, with an id of its own: what a client had by affinity while it was in both sets is
+    void, as what the Cluster set has no more."""
+    return Backend.unpack(backend)._replace(flags=BackendFlag.APART).pack()
 
 
 def _health_port(
@@ -254,7 +260,7 @@ def _endpoints(
                 continue
             copies = found.setdefault((family, port.name or "", protocol), {})
             for address, one in addresses:
-                backend = Backend(address, port.port, protocol).pack()
+                backend = Backend(address, port.port, protocol, 0).pack()
                 copies[backend] = endpoints.better(copies.get(backend), one)
     return found
 

@@ -22,6 +22,7 @@ from bpf.abi import (
     Affinity,
     AffinityKey,
     Backend,
+    BackendFlag,
     BackendKey,
     Config,
     ConnectTime,
@@ -248,7 +249,8 @@ class Datapath:
         """
         for slot, (backend, backend_port) in enumerate(backends):
             identity = 10 * number + slot
-            value = Backend(packed(backend), backend_port, protocol)
+            apart = BackendFlag.APART if slot < start else 0
+            value = Backend(packed(backend), backend_port, protocol, apart)
             self.write("backends", BackendKey(identity).pack(), value.pack())
             self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
         key = FrontendKey(packed(address), port, protocol)

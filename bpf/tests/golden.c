@@ -38,14 +38,14 @@ static const struct source source = {.flags = 0x01020304};
 static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
 static const struct slot slot = {.backend_id = 0x01020304};
 static const struct backend_key backend_key = {.backend_id = 0x01020304};
-static const struct backend backend = {.address = ADDRESS(1), .port_be = BE16(0x0203), .protocol = 0x04};
+static const struct backend backend = {
+	.address = ADDRESS(1),
+	.port_be = BE16(0x0203),
+	.protocol = 0x04,
+	.flags = 0x05,
+};
 static const struct affinity_key affinity_key = {.client = ADDRESS(1), .service_id = 0x02030405};
 static const struct affinity affinity = {.backend_id = 0x01020304, .seen_ns = 0x1112131415161718};
-static const struct pod_key pod_key = {.address = ADDRESS(1)};
-static const struct pod pod = {
-	.ifindex = 0x01020304,
-	.flags = 0x05060708,
-	.pod_mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16},
 static const struct fragment_key fragment_key = {
 	.saddr = ADDRESS(1),
 	.daddr = ADDRESS(2),
@@ -53,6 +53,11 @@ static const struct fragment_key fragment_key = {
 	.protocol = 0x04,
 };
 static const struct fragment fragment = {.sport_be = BE16(0x0102), .dport_be = BE16(0x0304), .is_echo = 0x05};
+static const struct pod_key pod_key = {.address = ADDRESS(1)};
+static const struct pod pod = {
+	.ifindex = 0x01020304,
+	.flags = 0x05060708,
+	.pod_mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16},
 	.host_mac = {0x21, 0x22, 0x23, 0x24, 0x25, 0x26},
 	.container_hash = 0x3132333435363738,
 };
@@ -134,13 +139,13 @@ int main(void)
 	PRINT(slot);
 	PRINT(backend_key);
 	PRINT(backend);
+	PRINT(fragment_key);
+	PRINT(fragment);
 	PRINT(affinity_key);
 	PRINT(affinity);
 	PRINT(pod_key);
 	PRINT(pod);
 	PRINT(remote_key);
-	PRINT(fragment_key);
-	PRINT(fragment);
 	PRINT(remote);
 	PRINT(node_key);
 	PRINT(node);

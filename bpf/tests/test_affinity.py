@@ -235,6 +235,19 @@ def test_local_policy_takes_no_other_nodes_backend(datapath: Datapath, family: F
 
 
 @BOTH
+def test_backend_that_ends_here_keeps_no_client_of_the_cluster_set(datapath: Datapath, family: Family) -> None:
+    """What a client was given of the Local set is void where it may ask any node, if it is in that set alone."""
+    ways = ((80, FrontendFlag.CLUSTER_IP | FrontendFlag.LOCAL), (81, FrontendFlag.CLUSTER_IP))
+    for port, flags in ways:
+        backends = [(family.server, one) for one in PORTS]
+        datapath.service(family.service, port, dp.TCP_PROTOCOL, backends, 1, 1, flags, AFFINITY_S, 1)
+    for source, (port, _) in zip((5000, 5001, 5002), (*ways, ways[1]), strict=True):
+        met = asked(datapath, tcp(family, (family.client, source), (family.service, port)))
+        assert (met == PORTS[0]) == (port == 80)
+        assert remembered(datapath, family.client).backend_id == 10 + met - PORTS[0]
+
+
+@BOTH
 @BUILD
 def test_backends_node_keeps_to_its_choice(datapath: Datapath, family: Family, build: object) -> None:
     """With direct return it chooses among its own, by what it remembers itself."""

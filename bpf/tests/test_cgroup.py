@@ -97,7 +97,7 @@ class Host:
         for family, ports in backends.items():
             identity = number * 100 + (50 if family == socket.AF_INET6 else 0)
             for slot, port in enumerate(ports):
-                value = Backend(packed(BACKEND[family]), port, protocol)
+                value = Backend(packed(BACKEND[family]), port, protocol, 0)
                 self._write("backends", BackendKey(identity + slot).pack(), value.pack())
                 self._write("slots", SlotKey(identity, slot).pack(), Slot(identity + slot).pack())
             key = FrontendKey(packed((ANY if flags & FrontendFlag.EXTERNAL else SERVICE)[family]), 80, protocol)

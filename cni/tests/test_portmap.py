@@ -26,8 +26,8 @@ def met_at(*asked: dict[str, Any]) -> list[tuple[FrontendKey, Backend]]:
 def test_mapping_without_address_is_met_at_every_one_of_both_families(host_ip: dict[str, Any]) -> None:
     """As a runtime leaves it out, or kubelet leaves it empty."""
     assert met_at(mapping(**host_ip)) == [
-        (FrontendKey(packed("0.0.0.0"), 8053, TCP), Backend(packed(POD[0]), 53, TCP)),
-        (FrontendKey(packed("::"), 8053, TCP), Backend(packed(POD[1]), 53, TCP)),
+        (FrontendKey(packed("0.0.0.0"), 8053, TCP), Backend(packed(POD[0]), 53, TCP, 0)),
+        (FrontendKey(packed("::"), 8053, TCP), Backend(packed(POD[1]), 53, TCP, 0)),
     ]
 
 
@@ -38,7 +38,7 @@ def test_mapping_without_address_is_met_at_every_one_of_both_families(host_ip: d
 def test_mapping_of_an_address_leads_to_the_pods_of_that_family(host_ip: str, pod: str) -> None:
     """However the address is written."""
     assert met_at(mapping(hostIP=host_ip, protocol="UDP")) == [
-        (FrontendKey(packed(host_ip), 8053, UDP), Backend(packed(pod), 53, UDP))
+        (FrontendKey(packed(host_ip), 8053, UDP), Backend(packed(pod), 53, UDP, 0))
     ]
 
 

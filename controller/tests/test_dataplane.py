@@ -574,7 +574,7 @@ def _host_port(address: str, port: int) -> dict[str, tuple[bytes, bytes]]:
     """A host port's entries, as the CNI plugin writes them."""
     flags = FrontendFlag.EXTERNAL | FrontendFlag.HOST_PORT
     return {
-        "backends": (BackendKey(HOST_PORT_ID).pack(), Backend(packed("203.0.113.77"), 53, 6).pack()),
+        "backends": (BackendKey(HOST_PORT_ID).pack(), Backend(packed("203.0.113.77"), 53, 6, 0).pack()),
         "slots": (SlotKey(HOST_PORT_ID, 0).pack(), Slot(HOST_PORT_ID).pack()),
         "frontends": (FrontendKey(packed(address), port, 6).pack(), Frontend(HOST_PORT_ID, 1, 1, 0, flags, 0).pack()),
     }

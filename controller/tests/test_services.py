@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bpf.abi import FrontendFlag, FrontendKey, SourceKey
+from bpf.abi import Backend, BackendFlag, FrontendFlag, FrontendKey, SourceKey
 from bpf.address import packed
 from controller.desired import Pool
 from controller.services import Compiled, Rules, ServiceTracker, compile_service
@@ -291,6 +291,8 @@ def test_cluster_and_local_set_are_worked_out_apart(policy: str, endpoints: list
         for part in (pool.local + pool.others, pool.apart + pool.local)
     )
     assert Sets(cluster, local) == expected
+    assert {Backend.unpack(one).flags for one in pool.apart} <= {BackendFlag.APART}
+    assert {Backend.unpack(one).flags for one in pool.local + pool.others} <= {0}
 
 
 def test_local_set_that_no_policy_asks_for_has_no_terminating_endpoint() -> None:

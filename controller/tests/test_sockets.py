@@ -31,7 +31,7 @@ def pins(tmp_path: Path, bpffs: Path) -> Pins:
     settings = Settings(run_dir=tmp_path, bpffs=bpffs, flows_max=16)
     node.load_datapath(settings)
     found = node.pins(settings)
-    write(found, "backends", BackendKey(LIVE).pack(), Backend(packed("127.0.0.1"), PORT, socket.IPPROTO_UDP).pack())
+    write(found, "backends", BackendKey(LIVE).pack(), Backend(packed("127.0.0.1"), PORT, socket.IPPROTO_UDP, 0).pack())
     return found
 
 

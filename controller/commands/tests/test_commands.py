@@ -33,7 +33,7 @@ def filled(node: Node) -> Node:
     service, client, server = map(packed, ("10.96.0.10", "10.244.0.5", "10.244.1.7"))
     node.put("frontends", abi.FrontendKey(service, 80, 6), abi.Frontend(1, 1, 0, 0, 1, 0))
     node.put("slots", abi.SlotKey(1, 0), abi.Slot(7))
-    node.put("backends", abi.BackendKey(7), abi.Backend(server, 8080, 6))
+    node.put("backends", abi.BackendKey(7), abi.Backend(server, 8080, 6, 0))
     node.put("pods", abi.PodKey(client), abi.Pod(1, 0, bytes(6), bytes(6), 5))
     opener, answer = abi.Tuple(client, service, 1000, 80, 6), abi.Tuple(server, client, 8080, 1000, 6)
     now = time.monotonic_ns()

@@ -56,7 +56,7 @@ def test_frontends_list_backends_missing_ones_and_none() -> None:
             (abi.FrontendKey(CLUSTER_IP, 80, TCP), abi.Frontend(1, 4, 2, 1, abi.FrontendFlag.CLUSTER_IP, 600)),
         ],
         {abi.SlotKey(1, 0): abi.Slot(9), abi.SlotKey(1, 1): abi.Slot(7), abi.SlotKey(1, 2): abi.Slot(8)},
-        {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP), abi.BackendKey(9): abi.Backend(SERVER, 9090, TCP)},
+        {abi.BackendKey(7): abi.Backend(SERVER, 8080, TCP, 0), abi.BackendKey(9): abi.Backend(SERVER, 9090, TCP, 0)},
     )
     assert found == [
         services.Frontend(
@@ -89,8 +89,8 @@ def test_backends_tell_their_services_and_flows() -> None:
     """A backend of two services names both; one that none uses is shown all the same."""
     found = backends.backends(
         [
-            (abi.BackendKey(2), abi.Backend(SERVER, 8080, TCP)),
-            (abi.BackendKey(1), abi.Backend(CLIENT, 53, UDP)),
+            (abi.BackendKey(2), abi.Backend(SERVER, 8080, TCP, 0)),
+            (abi.BackendKey(1), abi.Backend(CLIENT, 53, UDP, 0)),
         ],
         [(abi.SlotKey(5, 0), abi.Slot(2)), (abi.SlotKey(4, 1), abi.Slot(2)), (abi.SlotKey(4, 0), abi.Slot(2))],
         {2: 9},
@@ -279,9 +279,9 @@ def test_host_ports_are_told_by_pod_and_as_services() -> None:
         (abi.FrontendKey(packed("0.0.0.0"), 8053, UDP), abi.Frontend(number + 2, 1, 1, 0, flags, 0)),
     ]
     known = {
-        abi.BackendKey(number): abi.Backend(CLIENT, 80, TCP),
-        abi.BackendKey(number + 1): abi.Backend(CLIENT, 53, UDP),
-        abi.BackendKey(number + 2): abi.Backend(SERVER, 53, UDP),
+        abi.BackendKey(number): abi.Backend(CLIENT, 80, TCP, 0),
+        abi.BackendKey(number + 1): abi.Backend(CLIENT, 53, UDP, 0),
+        abi.BackendKey(number + 2): abi.Backend(SERVER, 53, UDP, 0),
     }
     assert pods.host_ports(frontends, known) == {
         CLIENT: ["[this-node]:8053/UDP->53", "192.0.2.1:8080/TCP->80"],
