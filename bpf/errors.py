@@ -20,10 +20,10 @@ class BpftoolError(BpfError):
 
 
 class BatchError(BpftoolError):
-    """A line of a batch failed.
+    """An entry of several was not written.
 
     Attributes:
-        line: the line as it was given to bpftool.
+        line: the line as it was given to bpftool, or the map and the key.
         full: the map took no more entries.
     """
 

@@ -11,6 +11,7 @@ from bpf.abi import MAPS
 from bpf.errors import BatchError, BpftoolError, NotLoadedError
 from bpf.pins import Pins
 from bpf.syscall import MapInfo
+from controller import maps as maps_module
 from controller.dataplane import Dataplane
 from controller.maps import Op, PinnedMaps
 from controller.services import Rules, compile_service
@@ -50,6 +51,12 @@ def _content(maps: PinnedMaps) -> dict[str, dict[bytes, bytes]]:
     return {name: maps.read(name) for name in NAMES}
 
 
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is written as many entries are, by bpftool."""
+    monkeypatch.setattr(maps_module, "FEW_OPS", 0)
+
+
 @pytest.mark.parametrize("count", [0, 1, 4095, 4096, 20_000])
 def test_read_returns_every_entry(bpffs: Path, count: int) -> None:
     """Whatever the number of system calls that it takes; bpftool sees the same."""
@@ -70,15 +77,19 @@ def test_read_of_a_small_map_and_of_a_trie(bpffs: Path) -> None:
     assert maps.read("remotes") == {remote.key: remote.value}
 
 
-def test_write_deletes_and_replaces_in_order(bpffs: Path) -> None:
-    """Deleting what is gone already is no error."""
+@pytest.mark.parametrize("few", [maps_module.FEW_OPS, 0])
+def test_write_deletes_and_replaces_in_order(bpffs: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """Deleting what is gone already is no error. By either way of writing."""
+    monkeypatch.setattr(maps_module, "FEW_OPS", few)
     maps = _made(bpffs)
     maps.write([*_backends(1, 2), Op("backends", _key(9), None), Op("backends", _key(1), None), *_backends(3, 3)])
     assert set(maps.read("backends")) == {_key(2), _key(3)}
 
 
-def test_full_map_is_told_apart_and_named(bpffs: Path) -> None:
-    """What came before the line that failed is written."""
+@pytest.mark.parametrize("few", [maps_module.FEW_OPS, 0])
+def test_full_map_is_told_apart_and_named(bpffs: Path, monkeypatch: pytest.MonkeyPatch, few: int) -> None:
+    """What came before the entry that failed is written."""
+    monkeypatch.setattr(maps_module, "FEW_OPS", few)
     maps = _made(bpffs, backends=4)
     with pytest.raises(BatchError, match="map backends") as caught:
         maps.write(_backends(1, 6))
@@ -133,6 +144,7 @@ def test_full_map_of_the_kernel_serves_what_fits(bpffs: Path) -> None:
     assert not dataplane.short
 
 
+@pytest.mark.usefixtures("many")
 def test_bpftool_missing_midway_leaves_the_change_pending(bpffs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With bpftool back, everything is compared and the change written."""
     maps = _made(bpffs)
@@ -149,6 +161,7 @@ def test_bpftool_missing_midway_leaves_the_change_pending(bpffs: Path, monkeypat
     assert served(_content(maps)) == {"198.51.100.1:80/6": ["203.0.113.2:8080"]}
 
 
+@pytest.mark.usefixtures("many")
 def test_bpftool_dying_midway_is_made_good(bpffs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It writes a part of the batch and dies without an answer; nothing is assumed of what it did."""
     maps = _made(bpffs)
