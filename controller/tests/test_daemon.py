@@ -258,6 +258,9 @@ def test_health_and_metrics_are_served(rig: Rig) -> None:
     metrics = rig.get("http://127.0.0.1:10249/metrics")
     for line in (
         'calico_ebpf_map_entries{map="frontends"} 2.0',
+        'calico_ebpf_map_entries{map="sockets"} 0.0',
+        'calico_ebpf_map_max_entries{map="sockets"} 65536.0',
+        'calico_ebpf_map_max_entries{map="flows"} 524288.0',
         'calico_ebpf_objects{kind="Node"} 2.0',
         "calico_ebpf_pending_changes 0.0",
         "calico_ebpf_flows_created_total 0.0",
