@@ -17,7 +17,7 @@ from pathlib import Path
 from bpf import bpftool, elf, syscall, upgrade
 from bpf.abi import MAPS, Config, MapSpec
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
-from bpf.pins import Pins
+from bpf.pins import Pins, replace_link
 from bpf.syscall import MapInfo
 
 OBJECTS = ("tc.o", "cgroup.o")
@@ -31,9 +31,10 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
     """Makes sure that the maps exist and that the programs of `objects`, with `config`, are the ones pinned.
 
     Args:
-        sizes: map name to max_entries, where it differs from bpf/maps.h; a map that is there already keeps its size.
+        sizes: map name to max_entries, where it differs from bpf/maps.h. Maps that have another size are taken over
+            from as those of another layout; one that holds more than it should keeps its size.
         lock: a file that the node's daemons lock while they do this.
-        replace: without it programs that are pinned stay, whichever they are.
+        replace: without it maps and programs that are pinned stay, whichever they are.
 
     Returns:
         Whether programs were loaded: what is attached must then be replaced.
@@ -44,16 +45,23 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         BpftoolError: the kernel refused the programs, the sweep's aside; the message carries the verifier's log.
     """
     with _locked(lock):
+        _require_link(pins)
+        held = pins.in_force()
+        if held and not replace:
+            pins = held
+        else:
+            sizes = {**sizes, **upgrade.overfull(held or upgrade.predecessor(pins), sizes)}
+            pins = pins.sized(sizes)
         before = upgrade.predecessor(pins)
         _ensure_maps(pins, sizes, before)
-        pinned = _programs(pins)
-        target = pinned if pinned and not replace else _ensure_programs(pins, objects, config)
+        current = _programs(pins)
+        target = current if current and not replace else _ensure_programs(pins, objects, config)
         if before:
             _take_over(before, pins, target)
-        elif target != pinned:
+        elif target != current:
             _link(pins, target)
         _sweep(pins, target)
-        return target != pinned
+        return target != current
 
 
 def _take_over(before: Pins, pins: Pins, target: Path) -> None:
@@ -71,11 +79,6 @@ def _take_over(before: Pins, pins: Pins, target: Path) -> None:
         raise KernelError(f"taking over from {before.root}: {error}") from error
 
 
-def unload(pins: Pins) -> None:
-    """Removes every pin of this layout; what is still attached stays until its device or cgroup lets go of it."""
-    shutil.rmtree(pins.root, ignore_errors=True)
-
-
 def netns_cookie() -> int:
     """The cookie of the caller's network namespace, or 0 before kernel 5.14, which stands for the initial one."""
     import socket
@@ -88,13 +91,21 @@ def netns_cookie() -> int:
             return 0
 
 
+def _require_link(pins: Pins) -> None:
+    if pins.root.is_dir() and not pins.root.is_symlink():
+        raise LayoutError(
+            f"{pins.root} is no link: it was not made by this version. `calico-ebpf uninstall` removes it, with every "
+            f"flow in it"
+        )
+
+
 def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None = None) -> None:
     try:
         pins.maps.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise KernelError(f"{pins.maps}: {error.strerror}; is bpffs mounted there?") from error
     if before:
-        upgrade.share(before, pins)
+        upgrade.share(before, pins, sizes)
     for name, spec in MAPS.items():
         pin = pins.map(name)
         try:
@@ -153,11 +164,9 @@ def _ensure_programs(pins: Pins, objects: Path, config: Config) -> Path:
 
 
 def _link(pins: Pins, target: Path) -> None:
-    """Has `pins.programs` lead to these, from one moment to the next."""
-    link = pins.root / "programs-next"
-    link.unlink(missing_ok=True)
-    link.symlink_to(target.name)
-    link.rename(pins.programs)
+    """Has `pins.programs` lead to these, and this version's link to `pins`, each from one moment to the next."""
+    replace_link(pins.programs, target.name)
+    pins.enter()
 
 
 def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> None:
@@ -179,7 +188,7 @@ def _sweep(pins: Pins, current: Path) -> None:
         if stale != current:
             shutil.rmtree(stale, ignore_errors=True)
     for other in pins.others():
-        shutil.rmtree(other.root)
+        other.remove()
 
 
 @contextmanager

@@ -491,7 +491,8 @@ def reference() -> str:
         "where it stands. Lists are YAML lists in the file, and separated by commas elsewhere. `calico-ebpf doctor`",
         "shows each effective value and where it came from.",
         "",
-        "A size (`*_max`) applies when its map is made: after a reboot, or `calico-ebpf uninstall`.",
+        "A size (`*_max`) applies when the controller starts, under traffic: what a map holds is copied into one of",
+        "the new size, and both are there for as long as that takes. One that holds more keeps the size that it has.",
     ]
     for setting in describe():
         lines += ["", f"## {setting.name}", "", setting.meta.meaning, "", *_facts(setting)]

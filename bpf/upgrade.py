@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes over from a layout of another version, older or newer: its maps, and what is attached.
+"""Takes over from another layout, of a version that is older or newer, or of maps with other sizes: its maps, and what
+is attached.
 
 Beside the maps of a layout stands one more, `layout`, of a single entry: JSON that names the fields of all of them. So
 each version reads what any other left, also what was not yet written when it was made:
 
-- a map whose fields are the same is pinned here as well, and goes on as it is;
+- a map whose fields and size are the same is pinned here as well, and goes on as it is;
 - the entries of another are copied field by field, by name: a field that is new is 0, one that is gone is left out;
 - what counts per CPU begins at 0, as after a boot.
 
@@ -18,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from sys import byteorder
 from typing import Any
@@ -54,7 +56,7 @@ def describe(pins: Pins) -> None:
     pin = pins.map(DESCRIPTION)
     if pin.exists():
         return
-    text = json.dumps(_described()).encode()
+    text = json.dumps({name: _shape(spec, _size(pins, name)) for name, spec in MAPS.items()}).encode()
     fd = syscall.map_create(MapInfo(ARRAY, 0, 4, len(text), 1, 0), DESCRIPTION)
     try:
         syscall.map_update(fd, bytes(4), text)
@@ -63,10 +65,15 @@ def describe(pins: Pins) -> None:
         os.close(fd)
 
 
-def share(before: Pins, pins: Pins) -> None:
-    """Pins here the maps of another layout that are the same in this one, but for those that stand here."""
+def share(before: Pins, pins: Pins, sizes: Mapping[str, int]) -> None:
+    """Pins here the maps of another layout that are the same in this one, but for those that stand here.
+
+    Args:
+        sizes: map name to max_entries, where it differs from bpf/maps.h.
+    """
     theirs = _description(before)
-    for name, ours in _described().items():
+    for name, spec in MAPS.items():
+        ours = _shape(spec, sizes.get(name, spec.max_entries))
         if theirs.get(name) == ours and not pins.map(name).exists():
             with before.opened_map(name) as fd:
                 syscall.obj_pin(fd, pins.map(name))
@@ -81,16 +88,15 @@ class Copying:
     def __init__(self, before: Pins, pins: Pins) -> None:
         self._before = before
         self._pins = pins
-        self._theirs = _description(before)
+        self._theirs, self._ours = _description(before), _description(pins)
         # By map, of what was copied: hash of the key -> hash of the value, as they were there.
         self._copied: dict[str, dict[int, int]] = {}
 
     def round(self) -> None:
-        ours = _described()
         for name, spec in MAPS.items():
-            known = name in self._theirs and self._theirs[name] != ours[name]
+            known = name in self._theirs and self._theirs[name] != self._ours[name]
             if known and spec.map_type not in (PERCPU_HASH, PERCPU_ARRAY):
-                self._copy(name, self._theirs[name], ours[name])
+                self._copy(name, self._theirs[name], self._ours[name])
 
     def _copy(self, name: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
         key_of = converter(theirs["key"], ours["key"], ours["key_size"])
@@ -154,6 +160,17 @@ def converter(theirs: Fields, ours: Fields, size: int) -> Callable[[bytes], byte
     return converted
 
 
+def overfull(pins: Pins | None, sizes: Mapping[str, int]) -> dict[str, int]:
+    """The maps that hold more entries than these sizes would let them, with the sizes that they have; not those that
+    forget what is old where there is no room."""
+    found = {}
+    for name, shape in _description(pins).items() if pins else ():
+        smaller = name in sizes and shape["type"] != LRU_HASH and shape["entries"] > sizes[name]
+        if pins and smaller and any(islice(_entries(pins, name, shape), sizes[name], None)):
+            found[name] = shape["entries"]
+    return found
+
+
 def _hold(layouts: Iterable[Pins], until_ns: int) -> None:
     key, value = int(StateIndex.TAKING_OVER_UNTIL_NS).to_bytes(4, byteorder), until_ns.to_bytes(8, byteorder)
     for layout in layouts:
@@ -166,17 +183,17 @@ def _alike(name: str, theirs: Fields, length: int) -> bool:
     return name in theirs and theirs[name][1] == length
 
 
-def _described() -> dict[str, Any]:
-    """This version's maps, as a description is read back."""
-    return {name: _shape(spec) for name, spec in MAPS.items()}
+def _size(pins: Pins, name: str) -> int:
+    with pins.opened_map(name) as fd:
+        return syscall.map_info(fd).max_entries
 
 
-def _shape(spec: MapSpec) -> dict[str, Any]:
+def _shape(spec: MapSpec, entries: int) -> dict[str, Any]:
+    """A map as a description is read back."""
     structs = {"key": (spec.key, spec.key_size), "value": (spec.value, spec.value_size)}
     return {
         "type": spec.map_type,
-        # That of others is a setting.
-        "entries": spec.max_entries if spec.map_type in (ARRAY, PERCPU_ARRAY) else 0,
+        "entries": entries,
         "key_size": spec.key_size,
         "value_size": spec.value_size,
         **{
@@ -187,7 +204,9 @@ def _shape(spec: MapSpec) -> dict[str, Any]:
 
 
 def _description(pins: Pins) -> dict[str, Any]:
-    """What a layout holds, as far as it is pinned."""
+    """What a layout holds, as far as it is pinned; nothing where it does not say."""
+    if not pins.map(DESCRIPTION).exists():
+        return {}
     with pins.opened_map(DESCRIPTION) as fd:
         text = syscall.map_lookup(fd, bytes(4), syscall.map_info(fd).value_size)
     found: dict[str, Any] = json.loads(text or b"{}")

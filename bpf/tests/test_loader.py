@@ -47,13 +47,12 @@ def test_load_with_other_constants_switches_programs_and_keeps_maps(pins: Pins, 
     fd = pins.open_map("pods")
     syscall.map_update(fd, bytes(16), bytes(32))
     os.close(fd)
-    assert loader.load(pins, objects, CONFIG._replace(mark=8), {"pods": 99}, lock)
+    assert loader.load(pins, objects, CONFIG._replace(mark=8), {}, lock)
     assert os.readlink(pins.programs) != before
     assert not (pins.root / before).exists()
     assert verdict(pins, "tc") == 8
     fd = pins.open_map("pods")
     assert syscall.map_lookup(fd, bytes(16), 32) == bytes(32)
-    assert syscall.map_info(fd).max_entries == abi.MAPS["pods"].max_entries
     os.close(fd)
 
 
@@ -63,7 +62,7 @@ def test_load_without_replacing_loads_only_where_nothing_is_pinned(
     """The CNI server, with other constants or without objects, leaves the controller's programs alone."""
     assert loader.load(pins, objects, CONFIG, {}, lock, replace=False)
     before = os.readlink(pins.programs)
-    assert not loader.load(pins, tmp_path / "nowhere", CONFIG._replace(mark=8), {}, lock, replace=False)
+    assert not loader.load(pins, tmp_path / "nowhere", CONFIG._replace(mark=8), {"pods": 99}, lock, replace=False)
     assert os.readlink(pins.programs) == before
     assert verdict(pins, "tc") == 7
 
@@ -81,13 +80,22 @@ def test_load_after_a_killed_load_repairs_it(pins: Pins, objects: Path, lock: Pa
 
 def test_load_on_map_of_another_layout_is_refused(pins: Pins, objects: Path, lock: Path) -> None:
     """A pinned map with other sizes is named, with what removes it, and nothing is loaded."""
-    pins.maps.mkdir(parents=True)
+    half = pins.sized({})
+    half.maps.mkdir(parents=True)
     fd = syscall.map_create(MapInfo(HASH, 0, 8, 8, 4, 0), "pods")
-    syscall.obj_pin(fd, pins.map("pods"))
+    syscall.obj_pin(fd, half.map("pods"))
     os.close(fd)
     with pytest.raises(LayoutError, match=r"maps/pods has another layout .*calico-ebpf uninstall"):
         loader.load(pins, objects, CONFIG, {}, lock)
     assert not pins.programs.exists()
+
+
+def test_load_where_a_directory_stands_in_the_way_is_refused(pins: Pins, objects: Path, lock: Path) -> None:
+    """It is named, with what removes it, and kept."""
+    pins.maps.mkdir(parents=True)
+    with pytest.raises(LayoutError, match=r"is no link: .*calico-ebpf uninstall"):
+        loader.load(pins, objects, CONFIG, {}, lock)
+    assert [path.name for path in pins.root.parent.iterdir()] == [pins.root.name]
 
 
 def test_load_without_bpffs_says_so(tmp_path: Path, objects: Path, lock: Path) -> None:
@@ -138,12 +146,3 @@ def test_load_waits_for_whoever_loads(pins: Pins, objects: Path, lock: Path) -> 
         assert not pins.root.exists()
     other.join(timeout=20)
     assert pins.programs.is_symlink()
-
-
-def test_unload_leaves_nothing(pins: Pins, objects: Path, lock: Path) -> None:
-    """Every pin of the layout goes, and what is opened then is said not to be loaded."""
-    loader.load(pins, objects, CONFIG, {}, lock)
-    loader.unload(pins)
-    assert not pins.root.exists()
-    with pytest.raises(NotLoadedError):
-        pins.open_map("pods")

@@ -5,8 +5,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -45,8 +46,8 @@ class Versions:
         self.this, self.other = Pins(bpffs), Pins(bpffs, "v1000")
         self._objects, self._lock, self._monkeypatch = objects, lock, monkeypatch
 
-    def load_this(self, mark: int = CONFIG.mark) -> bool:
-        return loader.load(self.this, self._objects, CONFIG._replace(mark=mark), {}, self._lock)
+    def load_this(self, sizes: Mapping[str, int] = MappingProxyType({}), replace: bool = True) -> bool:
+        return loader.load(self.this, self._objects, CONFIG, sizes, self._lock, replace)
 
     def load_other(self, replace: bool = True) -> bool:
         with self._monkeypatch.context() as patched:
@@ -83,6 +84,11 @@ def flow(state: FlowState) -> Flow:
     return Flow(Tuple(bytes(16), bytes(16), 80, 1, 6), 1, 2, 3, 4, state, 0, Way(0, 0, bytes(16)))
 
 
+def layouts(versions: Versions) -> set[str]:
+    """Whatever is pinned, of any layout, with the link to that which is in force."""
+    return {path.name for path in versions.this.root.parent.iterdir()}
+
+
 def map_id(pins: Pins, name: str) -> int:
     with pins.opened_map(name) as fd:
         return syscall.map_info(fd).map_id
@@ -112,9 +118,9 @@ def test_entries_are_copied_by_the_names_of_fields(versions: Versions) -> None:
 def test_no_pin_of_the_layout_before_is_left(versions: Versions) -> None:
     """Nor of one that was never finished."""
     versions.load_this()
-    (versions.this.root.parent / "v7" / "maps").mkdir(parents=True)
+    (versions.this.root.parent / "v9-0" / "maps").mkdir(parents=True)
     versions.load_other()
-    assert [path.name for path in versions.this.root.parent.iterdir()] == ["v1000"]
+    assert layouts(versions) == {"v1000", os.readlink(versions.other.root)}
     assert verdict(versions.other, "tc") == CONFIG.mark
 
 
@@ -191,6 +197,63 @@ def killed(load: Callable[[], object], step: str) -> bool:
     return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
+def test_maps_of_another_size_take_over_from_those_before(versions: Versions) -> None:
+    """Larger or smaller: what they held is in them, all others are the same maps, and nothing else is left."""
+    versions.load_this({"pods": 8, "flows": 1024})
+    write(versions.this, "pods", KEY, POD.pack())
+    write(versions.this, "flows", flow_key(1), flow(FlowState.NEW).pack())
+    for sizes in ({"pods": 64, "flows": 4096}, {"pods": 8, "flows": 1024}):
+        before = {name: map_id(versions.this, name) for name in MAPS}
+        assert versions.load_this(sizes)
+        assert not versions.load_this(sizes)
+        assert {name for name in MAPS if map_id(versions.this, name) != before[name]} == {"pods", "flows"}
+        assert {name: entries(versions.this, name) for name in sizes} == sizes
+        assert read(versions.this, "pods", KEY) == POD.pack()
+        assert read(versions.this, "flows", flow_key(1)) == flow(FlowState.NEW).pack()
+        assert verdict(versions.this, "tc") == CONFIG.mark
+        assert layouts(versions) == {versions.this.root.name, os.readlink(versions.this.root)}
+
+
+def test_only_who_replaces_programs_changes_sizes(versions: Versions) -> None:
+    """Not the CNI server, whose settings may be others."""
+    versions.load_this({"pods": 8})
+    assert not versions.load_this({"pods": 16}, replace=False)
+    assert entries(versions.this, "pods") == 8
+
+
+def test_map_that_holds_more_than_it_should_keeps_its_size(versions: Versions) -> None:
+    """No pod's entry is lost to a setting; the other maps follow theirs, and so does this one when it has room."""
+    versions.load_this({"pods": 64, "flows": 4096})
+    keys = [PodKey(bytes(15) + bytes([index])).pack() for index in range(9)]
+    for key in keys:
+        write(versions.this, "pods", key, POD.pack())
+    assert versions.load_this({"pods": 8, "flows": 1024})
+    assert (entries(versions.this, "pods"), entries(versions.this, "flows")) == (64, 1024)
+    assert all(read(versions.this, "pods", key) == POD.pack() for key in keys)
+    with versions.this.opened_map("pods") as fd:
+        syscall.map_delete(fd, keys[0])
+    assert versions.load_this({"pods": 8, "flows": 1024})
+    assert entries(versions.this, "pods") == 8
+
+
+@pytest.mark.parametrize("replace", [True, False])
+def test_change_of_sizes_that_was_killed_is_done_again(versions: Versions, replace: bool) -> None:
+    """Where the new programs and maps are in force, and nothing is replaced."""
+    versions.load_this({"pods": 8})
+    write(versions.this, "pods", KEY, POD.pack())
+    assert killed(lambda: versions.load_this({"pods": 16}), "_send")
+    assert entries(versions.this, "pods") == 16
+    versions.load_this({"pods": 16}, replace)
+    assert read(versions.this, "pods", KEY) == POD.pack()
+    assert read(versions.this, "state", number(StateIndex.TAKING_OVER_UNTIL_NS)) == bytes(8)
+    assert layouts(versions) == {versions.this.root.name, os.readlink(versions.this.root)}
+
+
+def entries(pins: Pins, name: str) -> int:
+    with pins.opened_map(name) as fd:
+        return syscall.map_info(fd).max_entries
+
+
 def test_layout_that_does_not_describe_itself_is_swept(versions: Versions) -> None:
     """As one that was made before layouts did: this one begins empty."""
     versions.load_this()
@@ -210,7 +273,7 @@ def test_description_names_every_map(versions: Versions) -> None:
     assert found.keys() == MAPS.keys()
     assert found["slots"] == {
         "type": 1,
-        "entries": 0,
+        "entries": MAPS["slots"].max_entries,
         "key_size": 8,
         "value_size": 4,
         "key": {"service_id": [0, 4], "slot": [4, 4]},
@@ -232,9 +295,10 @@ def test_links_to_the_cgroup_are_taken_over(
         attach.attach_cgroup(versions.this, group)
         before = link_info(versions.this)
         # As after a kill between the two pins of one link.
-        versions.other.links.mkdir(parents=True)
+        half = versions.other.sized({})
+        half.links.mkdir(parents=True)
         link = syscall.obj_get(versions.this.links / "connect4")
-        syscall.obj_pin(link, versions.other.links / "connect4")
+        syscall.obj_pin(link, half.links / "connect4")
         os.close(link)
         versions.load_other()
         after = link_info(versions.other)

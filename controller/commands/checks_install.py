@@ -35,7 +35,7 @@ def _objects(settings: Settings) -> Check:
 
 
 def _pins(pins: Pins) -> Iterator[Check]:
-    others = sorted(path.name for path in pins.root.parent.glob("v*") if path != pins.root)
+    others = sorted(other.root.name for other in pins.others())
     seen = f"{pins.root.parent} also holds {', '.join(others)}" if others else f"none beside {pins.root}"
     yield check("other layouts", not others, seen, "another version left or uses them", Verdict.WARN)
     if not pins.programs.is_symlink():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the pinned maps have the sizes that the settings ask for: a map keeps the size that it was made with."""
+"""Whether the pinned maps have the sizes that the settings ask for, which the controller gives them when it starts."""
 
 from contextlib import suppress
 
@@ -8,7 +8,8 @@ from bpf.errors import NotLoadedError
 from bpf.settings import Settings
 from controller.commands.reading import max_entries
 
-REMEDY = "a map is made anew when the node is drained and restarted"
+WHEN = "the controller follows when it starts"
+REMEDY = "the controller sees to it when it starts, unless the map holds more"
 
 
 def differences(settings: Settings) -> list[str]:
@@ -19,5 +20,5 @@ def differences(settings: Settings) -> list[str]:
         with suppress(NotLoadedError):
             size = max_entries(pins, name)
             if size != wanted:
-                found.append(f"map {name} was made for {size} entries, {name}_max is {wanted}")
+                found.append(f"map {name} is for {size} entries, {name}_max is {wanted}")
     return found

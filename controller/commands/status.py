@@ -86,10 +86,10 @@ def warnings(found: dict[str, Any]) -> list[str]:
     for level in found["maps"]:
         share = level["entries"] / level["max_entries"]
         if share >= FULL_SHARE and level["name"] in FILLING:
-            result.append(f"map {level['name']} is {share:.0%} full: raise {level['name']}_max; {sizes.REMEDY}")
+            result.append(f"map {level['name']} is {share:.0%} full: raise {level['name']}_max; {sizes.WHEN}")
     result += [f"{difference}: {sizes.REMEDY}" for difference in found["sizes"]]
     if found["counters"].get("flows_restored"):
-        result.append(f"the flow table has evicted live flows: raise flows_max; {sizes.REMEDY}")
+        result.append(f"the flow table has evicted live flows: raise flows_max; {sizes.WHEN}")
     for error in found["controller"].get("errors", []):
         result.append(f"the controller reports: {error}")
     return result

@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from bpf.node import map_sizes
+from bpf.pins import Pins
+from bpf.settings import Settings
 from e2e.lab import addresses, runtime, source
 from e2e.lab.cluster import NODES, Lab
 from e2e.lab.node import CNI_SERVER, COMMAND, CONTROLLER, PINS, PROGRAM, Node
@@ -152,7 +155,8 @@ def test_daemon_unknown_setting_is_named_with_file_and_line(fresh: Lab, daemon: 
 def test_daemon_pinned_map_of_another_layout_is_named_and_kept(fresh: Lab, daemon: str) -> None:
     """A map that this version did not make is neither used nor removed; the message says what to do."""
     node = _bare_node(fresh, {})
-    pin = f"{PINS}/maps/pods"
+    layout = Pins(Path("/sys/fs/bpf")).sized(map_sizes(Settings()))
+    pin = str(layout.map("pods"))
     node.space.run("mkdir", "-p", str(Path(pin).parent))
     node.space.run(*f"bpftool map create {pin} type hash key 8 value 8 entries 16 name pods".split())
     process = node.space.run(COMMAND, daemon, check=False)

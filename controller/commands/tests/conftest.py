@@ -2,6 +2,7 @@
 """Fixtures of the commands' tests: a node whose maps are pinned in a BPF file system of the test's own."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,11 @@ class Node:
 
     def pin(self) -> None:
         """Pins every map, small, and the directory of programs, empty."""
-        loader._ensure_maps(self.pins, {name: min(spec.max_entries, 64) for name, spec in abi.MAPS.items()})
-        (self.pins.root / "programs-0123456789ab").mkdir()
-        self.pins.programs.symlink_to("programs-0123456789ab")
+        sizes = {name: min(spec.max_entries, 64) for name, spec in abi.MAPS.items()}
+        pins = self.pins.sized(sizes)
+        loader._ensure_maps(pins, sizes)
+        (pins.root / "programs-0123456789ab").mkdir()
+        loader._link(pins, pins.root / "programs-0123456789ab")
 
     def put(self, name: str, key: Any, value: Any) -> None:
         fd = self.pins.open_map(name)
@@ -54,7 +57,7 @@ def bare_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Node]
         for name in ("node_name", "bpffs", "run_dir", "state_dir", "cni_networks_dir", "objects_dir", "health_address"):
             monkeypatch.setenv(f"CALICO_EBPF_{name.upper()}", str(getattr(node.settings, name)))
         yield node
-        loader.unload(node.pins)
+        shutil.rmtree(bpffs / "calico-ebpf", ignore_errors=True)
 
 
 @pytest.fixture

@@ -175,22 +175,22 @@ def test_status_warns_of_full_maps_and_evicted_flows() -> None:
             {"name": "pods", "entries": 1, "max_entries": 64},
             *({"name": name, "entries": 64, "max_entries": 64} for name in ("flows", "affinities", "drops")),
         ],
-        "sizes": ["map slots was made for 64 entries, slots_max is 128"],
+        "sizes": ["map slots is for 64 entries, slots_max is 128"],
         "counters": {"flows_restored": 1},
         "controller": {},
     }
     warnings = status.warnings(found)
     assert len(warnings) == 3
     assert "slots is 94% full: raise slots_max" in warnings[0]
-    assert "slots_max is 128: a map is made anew when" in warnings[1]
+    assert "slots_max is 128: the controller sees to it when it starts" in warnings[1]
     assert "evicted" in warnings[2]
 
 
 def test_map_of_another_size_than_its_setting_is_named(node: Node) -> None:
-    """A raised setting has no effect on a map that is there, and the operator is told so."""
+    """As where the controller has not been started since the setting was raised."""
     found = {item.name: item for item in checks_install.install_checks(node.settings)}["map sizes"]
     assert found.verdict == Verdict.WARN
-    assert f"map pods was made for 64 entries, pods_max is {node.settings.pods_max}" in found.seen
+    assert f"map pods is for 64 entries, pods_max is {node.settings.pods_max}" in found.seen
 
 
 def test_controller_is_up_while_its_lock_is_held(node: Node) -> None:
