@@ -58,7 +58,7 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         target = current if current and not replace else _ensure_programs(pins, objects, config)
         if before:
             _take_over(before, pins, target)
-        elif target != current:
+        elif target != current or not held:
             _link(pins, target)
         _sweep(pins, target)
         return target != current

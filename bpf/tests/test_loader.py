@@ -78,6 +78,14 @@ def test_load_after_a_killed_load_repairs_it(pins: Pins, objects: Path, lock: Pa
     assert verdict(pins, "tc") == 7
 
 
+def test_load_where_the_link_was_lost_makes_it_again(pins: Pins, objects: Path, lock: Path) -> None:
+    """What it led to is there, and is taken as it is."""
+    loader.load(pins, objects, CONFIG, {}, lock)
+    pins.root.unlink()
+    assert not loader.load(pins, objects, CONFIG, {}, lock)
+    assert verdict(pins, "tc") == 7
+
+
 def test_load_on_map_of_another_layout_is_refused(pins: Pins, objects: Path, lock: Path) -> None:
     """A pinned map with other sizes is named, with what removes it, and nothing is loaded."""
     half = pins.sized({})

@@ -153,7 +153,7 @@ def test_host_ports_come_back_after_the_maps_were_lost(known: Node) -> None:
     with node.pods("a"):
         added(node, "a", runtimeConfig=DNS)
         assert node.stop_server() == 0
-        shutil.rmtree(node.pins.root)
+        shutil.rmtree(node.pins.root.parent)
         start(node)
         wait_for(lambda: node.host_ports() == MET, node.log)
         remove(node, "a", runtimeConfig=DNS)

@@ -194,7 +194,7 @@ def test_programs_that_another_daemon_has_replaced_reach_the_pod_links(node: Nod
 def test_maps_that_were_removed_under_the_server_are_made_anew(node: Node) -> None:
     """After `uninstall` the next pod loads the data plane again; its entry is in the map that is pinned."""
     with node.pods("a"):
-        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        subprocess.run(["rm", "-r", node.pins.root.parent], check=True)
         added(node, "a")
         assert node.pod_entry("10.244.0.2")
         assert hooks(node, host_name("a", "eth0")) == {"from_pod", "to_pod"}
@@ -204,7 +204,7 @@ def test_pods_from_before_maps_were_made_anew_are_entered_in_them(node: Node) ->
     """Pods of the maps that are gone get the new programs and entries, too, without a restart."""
     with node.pods("a", "b"):
         added(node, "a")
-        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        subprocess.run(["rm", "-r", node.pins.root.parent], check=True)
         added(node, "b")
         wait_for(lambda: node.pod_entry("10.244.0.2"), node.log)
         assert ping(node, "10.244.0.2")
@@ -217,7 +217,7 @@ def test_pods_outlive_the_loss_of_every_pin(node: Node) -> None:
         added(node, "b")
         before = [node.pod_entry(address) for address in ("10.244.0.2", "fd00:10:244::2", "10.244.0.3")]
         node.stop_server()
-        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        subprocess.run(["rm", "-r", node.pins.root.parent], check=True)
         node.start_server()
         assert [node.pod_entry(address) for address in ("10.244.0.2", "fd00:10:244::2", "10.244.0.3")] == before
         assert ping(node, "10.244.0.2")
@@ -235,7 +235,7 @@ def test_server_whose_socket_was_removed_ends_and_the_next_one_serves(node: Node
         shutil.rmtree(node.run_dir / "state")
         (node.run_dir / "cni.sock").unlink()
         assert node.wait_server() == 1
-        subprocess.run(["rm", "-r", node.pins.root], check=True)
+        subprocess.run(["rm", "-r", node.pins.root.parent], check=True)
         node.start_server()
         pinned = {syscall.program_id(node.pins.open_program(hook)) for hook in ("from_pod", "to_pod")}
         assert attached_ids(node, host_name("a", "eth0")) == pinned
@@ -249,7 +249,8 @@ def test_server_from_which_another_version_takes_over_ends(node: Node) -> None:
     with node.pods("a", "b"):
         added(node, "a")
         # As if all of it were of another layout.
-        node.pins.root.rename(other)
+        node.pins.root.resolve().rename(other)
+        node.pins.root.unlink()
         assert node.call("ADD", "b", CONFIG).data["code"] == TryAgainError.code
         assert node.wait_server() == 1
         assert other.exists()

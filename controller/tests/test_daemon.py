@@ -181,7 +181,8 @@ def test_controller_from_which_another_version_takes_over_ends(rig: Rig) -> None
     """It would write to maps that nobody reads; the next one takes over, and finds everything as it was."""
     before, _, routes = rig.in_force()
     other = rig.pins.root.with_name("v1000")
-    rig.pins.root.rename(other)
+    rig.pins.root.resolve().rename(other)
+    rig.pins.root.unlink()
     assert rig.wait() == 1
     rig.start()
     after, attached, routes_after = rig.in_force()
