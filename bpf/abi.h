@@ -19,7 +19,7 @@
  * a new one means what was before. Values of enums are only added.
  */
 enum abi_version {
-	ABI_VERSION = 7,
+	ABI_VERSION = 8,
 };
 
 struct address {
@@ -143,20 +143,22 @@ ABI_LAYOUT(affinity, 16);
 struct fragment_key {
 	struct address saddr;
 	struct address daddr;
-	__u32 id; /* as it is on the wire */
-	__u8 protocol;
+	__u32 identification; /* as it is on the wire */
+	__u8 protocol;        /* of IPv4; 0: IPv6, whose later fragments do not tell it */
 	__u8 pad[3];
 };
 ABI_LAYOUT(fragment_key, 40);
 
 /* What a datagram's first fragment says, and later ones do not. */
 struct fragment {
+	__u64 seen_ns;
 	__be16 sport_be;
 	__be16 dport_be;
+	__u8 protocol;
 	__u8 is_echo;
-	__u8 pad[3];
+	__u8 pad[2];
 };
-ABI_LAYOUT(fragment, 8);
+ABI_LAYOUT(fragment, 16);
 
 /* --- Where packets go --- */
 
@@ -333,7 +335,7 @@ enum drop_reason {
 	DROP_NO_FREE_PORT,     /* every port tried for a colliding flow was taken */
 	DROP_FLOWS_FULL,       /* the flow table took no entry */
 	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here */
-	DROP_FRAGMENT,         /* a later fragment for a cluster IP, whose first one was not seen, or not served */
+	DROP_FRAGMENT,         /* a later fragment whose first one was not seen, or not served */
 	DROP_REWRITE_FAILED,   /* a helper could not change the packet */
 	DROP_UNTRANSLATED,     /* a host's packet to a Service that connect-time translation should have caught */
 	DROP_NO_REMOTE,        /* a host's packet into the overlay to an address that no node has */

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 7
+    VERSION = 8
 
 
 class BackendFlag(IntFlag):
@@ -332,23 +332,25 @@ class DropKey(NamedTuple):
         return cls(reason, ifindex)
 
 
-_FRAGMENT = Struct("=HHB3x")
+_FRAGMENT = Struct("=QHHBB2x")
 
 
 class Fragment(NamedTuple):
-    """struct fragment, 8 bytes."""
+    """struct fragment, 16 bytes."""
 
+    seen_ns: int
     sport: int
     dport: int
+    protocol: int
     is_echo: int
 
     def pack(self) -> bytes:
-        return _FRAGMENT.pack(htons(self.sport), htons(self.dport), self.is_echo)
+        return _FRAGMENT.pack(self.seen_ns, htons(self.sport), htons(self.dport), self.protocol, self.is_echo)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Fragment":
-        sport, dport, is_echo = _FRAGMENT.unpack(data)
-        return cls(ntohs(sport), ntohs(dport), is_echo)
+        seen_ns, sport, dport, protocol, is_echo = _FRAGMENT.unpack(data)
+        return cls(seen_ns, ntohs(sport), ntohs(dport), protocol, is_echo)
 
 
 _FRAGMENT_KEY = Struct("=16s16sIB3x")
@@ -359,16 +361,16 @@ class FragmentKey(NamedTuple):
 
     saddr: bytes
     daddr: bytes
-    id: int
+    identification: int
     protocol: int
 
     def pack(self) -> bytes:
-        return _FRAGMENT_KEY.pack(self.saddr, self.daddr, self.id, self.protocol)
+        return _FRAGMENT_KEY.pack(self.saddr, self.daddr, self.identification, self.protocol)
 
     @classmethod
     def unpack(cls, data: bytes) -> "FragmentKey":
-        saddr, daddr, id, protocol = _FRAGMENT_KEY.unpack(data)
-        return cls(saddr, daddr, id, protocol)
+        saddr, daddr, identification, protocol = _FRAGMENT_KEY.unpack(data)
+        return cls(saddr, daddr, identification, protocol)
 
 
 _FRONTEND = Struct("=IIIIII")
@@ -799,7 +801,7 @@ MAPS = {
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
-    "fragments": MapSpec(9, 40, 8, 16384, 0, "FragmentKey", "Fragment"),
+    "fragments": MapSpec(9, 40, 16, 16384, 0, "FragmentKey", "Fragment"),
     "frontends": MapSpec(1, 20, 24, 131072, 1, "FrontendKey", "Frontend"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
@@ -836,8 +838,8 @@ FIELDS = {
         "way.kind": (76, 1),
         "way.end": (80, 16),
     },
-    "Fragment": {"sport_be": (0, 2), "dport_be": (2, 2), "is_echo": (4, 1)},
-    "FragmentKey": {"saddr": (0, 16), "daddr": (16, 16), "id": (32, 4), "protocol": (36, 1)},
+    "Fragment": {"seen_ns": (0, 8), "sport_be": (8, 2), "dport_be": (10, 2), "protocol": (12, 1), "is_echo": (13, 1)},
+    "FragmentKey": {"saddr": (0, 16), "daddr": (16, 16), "identification": (32, 4), "protocol": (36, 1)},
     "Frontend": {
         "service_id": (0, 4),
         "slot_count": (4, 4),

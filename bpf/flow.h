@@ -35,6 +35,9 @@
 
 #define REFRESH_NS SECOND_NS
 
+/* How long the rest of a datagram is waited for by who puts it together, and how long an identification is its own. */
+#define REASSEMBLY_NS (30 * SECOND_NS)
+
 /* Any port will do for a collision. */
 #define PORT_MIN   1024
 #define PORT_COUNT (65536 - PORT_MIN)
@@ -60,12 +63,70 @@ static __always_inline __u64 flow_timeout(__u8 protocol, __u8 state)
 	}
 }
 
+/*
+ * Later fragments get the ports of the first one, which comes before them unless the network has changed their order:
+ * it notes them here, also for those that go on under the same addresses past another hook. Called only for a packet
+ * whose source is believed.
+ */
+static __noinline int know_fragment(struct packet *packet)
+{
+	const struct fragment_key key = {
+		.saddr = packet->tuple.saddr,
+		.daddr = packet->tuple.daddr,
+		.identification = packet->identification,
+		.protocol = packet->is_v6 ? 0 : packet->tuple.protocol,
+	};
+	const struct fragment *first;
+
+	if (packet->part == PART_FIRST) {
+		const struct fragment note = {
+			.seen_ns = flow_clock(),
+			.sport_be = packet->tuple.sport_be,
+			.dport_be = packet->tuple.dport_be,
+			.protocol = packet->tuple.protocol,
+			.is_echo = packet->is_echo,
+		};
+
+		bpf_map_update_elem(&fragments, &key, &note, BPF_ANY);
+		return 0;
+	}
+	first = bpf_map_lookup_elem(&fragments, &key);
+	/* signed: on another CPU it may just have been seen later */
+	if (!first || (__s64)(flow_clock() - first->seen_ns) > (__s64)REASSEMBLY_NS)
+		return 0;
+	packet->tuple.sport_be = first->sport_be;
+	packet->tuple.dport_be = first->dport_be;
+	packet->tuple.protocol = first->protocol;
+	packet->is_echo = first->is_echo;
+	packet->part = PART_KNOWN;
+	return 0;
+}
+
+/* As parse(), of a packet whose source is believed or of no matter. */
+static __always_inline int parse_known(struct __sk_buff *skb, struct packet *packet)
+{
+	int result = parse(skb, packet);
+
+	return result || !packet->part ? result : know_fragment(packet);
+}
+
 /* What is followed: TCP, UDP and ICMP echo, but for fragments whose ports are not known. */
 static __always_inline bool has_flow(const struct packet *packet)
 {
 	if (packet->part == PART_UNKNOWN)
 		return false;
 	return packet->tuple.protocol == IPPROTO_TCP || packet->tuple.protocol == IPPROTO_UDP || packet->is_echo;
+}
+
+/* Whether a later fragment may be of a flow, which its first one would have begun. */
+static __always_inline bool may_have_flow(const struct packet *packet)
+{
+	__u8 icmp = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
+
+	if (packet->part != PART_UNKNOWN)
+		return has_flow(packet);
+	return packet->is_v6 || packet->tuple.protocol == IPPROTO_TCP || packet->tuple.protocol == IPPROTO_UDP ||
+	       packet->tuple.protocol == icmp;
 }
 
 /* Later fragments begin nothing: where the first one has come to nothing, neither shall they. */

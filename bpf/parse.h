@@ -58,10 +58,10 @@ struct packet {
 	__u8 is_v6;
 	__u8 ttl; /* or hop limit */
 	__u8 tcp_flags;
-	__u8 part;        /* enum part */
-	__u8 is_echo;     /* ICMP echo, request or reply */
-	__u8 no_checksum; /* UDP that says so */
-	__u32 id;         /* of the datagram that it is a part of, as it is on the wire */
+	__u8 part;            /* enum part */
+	__u8 is_echo;         /* ICMP echo, request or reply */
+	__u8 no_checksum;     /* UDP that says so */
+	__u32 identification; /* of the datagram that it is a part of, as it is on the wire */
 };
 
 /* Whether a packet is a fragment without transport header. */
@@ -143,7 +143,7 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 	packet->ttl = ip->ttl;
 	packet->l4_offset = ETH_HLEN + ip->ihl * 4;
 	packet->end = ETH_HLEN + bpf_ntohs(ip->tot_len);
-	packet->id = ip->id;
+	packet->identification = ip->id;
 	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
 		packet->part = PART_UNKNOWN;
 	else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS))
@@ -155,7 +155,7 @@ struct extension {
 	__u8 next;
 	__u8 length;        /* in units of 8 bytes, the first not counted; of the fragment header: reserved */
 	__be16 fragment_be; /* of the fragment header alone, as is what follows */
-	__u32 id;
+	__u32 identification;
 };
 
 /* A fragment header does not make a fragment: one that says neither offset nor more is a whole packet (RFC 6946). */
@@ -193,12 +193,14 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 			return -DROP_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
 			packet->part = part_v6(extension.fragment_be);
-			packet->id = extension.id;
+			packet->identification = extension.identification;
 			offset += 8;
 		} else {
 			offset += 8 * (extension.length + 1);
 		}
 		next = extension.next;
+		if (is_later(packet))
+			break; /* what follows is the datagram's middle, whatever `next` says */
 	}
 	packet->tuple.protocol = next;
 	packet->l4_offset = offset;
@@ -253,40 +255,6 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 	return 0;
 }
 
-/*
- * Later fragments get the ports of the first one, which comes before them unless the network has changed their order:
- * it notes them here, also for those that go on under the same addresses past another hook.
- */
-static __noinline int parse_fragment(struct packet *packet)
-{
-	const struct fragment_key key = {
-		.saddr = packet->tuple.saddr,
-		.daddr = packet->tuple.daddr,
-		.id = packet->id,
-		.protocol = packet->tuple.protocol,
-	};
-	const struct fragment *known;
-
-	if (packet->part == PART_FIRST) {
-		const struct fragment first = {
-			.sport_be = packet->tuple.sport_be,
-			.dport_be = packet->tuple.dport_be,
-			.is_echo = packet->is_echo,
-		};
-
-		bpf_map_update_elem(&fragments, &key, &first, BPF_ANY);
-		return 0;
-	}
-	known = bpf_map_lookup_elem(&fragments, &key);
-	if (!known)
-		return 0;
-	packet->tuple.sport_be = known->sport_be;
-	packet->tuple.dport_be = known->dport_be;
-	packet->is_echo = known->is_echo;
-	packet->part = PART_KNOWN;
-	return 0;
-}
-
 /* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */
 static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 {
@@ -300,7 +268,7 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 		return PARSE_NOT_IP;
 	if (!error)
 		error = parse_l4(skb, packet);
-	return error || !packet->part ? error : parse_fragment(packet);
+	return error;
 }
 
 #endif

@@ -189,6 +189,8 @@ static __noinline int pass_from_pod(struct __sk_buff *skb, const struct packet *
 	if (result != PASS && result != -DROP_NO_SERVICE)
 		return result;
 	result = unserved(packet, &packet->tuple.daddr, result == -DROP_NO_SERVICE);
+	if (!result && may_have_flow(packet) && !own_address(&packet->tuple.daddr))
+		result = -DROP_FRAGMENT; /* out of the cluster it would go without masquerade */
 	return result ? result : PASS;
 }
 
@@ -214,6 +216,8 @@ int from_pod(struct __sk_buff *skb)
 		return drop(skb, -DROP_SPOOFED);
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
+	if (packet->part)
+		know_fragment(&work->packet);
 	flow = flow_find(skb, packet, true, false);
 	if (flow || begins_flow(packet)) {
 		if (flow)
@@ -248,7 +252,7 @@ int to_pod(struct __sk_buff *skb)
 	if (!work)
 		return TC_ACT_SHOT;
 	packet = &work->packet;
-	result = parse(skb, &work->packet);
+	result = parse_known(skb, &work->packet);
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
 	if (link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
@@ -537,9 +541,14 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 /* What comes in that has no flow, and is for no pod here: to a cluster IP it is in vain. */
 static __noinline int pass_from_outside(struct work *work)
 {
-	int result = own_address(&work->packet.tuple.daddr) ? 0 : unserved_on_its_way(&work->packet);
+	const struct packet *packet = &work->packet;
+	struct frontend_key key;
+	int result;
 
 	work->opening.back = (struct way){};
+	if (packet->part == PART_KNOWN && frontend_asked(packet, &key))
+		return -DROP_FRAGMENT; /* at an address of a Service, it would be routed back to where it came from */
+	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(packet);
 	return result ? result : PASS;
 }
 
@@ -574,7 +583,7 @@ int from_netdev(struct __sk_buff *skb)
 
 	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
 	 */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse(skb, &work->packet) ||
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse_known(skb, &work->packet) ||
 	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
@@ -587,7 +596,7 @@ int from_overlay(struct __sk_buff *skb)
 
 	if (!out_of_a_node(skb))
 		return drop(skb, -DROP_NOT_A_NODE);
-	if (!work || parse(skb, &work->packet))
+	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
@@ -668,7 +677,7 @@ int to_netdev(struct __sk_buff *skb)
 	if (skb->mark == config.mark)
 		return PASS;
 	work = new_work();
-	if (!work || parse(skb, &work->packet))
+	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
 	flow = answered_by_host(skb, packet);
@@ -688,7 +697,7 @@ int to_overlay(struct __sk_buff *skb)
 	if (skb->mark == config.mark)
 		return PASS; /* sent by us, with its tunnel set */
 	work = new_work();
-	if (!work || parse(skb, &work->packet))
+	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
 	if (link_scoped(&packet->tuple.daddr))

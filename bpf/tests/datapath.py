@@ -30,6 +30,8 @@ from bpf.abi import (
     DropKey,
     DropReason,
     Flow,
+    Fragment,
+    FragmentKey,
     Frontend,
     FrontendFlag,
     FrontendKey,
@@ -262,6 +264,14 @@ class Datapath:
 
     def write_affinity(self, client: str, affinity: Affinity, number: int = 1) -> None:
         self.write("affinities", AffinityKey(packed(client), number).pack(), affinity.pack())
+
+    def age_fragments(self, keys: Iterable[FragmentKey], age_ns: int) -> None:
+        """Has the notes of first fragments be older than they are."""
+        for key in keys:
+            value = self.read("fragments", key.pack())
+            assert value
+            note = Fragment.unpack(value)
+            self.write("fragments", key.pack(), note._replace(seen_ns=note.seen_ns - age_ns).pack())
 
     def node(self, address: str, own: bool) -> None:
         self.write("nodes", NodeKey(packed(address)).pack(), Node(NodeFlag.OWN if own else 0).pack())

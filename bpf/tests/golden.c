@@ -49,10 +49,16 @@ static const struct affinity affinity = {.backend_id = 0x01020304, .seen_ns = 0x
 static const struct fragment_key fragment_key = {
 	.saddr = ADDRESS(1),
 	.daddr = ADDRESS(2),
-	.id = 0x02030405,
+	.identification = 0x02030405,
 	.protocol = 0x04,
 };
-static const struct fragment fragment = {.sport_be = BE16(0x0102), .dport_be = BE16(0x0304), .is_echo = 0x05};
+static const struct fragment fragment = {
+	.seen_ns = 0x1112131415161718,
+	.sport_be = BE16(0x0102),
+	.dport_be = BE16(0x0304),
+	.protocol = 0x05,
+	.is_echo = 0x06,
+};
 static const struct pod_key pod_key = {.address = ADDRESS(1)};
 static const struct pod pod = {
 	.ifindex = 0x01020304,

@@ -35,7 +35,7 @@ VALUES: dict[str, Any] = {
     "backend_key": abi.BackendKey(0x01020304),
     "backend": abi.Backend(address(1), 0x0203, 0x04, 0x05),
     "fragment_key": abi.FragmentKey(address(1), address(2), 0x02030405, 0x04),
-    "fragment": abi.Fragment(0x0102, 0x0304, 0x05),
+    "fragment": abi.Fragment(0x1112131415161718, 0x0102, 0x0304, 0x05, 0x06),
     "affinity_key": abi.AffinityKey(address(1), 0x02030405),
     "affinity": abi.Affinity(0x01020304, 0x1112131415161718),
     "pod_key": abi.PodKey(address(1)),

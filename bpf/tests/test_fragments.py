@@ -4,20 +4,22 @@
 from collections.abc import Iterator
 
 import pytest
-from scapy.layers.inet import ICMP, IP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment, fragment6
-from scapy.layers.l2 import Ether
+from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
+from scapy.layers.l2 import GRE, Ether
 from scapy.packet import Packet
 
-from bpf.abi import Counter, DropReason
+from bpf.abi import Counter, DropReason, FragmentKey, FrontendFlag
+from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, loaded, same
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
+ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 NO_MAC = "00:00:00:00:00:00"  # that of lo
-PAYLOAD = bytes(range(256)) * 16
+PAYLOAD = bytes(range(256)) * 20
 ID = 7
 SERVER_MACS = (dp.SERVER_HOST_MAC, dp.SERVER_MAC)
 CLIENT_MACS = (dp.HOST_MAC, dp.POD_MAC)
@@ -148,3 +150,120 @@ def test_ping_in_fragments_leaves_the_cluster_under_the_nodes_address(datapath: 
         result = datapath.run("from_netdev", framed(piece, (dp.ROUTER_MAC, NO_MAC)))
         assert result.verdict == REDIRECT
         same(result.packet, framed(wanted, CLIENT_MACS))
+
+
+@BOTH
+def test_forged_first_fragment_misdirects_nothing(datapath: Datapath, family: Family) -> None:
+    """What another pod sends under the client's address is dropped before it is noted."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, 5353)])
+    arriving, leaving = question(family, (family.service, 53)), question(family, (family.server, 5353), 1)
+    forged = question(family, (family.service, 53), port=50000)[0]
+    datapath.run("from_pod", framed(arriving[0]))
+    with dp.another_device() as device:
+        assert datapath.run("from_pod", framed(forged), ifindex=device).verdict == SHOT
+        assert datapath.dropped(DropReason.SPOOFED, device) == 1
+    sent(datapath, arriving[1:], leaving[1:], SERVER_MACS)
+
+
+@BOTH
+def test_identification_is_free_again_once_nobody_waits_for_the_rest(datapath: Datapath, family: Family) -> None:
+    """After 30 s a note is of another datagram; its later fragment to a cluster IP ends here."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, 5353)])
+    datapath.cluster_ip(family.service)
+    first, second, *_ = question(family, (family.service, 53))
+    datapath.run("from_pod", framed(first))
+    protocol, identification = (dp.UDP_PROTOCOL, ID << 8) if family is V4 else (0, ID << 24)
+    note = FragmentKey(packed(family.client), packed(family.service), identification, protocol)
+    datapath.age_fragments([note], 29 * 10**9)
+    assert datapath.run("from_pod", framed(second)).verdict == REDIRECT
+    datapath.age_fragments([note], 2 * 10**9)
+    assert datapath.run("from_pod", framed(second)).verdict == SHOT
+    assert datapath.dropped(DropReason.FRAGMENT) == 1
+
+
+def test_extension_header_in_the_fragments_is_no_port(datapath: Datapath) -> None:
+    """What stands behind the fragment header stands there in the first one alone; in the others it is payload."""
+    datapath.service(V6.service, 53, dp.UDP_PROTOCOL, [(V6.server, 5353)])
+
+    def with_options(destination: tuple[str, int], hops: int) -> list[Packet]:
+        datagram = IPv6ExtHdrDestOpt() / UDP(sport=40000, dport=destination[1]) / PAYLOAD
+        return pieces(V6, V6.client, destination[0], datagram, hops)
+
+    sent(datapath, with_options((V6.service, 53), 0), with_options((V6.server, 5353), 1), SERVER_MACS)
+
+
+@BOTH
+def test_later_fragment_does_not_leave_the_cluster_under_the_pods_address(datapath: Datapath, family: Family) -> None:
+    """Without its first one's flow it would go past masquerade."""
+    _, *later = question(family, (family.outside, 53))
+    assert {datapath.run("from_pod", framed(piece)).verdict for piece in later} == {SHOT}
+    assert datapath.dropped(DropReason.FRAGMENT) == len(later)
+
+
+@BOTH
+def test_fragments_of_what_has_no_ports_leave_as_they_are(datapath: Datapath, family: Family) -> None:
+    """GRE say: the host's stack's, the first one and, as far as it can be told, the others."""
+    arriving = [Ether(bytes(framed(piece))) for piece in pieces(family, family.client, family.outside, GRE() / PAYLOAD)]
+    for piece in arriving:
+        result = datapath.run("from_pod", piece)
+        assert result.verdict == PASS
+        same(result.packet, piece)
+
+
+@BOTH
+def test_later_fragment_refused_at_a_load_balancers_address_is_not_routed_back(
+    datapath: Datapath, family: Family
+) -> None:
+    """Its first one was dropped, as the client is in no source range; the host's stack would forward this one."""
+    address = "198.51.100.5" if family is V4 else "2001:db8:5::5"
+    datapath.service(address, 53, dp.UDP_PROTOCOL, [(family.server, 5353)], flags=FrontendFlag.SOURCES)
+    arriving = pieces(family, family.outside, address, UDP(sport=40000, dport=53) / PAYLOAD)
+    frames = [framed(piece, (dp.ROUTER_MAC, NO_MAC)) for piece in arriving]
+    assert {datapath.run("from_netdev", frame).verdict for frame in frames} == {SHOT}
+    assert datapath.dropped(DropReason.SOURCE_RANGE) == 1
+    assert datapath.dropped(DropReason.FRAGMENT) == len(frames) - 1
+
+
+@BOTH
+def test_fragments_of_an_outside_client_reach_a_backend_here(datapath: Datapath, family: Family) -> None:
+    """At a NodePort, with the client's address; the answer's fragments leave from the node's."""
+    datapath.service(ANY_NODE[family], 30053, dp.UDP_PROTOCOL, [(family.server, 5353)], flags=FrontendFlag(0))
+    ask = UDP(sport=40000, dport=30053) / PAYLOAD, UDP(sport=40000, dport=5353) / PAYLOAD
+    arriving = pieces(family, family.outside, family.node, ask[0])
+    leaving = pieces(family, family.outside, family.server, ask[1], 1)
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("from_netdev", framed(piece, (dp.ROUTER_MAC, NO_MAC)))
+        assert result.verdict == REDIRECT
+        same(result.packet, framed(wanted, SERVER_MACS))
+    answer = UDP(sport=5353, dport=40000) / PAYLOAD, UDP(sport=30053, dport=40000) / PAYLOAD
+    arriving = pieces(family, family.server, family.outside, answer[0])
+    leaving = pieces(family, family.node, family.outside, answer[1], 1)
+    sent(datapath, arriving, leaving, (dp.POD_MAC, dp.HOST_MAC))
+
+
+@BOTH
+def test_fragments_of_a_host_backends_answer_leave_as_the_services(datapath: Datapath, family: Family) -> None:
+    """A NodePort whose backend is in the host's network: to_netdev translates what the host's stack has fragmented."""
+    datapath.service(ANY_NODE[family], 30053, dp.UDP_PROTOCOL, [(family.node, 5353)], flags=FrontendFlag(0))
+    for piece in pieces(family, family.outside, family.node, UDP(sport=40000, dport=30053) / PAYLOAD):
+        assert datapath.run("from_netdev", framed(piece, (dp.ROUTER_MAC, NO_MAC))).verdict == PASS
+    arriving = pieces(family, family.node, family.outside, UDP(sport=5353, dport=40000) / PAYLOAD)
+    leaving = pieces(family, family.node, family.outside, UDP(sport=30053, dport=40000) / PAYLOAD)
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("to_netdev", framed(piece))
+        assert result.verdict == PASS
+        same(result.packet, framed(wanted))
+
+
+@BOTH
+def test_stream_in_fragments_is_translated(datapath: Datapath, family: Family) -> None:
+    """TCP, too: a segment of a connection that is known."""
+    datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.server, 8080)])
+    datapath.run("from_pod", dp.tcp(family, (family.client, 40000), (family.service, 80)))
+
+    def segment(destination: tuple[str, int], hops: int) -> list[Packet]:
+        return pieces(
+            family, family.client, destination[0], TCP(sport=40000, dport=destination[1], flags="A") / PAYLOAD, hops
+        )
+
+    sent(datapath, segment((family.service, 80), 0), segment((family.server, 8080), 1), SERVER_MACS)
