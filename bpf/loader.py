@@ -53,6 +53,8 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
             sizes = {**sizes, **upgrade.overfull(held or upgrade.predecessor(pins), sizes)}
             pins = pins.sized(sizes)
         before = upgrade.predecessor(pins)
+        if before and not pins.entered() and pins.root.exists():
+            pins.remove()  # the half copy of who was killed: entries may have changed since, or gone
         _ensure_maps(pins, sizes, before)
         current = _programs(pins)
         target = current if current and not replace else _ensure_programs(pins, objects, config)

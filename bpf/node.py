@@ -79,6 +79,12 @@ def other_layout_in_force(settings: Settings) -> bool:
     return not found.programs.is_symlink() and upgrade.predecessor(found) is not None
 
 
+def takeover_unfinished(settings: Settings) -> bool:
+    """Whether something of the layout before this one is still pinned: who takes over is at it, or has died of it."""
+    found = pins(settings)
+    return found.programs.is_symlink() and upgrade.predecessor(found) is not None
+
+
 def require_bpffs(path: Path) -> None:
     """Raises KernelError, with what to do, where `path` is not in a BPF file system."""
     if filesystem(path) != "bpf":

@@ -66,6 +66,10 @@ class Pins:
         """Those that the version's link leads to."""
         return Pins(self._bpffs, os.readlink(self._link)) if self._link.is_symlink() else None
 
+    def entered(self) -> bool:
+        """Whether the version's link leads to these."""
+        return self._link.is_symlink() and os.readlink(self._link) == self.root.name
+
     def enter(self) -> None:
         """Has the version's link lead to these, from one moment to the next."""
         replace_link(self._link, self.root.name)
@@ -78,7 +82,7 @@ class Pins:
 
     def remove(self) -> None:
         """Removes every pin of these, and the link to them; what is attached stays."""
-        if self._link.is_symlink() and os.readlink(self._link) == self.root.name:
+        if self.entered():
             self._link.unlink()
         shutil.rmtree(self.root)
 

@@ -48,7 +48,12 @@ def predecessor(pins: Pins) -> Pins | None:
     """The layout that is in force, if it is another one, and describes itself: of one that does not, nothing can be
     taken over, and programs that are attached are better off with its maps than with empty ones."""
     found = [other for other in pins.others() if other.programs.is_symlink() and other.map(DESCRIPTION).exists()]
-    return max(found, key=lambda other: other.programs.lstat().st_mtime_ns, default=None)
+
+    def in_force(other: Pins) -> tuple[bool, int]:
+        """One to which no link leads was never entered, or has lost it; of others the last one."""
+        return other.entered(), other.programs.lstat().st_mtime_ns
+
+    return max(found, key=in_force, default=None)
 
 
 def describe(pins: Pins) -> None:
@@ -82,14 +87,14 @@ def share(before: Pins, pins: Pins, sizes: Mapping[str, int]) -> None:
 class Copying:
     """Copies the entries of the maps that are not shared, in rounds: the first all of them, but for keys that stand
     here (an LPM trie before 6.13 gives them up: of those the controller writes its own again); each later one what has
-    come or changed since. That takes as long as to read them, where few have.
+    come, changed or, of what daemons write, gone since. That takes as long as to read them, where few have.
     """
 
     def __init__(self, before: Pins, pins: Pins) -> None:
         self._before = before
         self._pins = pins
         self._theirs, self._ours = _description(before), _description(pins)
-        # By map, of what was copied: hash of the key -> hash of the value, as they were there.
+        # By map, of what was copied: hash of the key -> hash of the value, as they were written here.
         self._copied: dict[str, dict[int, int]] = {}
 
     def round(self) -> None:
@@ -102,15 +107,27 @@ class Copying:
         key_of = converter(theirs["key"], ours["key"], ours["key_size"])
         value_of = converter(theirs["value"], ours["value"], ours["value_size"])
         copied = self._copied.setdefault(name, {})
+        gone = set(copied)
         with self._pins.opened_map(name) as target:
-            for key, value in _entries(self._before, name, theirs):
+            for their_key, their_value in _entries(self._before, name, theirs):
+                key, value = key_of(their_key), value_of(their_value)
                 known, content = hash(key), hash(value)
+                gone.discard(known)
                 if copied.get(known) == content:
                     continue
                 # What an array holds is there from the beginning.
                 keep = known not in copied and ours["type"] != ARRAY
-                _write(target, key_of(key), value_of(value), syscall.NOEXIST if keep else syscall.ANY)
+                _write(target, key, value, syscall.NOEXIST if keep else syscall.ANY)
                 copied[known] = content
+            if gone and ours["type"] == HASH:
+                self._remove(target, name, ours, {known: copied.pop(known) for known in gone})
+
+    def _remove(self, target: int, name: str, ours: Mapping[str, Any], gone: Mapping[int, int]) -> None:
+        """Removes what was copied and is gone since, but for what has been written here meanwhile. What programs write
+        is left to expire: of flows some are gone in every round."""
+        for key, value in list(_entries(self._pins, name, ours)):
+            if gone.get(hash(key)) == hash(value):
+                syscall.map_delete(target, key)
 
 
 @contextmanager

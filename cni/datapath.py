@@ -146,7 +146,8 @@ class Datapath:
 
     def _open(self) -> Pinned:
         """What is pinned. What another version's layout knows of pods is taken over before it is asked or changed; but
-        not by a process that was here before: then it is the older one, and about to end.
+        not by a process that was here before: then it is the older one, and about to end. What another process
+        has taken over is finished here where it died of that.
 
         Raises:
             NotLoadedError: nothing is, or such a layout has taken over.
@@ -156,6 +157,8 @@ class Datapath:
             node.load_datapath(self._settings, replace=False)
         identity = self._identity()
         if self._pinned is None or self._pinned.identity != identity:
+            if node.takeover_unfinished(self._settings):
+                node.load_datapath(self._settings, replace=False)
             programs = {hook: self._pins.open_program(hook) for hook in HOOKS}
             fresh = Pinned(identity, programs, {name: self._pins.open_map(name) for name in USED_MAPS})
             if self._pinned:

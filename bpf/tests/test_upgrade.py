@@ -72,6 +72,11 @@ def read(pins: Pins, name: str, key: bytes) -> bytes | None:
         return syscall.map_lookup(fd, key, syscall.map_info(fd).value_size)
 
 
+def delete(pins: Pins, name: str, key: bytes) -> None:
+    with pins.opened_map(name) as fd:
+        assert syscall.map_delete(fd, key)
+
+
 def number(index: int) -> bytes:
     return index.to_bytes(4, "little")
 
@@ -187,11 +192,52 @@ def test_takeover_that_was_killed_is_done_again(versions: Versions) -> None:
     assert read(versions.other, "state", held) == bytes(8)
 
 
-def killed(load: Callable[[], object], step: str) -> bool:
+def test_half_copy_of_a_takeover_that_was_killed_is_made_anew(versions: Versions) -> None:
+    """Before the new maps were in force: what has gone since does not come back, and what has changed is new."""
+    versions.load_this()
+    second = PodKey(bytes(15) + b"\x02").pack()
+    for key in (KEY, second):
+        write(versions.this, "pods", key, POD.pack())
+    assert killed(versions.load_other, "holding")
+    delete(versions.this, "pods", KEY)
+    write(versions.this, "pods", second, POD._replace(ifindex=8).pack())
+    versions.load_other()
+    assert read(versions.other, "pods", KEY) is None
+    assert (read(versions.other, "pods", second) or b"")[8:12] == number(8)
+
+
+def test_half_copy_is_no_predecessor(versions: Versions) -> None:
+    """Where it was killed between its two links, and another layout is what comes next."""
+    versions.load_this({"pods": 8})
+    assert killed(lambda: versions.load_this({"pods": 16}), "enter", Pins)
+    write(versions.this, "pods", KEY, POD.pack())
+    versions.load_this({"pods": 32})
+    assert read(versions.this, "pods", KEY) == POD.pack()
+
+
+def test_entry_that_goes_meanwhile_stays_away(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod's that is deleted between two rounds; but not one that the new maps have been given since."""
+    versions.load_this()
+    second = PodKey(bytes(15) + b"\x02").pack()
+    for key in (KEY, second):
+        write(versions.this, "pods", key, POD.pack())
+
+    def sent(*_: object) -> None:
+        for key in (KEY, second):
+            delete(versions.this, "pods", key)
+        write(versions.other, "pods", second, b"\x01" * OTHER_POD_BYTES)
+
+    monkeypatch.setattr(upgrade, "_send", sent)
+    versions.load_other()
+    assert read(versions.other, "pods", KEY) is None
+    assert read(versions.other, "pods", second) == b"\x01" * OTHER_POD_BYTES
+
+
+def killed(load: Callable[[], object], step: str, of: object = upgrade) -> bool:
     """Loads in a process that is killed when it comes to a step of the takeover; whether it was."""
     child = os.fork()
     if not child:
-        setattr(upgrade, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        setattr(of, step, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
         load()
         os._exit(0)
     return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
@@ -230,8 +276,7 @@ def test_map_that_holds_more_than_it_should_keeps_its_size(versions: Versions) -
     assert versions.load_this({"pods": 8, "flows": 1024})
     assert (entries(versions.this, "pods"), entries(versions.this, "flows")) == (64, 1024)
     assert all(read(versions.this, "pods", key) == POD.pack() for key in keys)
-    with versions.this.opened_map("pods") as fd:
-        syscall.map_delete(fd, keys[0])
+    delete(versions.this, "pods", keys[0])
     assert versions.load_this({"pods": 8, "flows": 1024})
     assert entries(versions.this, "pods") == 8
 

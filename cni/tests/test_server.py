@@ -18,7 +18,7 @@ from bpf.abi import DropCount, DropKey, DropReason, Flow, Tuple, Way, WayKind
 from bpf.address import packed
 from cni.errors import TryAgainError
 from cni.link import host_name
-from cni.tests.conftest import CLEAN, Node, wait_for
+from cni.tests.conftest import CLEAN, ROOT, Node, wait_for
 from cni.tests.test_verbs import CONFIG, added, config, hooks, ping
 
 pytestmark = pytest.mark.root
@@ -35,6 +35,15 @@ exec /usr/lib/cni/host-local
 CONTAINED = """
 mkdir -p "$0/net" && mount --bind /proc/sys/net "$0/net" &&
 mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "$@"
+"""
+
+
+# The controller with other sizes of maps, which dies where these are in force and before anything is replaced.
+KILLED_TAKEOVER = """
+import os, signal
+from bpf import node, settings, upgrade
+upgrade._send = lambda messages: os.kill(os.getpid(), signal.SIGKILL)
+node.load_datapath(settings.Settings.load({}))
 """
 
 
@@ -257,6 +266,19 @@ def test_server_from_which_another_version_takes_over_ends(node: Node) -> None:
         assert node.call("DEL", "a", CONFIG).status == 0
         assert not other.exists()
         assert node.leftovers() == CLEAN
+
+
+def test_pod_is_reached_where_who_took_over_was_killed(node: Node) -> None:
+    """Maps of other sizes are in force, and nothing that is attached uses them: the server finishes that."""
+    with node.pods("a", "b"):
+        added(node, "a")
+        environment = node.environment | {"CALICO_EBPF_PODS_MAX": "64"}
+        command = node.inside(sys.executable, "-c", KILLED_TAKEOVER)
+        assert subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode == -signal.SIGKILL
+        added(node, "b")
+        assert ping(node, "10.244.0.2")
+        assert ping(node, "10.244.0.3")
+        assert len(list(node.pins.root.parent.glob("v*-*"))) == 1
 
 
 def test_network_is_given_to_the_runtime_once_pods_can_be_started(node: Node) -> None:
