@@ -102,7 +102,10 @@ class Dataplane:
             full = self._compare_all
             ops: list[Op] = []
             self._maps.write(_noted(chain(self._plan_network(mirror), self._plan_services(plan)), ops))
-            self._maps.write(_noted(plan.removals(), ops))
+            removals = plan.removals()
+            if removals:
+                self._maps.await_readers()
+            self._maps.write(_noted(removals, ops))
         except BaseException:
             self._mirror, self._compare_all = None, True
             raise

@@ -40,6 +40,9 @@ class Maps(Protocol):
             BpfError: one failed; those before it are done, none after it.
         """
 
+    def await_readers(self) -> None:
+        """Returns when no program that ran when this was called is still at work."""
+
 
 class PinnedMaps:
     """The kernel's maps, written by bpftool, but for a few entries; implements Maps.
@@ -70,6 +73,9 @@ class PinnedMaps:
             self._write_many(chain(first, rest))
         else:
             self._write_few(first)
+
+    def await_readers(self) -> None:
+        syscall.await_programs()
 
     def _write_few(self, ops: Iterable[Op]) -> None:
         opened: dict[str, int] = {}

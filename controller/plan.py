@@ -115,8 +115,8 @@ class Plan:
                 self._drop_sources(self._mirror.sources.get(key, _NO_SOURCES))
 
     def removals(self) -> list[Op]:
-        """To be written apart from the additions: a program that has just read a frontend or a slot still looks up
-        what these take away, and is through long before bpftool has started again."""
+        """To be written once every program that ran when the additions were has ended: one that has just read a
+        frontend or a slot still looks up what these take away."""
         return [*self._gone_frontends, *self._gone_sources, *self._gone_slots, *self._gone_backends()]
 
     def _takers_first(self, keys: Sequence[PoolKey]) -> Iterator[list[PoolKey]]:

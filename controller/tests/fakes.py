@@ -11,6 +11,9 @@ from controller.tests.objects import served
 
 NAMES = ("state", "frontends", "slots", "backends", "sources", *NETWORK_MAPS)
 
+# What a program looks up because another entry has led it there.
+LOOKED_UP = ("slots", "backends", "sources")
+
 
 class FakeMaps:
     """Attributes:
@@ -29,6 +32,7 @@ class FakeMaps:
         self.fail_after: int | None = None
         self.fail_reads = False
         self.damaged = False
+        self._awaited = True
 
     def read(self, name: str) -> dict[bytes, bytes]:
         if self.fail_reads:
@@ -49,8 +53,15 @@ class FakeMaps:
             if not self.damaged:
                 served(self.maps)  # every frontend leads to filled slots and backends, after each single write
 
+    def await_readers(self) -> None:
+        self._awaited = True
+
     def _run(self, op: Op) -> None:
         self.written += 1
+        if op.value is not None:
+            self._awaited = False
+        elif op.map in LOOKED_UP:
+            assert self._awaited, f"{op} while a program may have read what led there"
         held = self.maps[op.map]
         if op.value is None:
             held.pop(op.key, None)
