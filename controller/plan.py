@@ -25,7 +25,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 
-from bpf.abi import BackendKey, Frontend, Slot, SlotKey, Source, StateIndex
+from bpf.abi import FIELDS, BackendKey, Frontend, Slot, SlotKey, Source, StateIndex
 from controller.desired import Desired, Pool, PoolKey
 from controller.ids import Ids
 from controller.maps import Op
@@ -39,6 +39,7 @@ PIECE_OPS = 4096
 _NO_SLOTS: "array[int]" = array("I")
 _NO_SOURCES: frozenset[bytes] = frozenset()
 _SOURCE = Source(0).pack()
+_FLAGS, _ = FIELDS["Backend"]["flags"]
 _NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0, 0).pack()))
 
 
@@ -191,8 +192,8 @@ class Plan:
         most = len(current) + max(self._room["slots"], 0)
         if len(backends) > most:
             self.short[key] = "slots"
-            backends = sorted(backends, key=lambda backend: backend not in held)[:most]
-        ids = {backend: held.get(backend) or self._new_backend(backend, key) for backend in backends}
+            backends = sorted(backends, key=lambda backend: _whose(backend) not in held)[:most]
+        ids = {backend: self._backend_id(backend, held, key) for backend in backends}
         return ([ids[one] for one in part if ids.get(one)] for part in (pool.apart, pool.local, pool.others))
 
     def _gone(self, key: PoolKey) -> None:
@@ -220,15 +221,24 @@ class Plan:
         return service_id
 
     def _held(self, slots: Iterable[int]) -> dict[bytes, int]:
-        """The backends that slots of one Service lead to, with their ids. No Service shares an id with another one:
-        a flow asks whether its backend still serves *its* Service by looking for the id."""
+        """The backends that slots of one Service lead to, without their flags, with their ids. No Service shares an id
+        with another one: a flow asks whether its backend still serves *its* Service by looking for the id."""
         mirror, held = self._mirror, {}
         own = Counter(slots)
         for backend_id, count in own.items():
             backend = mirror.backends.get(backend_id)
             if backend is not None and mirror.references[backend_id] == count:
-                held[backend] = backend_id
+                held[_whose(backend)] = backend_id
         return held
+
+    def _backend_id(self, backend: bytes, held: Mapping[bytes, int], key: PoolKey) -> int:
+        """The id of a pool's backend, which it keeps whatever its flags; 0: it does not fit."""
+        found = held.get(_whose(backend), 0)
+        if not found:
+            return self._new_backend(backend, key)
+        if self._mirror.backends[found] != backend:
+            self._adds.append(Op("backends", BackendKey(found).pack(), backend))
+        return found
 
     def _new_backend(self, backend: bytes, key: PoolKey) -> int:
         """The id of a backend that is added to the map. 0: it does not fit."""
@@ -300,6 +310,11 @@ class Plan:
         new = [reserved(index, limit) for index, limit in limits.items() if self._reserved.get(index, 0) != limit]
         self._reserved = {int(index): limit for index, limit in limits.items()}
         return new
+
+
+def _whose(backend: bytes) -> bytes:
+    """A backend but for its flags."""
+    return backend[:_FLAGS]
 
 
 class _Either:

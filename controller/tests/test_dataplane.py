@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from bpf.abi import (
     MAPS,
     Backend,
+    BackendFlag,
     BackendKey,
     Frontend,
     FrontendFlag,
@@ -415,6 +416,22 @@ def test_last_local_backend_is_kept_for_those_who_ask_for_one() -> None:
     assert served(rig.maps.maps) == {"198.51.100.1:80/6": both, "0.0.0.0:30080/6": both}
     found = Frontend.unpack(rig.maps.maps["frontends"][FrontendKey(packed("0.0.0.0"), 30080, 6).pack()])
     assert (found.local_count, found.cluster_start) == (1, 1)
+
+
+def test_backend_that_only_its_node_uses_any_more_keeps_its_id() -> None:
+    """By which its flows and sockets know that it still serves; a flag tells that it is apart."""
+    rig = Rig(JudgedMaps())
+    ports = [{"name": "http", "port": 80, "nodePort": 30080}]
+    rig.apply(changed(decoded_service(service(type="NodePort", externalTrafficPolicy="Local", ports=ports))))
+    seen = []
+    for conditions in ({}, {"ready": False, "serving": True, "terminating": True}, {}):
+        here, elsewhere = _on_its_node(PODS[0]), _on_its_node(PODS[4])
+        rig.apply(changed(decoded_slice(endpoint_slice("s1", [{**here, "conditions": conditions}, elsewhere]))))
+        rig.sync()
+        found = {key: Backend.unpack(value) for key, value in rig.maps.maps["backends"].items()}
+        seen.append({backend.address: (key, backend.flags) for key, backend in found.items()})
+    apart = {packed(PODS[0]): (seen[0][packed(PODS[0])][0], BackendFlag.APART)}
+    assert seen == [seen[0], seen[0] | apart, seen[0]]
 
 
 def _on_its_node(pod: str) -> dict[str, object]:
