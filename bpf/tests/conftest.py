@@ -8,7 +8,9 @@ import pytest
 
 from bpf import loader
 from bpf.pins import Pins
+from bpf.tests import datapath as dp
 from bpf.tests import trivial
+from bpf.tests.datapath import Datapath
 from bpf.tests.mounts import mounted_bpffs
 
 
@@ -37,3 +39,17 @@ def pins(bpffs: Path) -> Pins:
 @pytest.fixture
 def lock(tmp_path: Path) -> Path:
     return tmp_path / "run" / "load.lock"
+
+
+@pytest.fixture(scope="module")
+def programs() -> Iterator[Datapath]:
+    """The real ones, in a network namespace where everything is routed out of lo, which is the underlay."""
+    with dp.routed_namespace(), dp.loaded() as programs:
+        yield programs
+
+
+@pytest.fixture
+def datapath(programs: Datapath) -> Datapath:
+    """The programs with empty maps."""
+    programs.reset()
+    return programs

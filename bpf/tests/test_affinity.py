@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Session affinity on the real programs: which of eight backends a client's new flows are given."""
 
-from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -11,7 +10,7 @@ from scapy.packet import Packet
 
 from bpf.abi import Affinity, BackendKey, DropReason, FrontendFlag, Slot, SlotKey
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, V4, V6, Datapath, Family, expected, loaded, same, tcp, udp
+from bpf.tests.datapath import REDIRECT, V4, V6, Datapath, Family, expected, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -28,18 +27,6 @@ PORTS = range(8000, 8008)
 REMOTE_PORT, REMOTE_ID = 9000, 18
 # By chance one of eight is met so often in a row once in 30 million times.
 OFTEN = 9
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
-
-
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
 
 
 def protocol_of(build: object) -> int:

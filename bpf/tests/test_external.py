@@ -3,7 +3,6 @@
 layer 2 and in the tunnel, and masquerade. What a tunnel's metadata says is the lab's to see."""
 
 import struct
-from collections.abc import Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -14,7 +13,7 @@ from scapy.packet import Packet
 from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, Tuple, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -26,19 +25,6 @@ ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 LOAD_BALANCER = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 NODE_PORT = 30080
 HOUR_NS = 3600 * 10**9
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
-
-
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
 
 
 def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:

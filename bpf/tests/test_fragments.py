@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datagrams in fragments: what leaves is the fragments of the datagram as it would have left whole."""
 
-from collections.abc import Iterator
-
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6EchoRequest, IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment, fragment6
@@ -12,7 +10,7 @@ from scapy.packet import Packet
 from bpf.abi import Counter, DropReason, FragmentKey, FrontendFlag
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, loaded, same
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, same
 
 pytestmark = pytest.mark.root
 
@@ -23,19 +21,6 @@ PAYLOAD = bytes(range(256)) * 20
 ID = 7
 SERVER_MACS = (dp.SERVER_HOST_MAC, dp.SERVER_MAC)
 CLIENT_MACS = (dp.HOST_MAC, dp.POD_MAC)
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    """In a network namespace where everything is routed out of lo, which is the underlay."""
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
-
-
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
 
 
 def pieces(family: Family, source: str, destination: str, transport: Packet, hops: int = 0) -> list[Packet]:

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Host ports on the real programs: whose address and port they are, and how the answers go back."""
 
-from collections.abc import Iterator
-
 import pytest
 from scapy.packet import Packet
 
 from bpf.abi import FrontendFlag, HostPort, RemoteFlag, WayKind
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+from bpf.tests.datapath import PASS, REDIRECT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -19,19 +17,6 @@ ANY = {V4: "0.0.0.0", V6: "::"}
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 PORT = 8053
 FLAGS = FrontendFlag.EXTERNAL | FrontendFlag.HOST_PORT
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
-
-
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
 
 
 def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:

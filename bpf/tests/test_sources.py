@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load-balancer addresses that are for some clients alone, on the real programs."""
 
-from collections.abc import Iterator
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -11,7 +10,7 @@ from scapy.layers.inet import TCP
 
 from bpf.abi import DropReason, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -22,19 +21,6 @@ EXTERNAL, SOURCES, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.SOURCES, Fronten
 BALANCED = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 CLIENTS = {V4: ("203.0.113.0", 28), V6: ("2001:db8:ffff::", 124)}
 STRANGER = {V4: "203.0.113.16", V6: "2001:db8:ffff::10"}
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
-
-
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
 
 
 def arriving(packet: object, source: str = dp.ROUTER_MAC) -> dp.Packet:

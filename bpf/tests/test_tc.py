@@ -33,12 +33,6 @@ def programs() -> Iterator[Datapath]:
         yield programs
 
 
-@pytest.fixture
-def datapath(programs: Datapath) -> Datapath:
-    programs.reset()
-    return programs
-
-
 def to_server(packet: Packet, **changes: str | int) -> Packet:
     """The packet as the server's pod gets it from this node: one hop on, its own link's addresses."""
     return expected(packet, hops=1, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC, **changes)

@@ -3,8 +3,6 @@
 does not have is refused, an address of the ranges that no Service has swallows everything.
 """
 
-from collections.abc import Iterator
-
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
 from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
@@ -14,7 +12,7 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -24,13 +22,6 @@ LO_MAC = "00:00:00:00:00:00"
 RANGE = {V4: ("10.96.0.0", 16), V6: ("fd00:10:96::", 112)}
 UNUSED = {V4: "10.96.7.7", V6: "fd00:10:96::707"}
 ELSEWHERE = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
-
-
-@pytest.fixture(scope="module")
-def programs() -> Iterator[Datapath]:
-    """The programs, in a network namespace where everything is routed out of lo, which is the underlay."""
-    with dp.routed_namespace(), loaded() as programs:
-        yield programs
 
 
 @pytest.fixture
