@@ -49,7 +49,7 @@
 
 static __always_inline __u64 flow_timeout(__u8 protocol, __u8 state)
 {
-	if (protocol != IPPROTO_TCP)
+	if (!connects(protocol))
 		return state == FLOW_NEW ? config.udp_new_ns : config.udp_established_ns;
 	switch (state) {
 	case FLOW_NEW:
@@ -110,12 +110,12 @@ static __always_inline int parse_known(struct __sk_buff *skb, struct packet *pac
 	return result || !packet->part ? result : know_fragment(packet);
 }
 
-/* What is followed: TCP, UDP and ICMP echo, but for fragments whose ports are not known. */
+/* What is followed: TCP, UDP, SCTP and ICMP echo, but for fragments whose ports are not known. */
 static __always_inline bool has_flow(const struct packet *packet)
 {
 	if (packet->part == PART_UNKNOWN)
 		return false;
-	return packet->tuple.protocol == IPPROTO_TCP || packet->tuple.protocol == IPPROTO_UDP || packet->is_echo;
+	return has_ports(packet->tuple.protocol) || packet->is_echo;
 }
 
 /* Whether a later fragment may be of a flow, which its first one would have begun. */
@@ -125,8 +125,7 @@ static __always_inline bool may_have_flow(const struct packet *packet)
 
 	if (packet->part != PART_UNKNOWN)
 		return has_flow(packet);
-	return packet->is_v6 || packet->tuple.protocol == IPPROTO_TCP || packet->tuple.protocol == IPPROTO_UDP ||
-	       packet->tuple.protocol == icmp;
+	return packet->is_v6 || has_ports(packet->tuple.protocol) || packet->tuple.protocol == icmp;
 }
 
 /* Later fragments begin nothing: where the first one has come to nothing, neither shall they. */
@@ -137,13 +136,13 @@ static __always_inline bool begins_flow(const struct packet *packet)
 
 static __always_inline bool opens_connection(const struct packet *packet)
 {
-	return packet->tuple.protocol == IPPROTO_TCP &&
+	return connects(packet->tuple.protocol) &&
 	       (packet->tcp_flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
 }
 
 static __always_inline bool in_mid_stream(const struct packet *packet)
 {
-	return packet->tuple.protocol == IPPROTO_TCP && !opens_connection(packet);
+	return connects(packet->tuple.protocol) && !opens_connection(packet);
 }
 
 /*
@@ -202,7 +201,7 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 	bool reply = flow->flags & FLOW_REPLY;
 	__u8 flags = packet->tcp_flags;
 
-	if (packet->tuple.protocol != IPPROTO_TCP)
+	if (!connects(packet->tuple.protocol))
 		return reply ? FLOW_ESTABLISHED : flow->state;
 	/* The opener's own RST answers a dying connection's ACK, and does not close the flow that its SYN has opened.
 	 */

@@ -26,6 +26,14 @@
 #define TCP_ACK          0x10
 #define TCP_FLAGS_OFFSET 13
 
+/* Of SCTP's chunks (RFC 9260, 3.2), those that open and close an association. */
+#define SCTP_INIT              1
+#define SCTP_INIT_ACK          2
+#define SCTP_ABORT             6
+#define SCTP_SHUTDOWN          7
+#define SCTP_SHUTDOWN_ACK      8
+#define SCTP_SHUTDOWN_COMPLETE 14
+
 #define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV6_FRAGMENT_OFFSET 0xfff8
@@ -56,8 +64,8 @@ struct packet {
 	__u32 l4_offset; /* bytes from the MAC header */
 	__u32 end;       /* of the packet by its own header, likewise; a frame may be padded */
 	__u8 is_v6;
-	__u8 ttl; /* or hop limit */
-	__u8 tcp_flags;
+	__u8 ttl;             /* or hop limit */
+	__u8 tcp_flags;       /* of SCTP those that say the same */
 	__u8 part;            /* enum part */
 	__u8 is_echo;         /* ICMP echo, request or reply */
 	__u8 no_checksum;     /* UDP that says so */
@@ -69,6 +77,28 @@ static __always_inline bool is_later(const struct packet *packet)
 {
 	return packet->part >= PART_KNOWN;
 }
+
+/* Whether a protocol's flows are connections, which say themselves when they begin and end. */
+static __always_inline bool connects(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_SCTP;
+}
+
+/* Whether a protocol has ports, which all stand in the same place. */
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return connects(protocol) || protocol == IPPROTO_UDP;
+}
+
+/* The common header of SCTP, with the type of the first chunk: one that opens or closes stands first, or alone. */
+struct sctp {
+	__be16 source_be;
+	__be16 dest_be;
+	__be32 tag_be;
+	__le32 checksum_le; /* CRC32c over all of the packet, no pseudo header; 0: left to the device */
+	__u8 chunk;
+};
+#define SCTP_SIZE 13
 
 /* An ICMP echo of either family: <linux/icmp.h> needs the C library's headers. */
 struct echo {
@@ -224,22 +254,46 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pack
 	return 0;
 }
 
+/* What a chunk says, as TCP says it. Of both ends one shuts down, and the other acknowledges: two FINs. */
+static __always_inline __u8 sctp_flags(__u8 chunk)
+{
+	switch (chunk) {
+	case SCTP_INIT:
+		return TCP_SYN;
+	case SCTP_INIT_ACK:
+		return TCP_SYN | TCP_ACK;
+	case SCTP_ABORT:
+		return TCP_RST;
+	case SCTP_SHUTDOWN:
+	case SCTP_SHUTDOWN_ACK:
+	case SCTP_SHUTDOWN_COMPLETE:
+		return TCP_FIN | TCP_ACK;
+	default:
+		return TCP_ACK;
+	}
+}
+
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet)
 {
 	__u8 protocol = packet->tuple.protocol;
 	union {
 		struct tcphdr tcp;
 		struct udphdr udp;
+		struct sctp sctp;
 		__u8 bytes[sizeof(struct tcphdr)];
 	} copied, *l4;
-	__u32 size = protocol == IPPROTO_TCP ? sizeof(copied.tcp) : sizeof(copied.udp);
+	__u32 size = sizeof(copied.udp);
 
 	if (is_later(packet))
 		return 0;
 	if (protocol == (packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP))
 		return parse_icmp(skb, packet);
-	if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+	if (!has_ports(protocol))
 		return 0;
+	if (protocol == IPPROTO_TCP)
+		size = sizeof(copied.tcp);
+	else if (protocol == IPPROTO_SCTP)
+		size = SCTP_SIZE;
 	l4 = l4_header(skb, packet, sizeof(copied));
 	if (!l4) {
 		if (bpf_skb_load_bytes(skb, packet->l4_offset, &copied, size))
@@ -248,9 +302,11 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 	}
 	if (protocol == IPPROTO_TCP)
 		packet->tcp_flags = l4->bytes[TCP_FLAGS_OFFSET];
+	else if (protocol == IPPROTO_SCTP)
+		packet->tcp_flags = sctp_flags(l4->sctp.chunk);
 	else
 		packet->no_checksum = !l4->udp.check;
-	packet->tuple.sport_be = l4->tcp.source; /* UDP's ports stand where TCP's do */
+	packet->tuple.sport_be = l4->tcp.source; /* the others' ports stand where TCP's do */
 	packet->tuple.dport_be = l4->tcp.dest;
 	return 0;
 }

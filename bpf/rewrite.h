@@ -15,6 +15,7 @@
 #include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
+#include "crc32c.h"
 #include "parse.h"
 
 /* An internet checksum after a change of the words that it covers, as bpf_csum_diff() gives it. */
@@ -110,6 +111,31 @@ static __always_inline int rewrite_ports(struct __sk_buff *skb, const struct pac
 	return bpf_l4_csum_replace(skb, checksum, 0, difference, BPF_F_PSEUDO_HDR | flags) ? -DROP_REWRITE_FAILED : 0;
 }
 
+/* SCTP's checksum covers no addresses, and all of a datagram: the ports of one in fragments cannot be changed. */
+static __always_inline int rewrite_sctp(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	const __u32 checksum_at = packet->l4_offset + offsetof(struct sctp, checksum_le);
+	const __be16 old_ports[2] = {packet->tuple.sport_be, packet->tuple.dport_be};
+	const __be16 new_ports[2] = {to->sport_be, to->dport_be};
+	const __u32 changed = *(__u32 *)old_ports ^ *(__u32 *)new_ports;
+	__u32 checksum;
+
+	if (!changed)
+		return 0;
+	if (packet->part)
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_load_bytes(skb, checksum_at, &checksum, sizeof(checksum)))
+		return -DROP_REWRITE_FAILED;
+	if (bpf_skb_store_bytes(skb, packet->l4_offset, new_ports, sizeof(new_ports), BPF_F_RECOMPUTE_CSUM))
+		return -DROP_REWRITE_FAILED;
+	if (!checksum)
+		return 0;
+	checksum ^= crc32c_difference(changed, packet->end - packet->l4_offset);
+	if (bpf_skb_store_bytes(skb, checksum_at, &checksum, sizeof(checksum), BPF_F_RECOMPUTE_CSUM))
+		return -DROP_REWRITE_FAILED;
+	return 0;
+}
+
 /*
  * Makes the packet that came as packet->tuple go on as `to`; of later fragments the addresses, as the first one has the
  * ports, and the checksum over all of them. Returns 0 or -DROP_REWRITE_FAILED.
@@ -127,6 +153,8 @@ static __noinline int rewrite(struct __sk_buff *skb, const struct packet *packet
 		return 0;
 	if (packet->is_echo)
 		return rewrite_echo(skb, packet, to, difference);
+	if (packet->tuple.protocol == IPPROTO_SCTP)
+		return rewrite_sctp(skb, packet, to);
 	return rewrite_ports(skb, packet, to, difference);
 }
 

@@ -283,12 +283,16 @@ class Settings:
     )
     remotes_max: int = _size(32768, "Prefixes and addresses of other nodes.", "5,000 nodes with both families, twice")
     pods_max: int = _size(4096, "Addresses of this node's pods.", "ten times kubelet's limit, with both families")
-    tcp_new_s: int = _timeout(60, "A TCP flow without an answer is forgotten after.", "longer than SYN retries space")
-    tcp_established_s: int = _timeout(
-        21600, "An established TCP flow is forgotten after.", "longer than kernels' keep-alive of two hours"
+    tcp_new_s: int = _timeout(
+        60, "A TCP or SCTP flow without an answer is forgotten after.", "longer than SYN retries space"
     )
-    tcp_closing_s: int = _timeout(120, "A TCP flow with one FIN is forgotten after.", "twice the maximum segment life")
-    tcp_closed_s: int = _timeout(30, "A closed TCP flow is forgotten after.", "late segments are over by then")
+    tcp_established_s: int = _timeout(
+        21600, "An established TCP or SCTP flow is forgotten after.", "longer than kernels' keep-alive of two hours"
+    )
+    tcp_closing_s: int = _timeout(
+        120, "A TCP or SCTP flow that one side has closed is forgotten after.", "twice the maximum segment life"
+    )
+    tcp_closed_s: int = _timeout(30, "A closed TCP or SCTP flow is forgotten after.", "late segments are over by then")
     udp_new_s: int = _timeout(30, "A UDP flow without an answer is forgotten after.", "as the kernel's own tracking")
     udp_established_s: int = _timeout(
         120, "A UDP flow with answers is forgotten after.", "as the kernel's own tracking"

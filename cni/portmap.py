@@ -10,7 +10,7 @@ Names are taken in either case of letters, as the reference plugin takes them: c
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from socket import IPPROTO_TCP, IPPROTO_UDP
+from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import NamedTuple
 
 from bpf import address as addresses
@@ -19,7 +19,7 @@ from bpf.abi import HostPort as Ids
 from cni.config import Json
 from cni.errors import ConfigError
 
-PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP}
+PROTOCOLS = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": IPPROTO_SCTP}
 ANY = {True: addresses.packed("0.0.0.0"), False: addresses.packed("::")}
 
 _ID_COUNT = 2**32 - 1 - Ids.IDS
@@ -66,7 +66,7 @@ def mappings(asked: object) -> tuple[PortMapping, ...]:
         return ()
     if not isinstance(asked, list):
         raise ConfigError(f"portMappings: expected a list, not {asked!r}")
-    return tuple(dict.fromkeys(filter(None, map(_mapping, asked))))
+    return tuple(dict.fromkeys(map(_mapping, asked)))
 
 
 def host_ports(mapped: Iterable[PortMapping], pod: Sequence[str]) -> list[HostPort]:
@@ -108,14 +108,11 @@ def _met_at(mapping: PortMapping, is_v4: bool) -> bytes:
     return addresses.packed(mapping.host_ip) if mapping.host_ip else ANY[is_v4]
 
 
-def _mapping(item: object) -> PortMapping | None:
-    """None: of SCTP, which is not served. The pod starts all the same, as upstream's tests want it."""
+def _mapping(item: object) -> PortMapping:
     if not isinstance(item, dict):
         raise ConfigError(f"portMappings: expected objects, not {item!r}")
     fields = {name.lower(): value for name, value in item.items()}
     protocol = str(fields.get("protocol") or "tcp").lower()
-    if protocol == "sctp":
-        return None
     if protocol not in PROTOCOLS:
         raise ConfigError(f"portMappings: protocol {fields['protocol']!r} is not one of {', '.join(PROTOCOLS)}")
     return PortMapping(_host_ip(fields), _port(fields, "hostPort"), protocol, _port(fields, "containerPort"))

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
+from scapy.layers.sctp import SCTP
 from scapy.packet import Packet
 
 from bpf import features, syscall
@@ -60,7 +61,7 @@ from bpf.tests.kernel import Kernel, Programs
 
 run_on: Kernel = kernel.here
 
-TCP_PROTOCOL, UDP_PROTOCOL = 6, 17
+TCP_PROTOCOL, UDP_PROTOCOL, SCTP_PROTOCOL = 6, 17, 132
 LO = 1
 MARK = 0xCE1F0000
 
@@ -271,7 +272,7 @@ class Datapath:
             value = self.read("fragments", key.pack())
             assert value
             note = Fragment.unpack(value)
-            self.write("fragments", key.pack(), note._replace(seen_ns=note.seen_ns - age_ns).pack())
+            self.write("fragments", key.pack(), note._replace(seen_ns=(note.seen_ns - age_ns) % 2**64).pack())
 
     def node(self, address: str, own: bool) -> None:
         self.write("nodes", NodeKey(packed(address)).pack(), Node(NodeFlag.OWN if own else 0).pack())
@@ -414,7 +415,7 @@ def expected(packet: Packet, *, hops: int = 0, **changes: "str | int") -> Packet
     """`packet` with fields changed (eth_src, eth_dst, src, dst, sport, dport), `hops` off its TTL, checksums anew."""
     copy = packet.copy()
     network = copy[IP] if IP in copy else copy[IPv6]
-    transport = next((copy[layer] for layer in (TCP, UDP) if layer in copy), None)
+    transport = next((copy[layer] for layer in (TCP, UDP, SCTP) if layer in copy), None)
     for name, value in changes.items():
         target = copy if name.startswith("eth_") else network if name in ("src", "dst") else transport
         setattr(target, name.removeprefix("eth_"), value)

@@ -86,9 +86,10 @@ def test_names_are_taken_in_either_case_of_letters() -> None:
     assert mappings([written]) == mappings([mapping(protocol="udp", hostIP="192.0.2.1")])
 
 
-def test_mapping_of_sctp_is_passed_over() -> None:
-    """Its pod starts, and the others are served."""
-    assert mappings([mapping(protocol="SCTP"), mapping()]) == mappings([mapping()])
+def test_one_port_of_every_protocol_is_as_many_host_ports() -> None:
+    """The protocol is in the key."""
+    asked = mappings([mapping(protocol=name) for name in ("TCP", "UDP", "SCTP")])
+    assert [port.key.protocol for port in host_ports(asked, POD[:1])] == [6, 17, 132]
 
 
 def test_nothing_asked_for_is_nothing() -> None:

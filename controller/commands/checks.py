@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a check of `calico-ebpf doctor` is, and the checks of the kernel and its mounts."""
 
+import socket
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
@@ -44,6 +45,7 @@ def kernel_checks(settings: Settings) -> Iterator[Check]:
         yield from _features(found)
     else:
         yield found
+    yield _sctp()
     yield _jit()
     mounted = node.filesystem(settings.bpffs) == "bpf"
     yield check("bpffs", mounted, str(settings.bpffs), f"mount -t bpf bpf {settings.bpffs}")
@@ -91,6 +93,15 @@ def _jit() -> Check:
     value = sysctl("net/core/bpf_jit_enable")
     seen = f"net.core.bpf_jit_enable={value}" if value else "not known: not visible from this network namespace"
     return check("jit", value != "0", seen, "sysctl -w net.core.bpf_jit_enable=1: programs run slowly", Verdict.WARN)
+
+
+def _sctp() -> Check:
+    """Translating it needs nothing; whether pods can speak it is up to the kernel, which may load a module for it."""
+    try:
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_SCTP).close()
+    except OSError:
+        return Check("sctp", Verdict.OK, "this kernel has no sockets of it: nobody here can use it")
+    return Check("sctp", Verdict.OK, "there")
 
 
 def _cgroup(settings: Settings) -> Check:

@@ -28,11 +28,11 @@ MEANINGS = {
     "on, restart the controller, which writes what is missing.",
     abi.DropReason.NO_FREE_PORT: "Every port tried for a colliding flow was taken: one client has too many connections "
     "to one backend.",
-    abi.DropReason.FLOWS_FULL: "The flow table took no entry: raise flows_max; a reboot makes the table anew.",
+    abi.DropReason.FLOWS_FULL: "The flow table took no entry: raise flows_max.",
     abi.DropReason.TTL_EXPIRED: "The TTL or hop limit was used up here: traceroute does so; otherwise look for a loop "
     "in the routes.",
-    abi.DropReason.FRAGMENT: "A fragment of a datagram for a cluster IP, whose first one did not come by before it, or "
-    "was not served: use smaller datagrams where the network changes the order of packets.",
+    abi.DropReason.FRAGMENT: "A later fragment of a datagram whose first one did not come by before it, or was not "
+    "served: use smaller datagrams where the network changes the order of packets.",
     abi.DropReason.REWRITE_FAILED: "A helper could not change the packet: please report it, with the kernel's version.",
     abi.DropReason.UNTRANSLATED: "A host's packet to a Service was not translated at connect time: see whether the "
     "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
@@ -46,7 +46,7 @@ MEANINGS = {
     abi.DropReason.NO_POD: "From outside, of a connection whose pod is gone: a few are harmless, they end in seconds.",
     abi.DropReason.TAKING_OVER: "While a version with another layout of the maps took over, a connection's packet came "
     "before its flow did: a few are harmless, they are sent again.",
-    abi.DropReason.NO_SUCH_PORT: "Refused, the Service has that cluster IP but not that port, or it was no TCP or UDP: "
+    abi.DropReason.NO_SUCH_PORT: "Refused, the Service has that cluster IP but not that port, or not that protocol: "
     "see `calico-ebpf services`, and which port the client asks for.",
     abi.DropReason.NO_SERVICE: "The address is in a range of Services, and no Service has it: the Service is gone, or "
     "the client remembers an old address; `calico-ebpf status` has the ranges.",

@@ -17,7 +17,8 @@ from e2e.kernels.machine import Machine
 from e2e.kernels.rootfs import TREE
 
 FILES = tuple(
-    f"bpf/tests/test_{name}.py" for name in ("tc", "external", "affinity", "host_port", "unserved", "sources", "sweep")
+    f"bpf/tests/test_{name}.py"
+    for name in ("tc", "external", "affinity", "fragments", "host_port", "sctp", "unserved", "sources", "sweep")
 )
 
 # An emulated CPU takes seconds for what fills the table of flows.

@@ -6,6 +6,7 @@ then real sockets and frames, and what this machine's kernel may not have.
 import os
 import platform
 import re
+import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -162,11 +163,14 @@ def test_frames_of_no_node_are_dropped(stage: Scene, version: int, sender: str) 
 
 
 @FAMILIES
-def test_sctp_passes_untouched(stage: Scene, version: int) -> None:
-    """What has no ports of ours to follow goes by its destination, without a flow."""
+def test_sctp_reaches_its_destination_and_a_service(stage: Scene, version: int) -> None:
+    """By real sockets, on which both ends check the sum: straight, and by a Service whose backend has another port."""
+    stage.datapath.service(SERVICE[version], 80, socket.IPPROTO_SCTP, [(ROUTED[version], 8080)])
     with stage.serving("far", "sctp", ROUTED[version]):
         assert stage.ask("pod", "sctp", ROUTED[version], source=POD[version]) == POD[version]
-    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 0
+    with stage.serving("far", "sctp", ROUTED[version]):
+        assert stage.ask("pod", "sctp", SERVICE[version], 80, POD[version]) == POD[version]
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 2
 
 
 def test_ipip_to_the_node_is_the_stacks(guest: Guest, stage: Scene) -> None:
