@@ -266,6 +266,7 @@ enum way_kind {
 	WAY_NODE,            /* to a node of the same subnet, whose address is `end` */
 	WAY_MAC,             /* to the MAC in end[0..5], from the MAC in end[6..11] */
 	WAY_TUNNEL,          /* handed over through the overlay, to the node whose address is `end` */
+	WAY_HOST,            /* into the host's stack, as if it came in by the device, to its MAC in end[0..5] */
 };
 
 struct way {
@@ -396,8 +397,10 @@ struct config {
 	__u32 masquerade_port_count; /* 0: no masquerade */
 	__u32 coarse_clock;          /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
 	__u32 overlay_port;          /* UDP, of the tunnels between nodes */
+	__u32 closes_udp;            /* the kernel closes sockets of the host's whose backend has gone */
+	__u32 pad;
 };
-ABI_LAYOUT(config, 80);
+ABI_LAYOUT(config, 88);
 
 enum connect_time {
 	CONNECT_TIME_HOST = 0, /* translate the sockets of the host's own network namespace */

@@ -150,6 +150,7 @@ class WayKind(IntEnum):
     NODE = 2
     MAC = 3
     TUNNEL = 4
+    HOST = 5
 
 
 _AFFINITY = Struct("=I4xQ")
@@ -225,11 +226,11 @@ class BackendKey(NamedTuple):
         return cls(backend_id)
 
 
-_CONFIG = Struct("=QQQQQQQIIIIII")
+_CONFIG = Struct("=QQQQQQQIIIIIII4x")
 
 
 class Config(NamedTuple):
-    """struct config, 80 bytes."""
+    """struct config, 88 bytes."""
 
     host_netns_cookie: int
     tcp_new_ns: int
@@ -244,6 +245,7 @@ class Config(NamedTuple):
     masquerade_port_count: int
     coarse_clock: int
     overlay_port: int
+    closes_udp: int
 
     def pack(self) -> bytes:
         return _CONFIG.pack(
@@ -260,6 +262,7 @@ class Config(NamedTuple):
             self.masquerade_port_count,
             self.coarse_clock,
             self.overlay_port,
+            self.closes_udp,
         )
 
     @classmethod
@@ -278,6 +281,7 @@ class Config(NamedTuple):
             masquerade_port_count,
             coarse_clock,
             overlay_port,
+            closes_udp,
         ) = _CONFIG.unpack(data)
         return cls(
             host_netns_cookie,
@@ -293,6 +297,7 @@ class Config(NamedTuple):
             masquerade_port_count,
             coarse_clock,
             overlay_port,
+            closes_udp,
         )
 
 

@@ -5,7 +5,8 @@
  * and getpeername() says so.
  *
  * A Service without a backend is left as it is: the packet goes out, and to_netdev refuses or drops it, as every kernel
- * can. So is a load-balancer address that is not for this node, which to_netdev drops.
+ * can. So is a load-balancer address that is not for this node, which to_netdev drops; and what no hook is asked for,
+ * SCTP say, which to_netdev translates.
  */
 #include <linux/bpf.h>
 #include <linux/in.h>
@@ -163,6 +164,19 @@ static __always_inline bool to_backend(struct bpf_sock_addr *ctx, struct address
 	return true;
 }
 
+/*
+ * The same at connect. A connected UDP socket keeps the backend that it is given for as long as it lasts: only one that
+ * is closed when that has gone is given any. Others' datagrams are translated one by one, by to_netdev or from_pod, but
+ * at a loopback address, where no packet comes by these.
+ */
+static __always_inline bool connect_to_backend(struct bpf_sock_addr *ctx, struct address address, struct address source,
+					       struct socket_peer *backend)
+{
+	if (ctx->protocol == IPPROTO_UDP && !loopback(&address) && !(config.closes_udp && of_the_host(ctx)))
+		return false;
+	return to_backend(ctx, address, source, backend);
+}
+
 /* Says in `frontend` whom the process believes to talk to, where `address` is its backend; false: leave it. */
 static __always_inline bool to_frontend(struct bpf_sock_addr *ctx, struct address address, struct address source,
 					struct socket_peer *frontend)
@@ -214,7 +228,7 @@ static __always_inline int translate_v6(struct bpf_sock_addr *ctx, struct addres
 SEC("cgroup/connect4")
 int connect4(struct bpf_sock_addr *ctx)
 {
-	return translate_v4(ctx, ctx->sk->src_ip4, to_backend);
+	return translate_v4(ctx, ctx->sk->src_ip4, connect_to_backend);
 }
 
 SEC("cgroup/connect6")
@@ -222,7 +236,7 @@ int connect6(struct bpf_sock_addr *ctx)
 {
 	const __u32 *bound = ctx->sk->src_ip6;
 
-	return translate_v6(ctx, (struct address){{bound[0], bound[1], bound[2], bound[3]}}, to_backend);
+	return translate_v6(ctx, (struct address){{bound[0], bound[1], bound[2], bound[3]}}, connect_to_backend);
 }
 
 SEC("cgroup/sendmsg4")

@@ -22,6 +22,7 @@ const volatile struct config config = {
 	.masquerade_port_min = 40000,
 	.masquerade_port_count = 20000,
 	.overlay_port = 4789,
+	.closes_udp = 1,
 };
 
 #endif

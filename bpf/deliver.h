@@ -81,6 +81,10 @@ static __noinline int send_by_way(struct __sk_buff *skb, const struct way *way)
 		if (rewrite_macs(skb, way->end, way->end + ETH_ALEN))
 			return -DROP_REWRITE_FAILED;
 		return bpf_redirect(way->ifindex, 0);
+	case WAY_HOST:
+		if (rewrite_macs(skb, way->end, way->end + ETH_ALEN))
+			return -DROP_REWRITE_FAILED;
+		return bpf_redirect(way->ifindex, BPF_F_INGRESS);
 	default:
 		return bpf_redirect_neigh(way->ifindex, NULL, 0, 0);
 	}
@@ -136,6 +140,8 @@ static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet
 		return error;
 	if (way->kind == WAY_DESTINATION && !pod && !remote)
 		return PASS; /* the host's stack counts the hop itself */
+	if (way->kind == WAY_HOST)
+		return send_by_way(skb, way);
 	error = rewrite_ttl(skb, packet);
 	if (error)
 		return error;

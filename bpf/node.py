@@ -45,6 +45,7 @@ def config(settings: Settings) -> Config:
         masquerade_port_count=0 if settings.masquerade == "off" else settings.masquerade_ports,
         coarse_clock=int(features.kernel()[0] >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]),
         overlay_port=settings.overlay_port,
+        closes_udp=int(features.closes_sockets()),
     )
 
 

@@ -252,7 +252,7 @@ class Settings:
     connect_time: str = _setting(
         "host",
         "Whose sockets are translated at connect and sendmsg: the host's own (`host`), those of pods as well (`all`), "
-        "or none (`off`: host processes do not reach Services).",
+        "or none (`off`: host processes reach Services packet by packet, but for backends in the node's own network).",
         "service meshes and sandboxed runtimes in pods expect to see the Service's address",
         choices=("host", "all", "off"),
     )

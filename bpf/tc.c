@@ -244,11 +244,14 @@ static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
 SEC("classifier")
 int to_pod(struct __sk_buff *skb)
 {
-	struct work *work = new_work();
+	struct work *work;
 	const struct packet *packet;
 	struct flow *flow;
 	int result;
 
+	if (skb->mark == config.mark)
+		return PASS; /* sent by to_netdev, translated and tracked */
+	work = new_work();
 	if (!work)
 		return TC_ACT_SHOT;
 	packet = &work->packet;
@@ -581,10 +584,10 @@ int from_netdev(struct __sk_buff *skb)
 {
 	struct work *work = new_work();
 
-	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
-	 */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse_known(skb, &work->packet) ||
-	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
+	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read,
+	 * and what we have sent there. */
+	if (skb->mark == config.mark || skb->pkt_type != 0 /* PACKET_HOST */ || !work ||
+	    parse_known(skb, &work->packet) || (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
@@ -601,15 +604,10 @@ int from_overlay(struct __sk_buff *skb)
 	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
 
-/* The flow that a packet of the host's stack answers; NULL: none. */
-static __always_inline const struct flow *answered_by_host(struct __sk_buff *skb, const struct packet *packet)
+/* The flow of a packet that the host's stack sends under its own address; NULL: none. */
+static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, const struct packet *packet)
 {
-	const struct flow *flow;
-
-	if (!own_address(&packet->tuple.saddr))
-		return NULL;
-	flow = flow_find(skb, packet, false, false);
-	return flow && flow->flags & FLOW_REPLY ? flow : NULL;
+	return own_address(&packet->tuple.saddr) ? flow_find(skb, packet, true, false) : NULL;
 }
 
 /* The answer of a backend in the host's network, on its way to a client outside this node. */
@@ -625,44 +623,79 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, const struct pack
 }
 
 /*
- * Why a packet of the host must not leave: it carries an address of Services. A process that talks to one was
- * translated at connect or sendmsg; what comes here all the same may not use it, has no backend, none here under
- * internalTrafficPolicy Local, or was sent past these hooks. 0: it may leave.
+ * A packet of the host's that carries an address of Services. A process that talks to one is given a backend at connect
+ * or sendmsg; what comes here all the same was sent past these hooks (SCTP, connected UDP where its sockets cannot be
+ * closed, MPTCP, a process of another cgroup), has no backend, or must not use it. Returns 0: a backend was chosen,
+ * PASS: it has no such address, or a negated drop reason.
  */
-static __always_inline int untranslated(const struct packet *packet)
+static __always_inline int open_from_host(const struct packet *packet, struct opening *opening)
 {
 	struct frontend_key key;
 	const struct frontend *frontend = frontend_for_own(&packet->tuple, &key);
+	int result;
 
-	if (frontend) {
-		/* another node's port that is a NodePort as well: its process talks to one here */
-		if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
-			return 0;
-		if (frontend->flags & FRONTEND_SOURCES && !(frontend->flags & FRONTEND_HOST_ALLOWED))
-			return -DROP_SOURCE_RANGE;
-		if (!frontend->slot_count)
-			return -DROP_NO_BACKEND;
-		if (set_for_own(frontend) == SERVICE_LOCAL && !frontend->local_count)
-			return -DROP_NO_LOCAL_BACKEND;
-		return -DROP_UNTRANSLATED;
+	opening->to = packet->tuple;
+	if (!frontend) {
+		/* every packet of the host's own connections comes by here: only those that begin one are looked at
+		 * further */
+		if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))
+			return PASS;
+		result = unserved_on_its_way(packet);
+		return result ? result : PASS;
 	}
-	/* every packet of the host's own connections comes by here: only those that begin one are looked at further */
-	if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))
-		return 0;
-	return unserved_on_its_way(packet);
+	/* another node's port that is a NodePort as well: its process talks to one here */
+	if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
+		return PASS;
+	if (frontend->flags & FRONTEND_SOURCES && !(frontend->flags & FRONTEND_HOST_ALLOWED))
+		return -DROP_SOURCE_RANGE;
+	result = open_service(packet, &key, set_for_own(frontend), opening);
+	if (result)
+		return result;
+	/* what is not the host's own has no way back; nor leads one from here into the host's stack */
+	if (!begins_flow(packet) || !own_address(&packet->tuple.saddr) || own_address(&opening->to.daddr))
+		return -DROP_UNTRANSLATED;
+	return 0;
 }
 
-/* What must not leave is refused back into the host's stack, or dropped. */
-static __noinline int refuse_to_host(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int begin_from_host(struct __sk_buff *skb, struct work *work)
 {
-	int reason = untranslated(packet);
+	int result;
 
-	if (!reason)
-		return PASS;
-	if (!refused(packet, reason))
-		return reason;
-	drop(skb, reason);
-	if (refuse(skb, packet, reason))
+	__builtin_memset(&work->opening, 0, sizeof(work->opening));
+	result = open_from_host(&work->packet, &work->opening);
+	if (result)
+		return result;
+	/* Its answers come in by this device again: by another one rp_filter takes none from a Service's address. */
+	find_sender(skb, &work->opening.back, false);
+	work->opening.back.kind = WAY_HOST;
+	return flow_create(skb, work);
+}
+
+/* Sends a packet of the host's as `to`. Not by deliver(), which is for what comes in. */
+static __noinline int send_from_host(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	const struct pod *pod = pod_at(&to->daddr);
+	const struct remote *remote = pod ? NULL : remote_at(&to->daddr);
+	const struct way way = {.ifindex = skb->ifindex, .kind = WAY_ROUTE};
+	int error = rewrite(skb, packet, to);
+
+	if (error)
+		return error;
+	skb->mark = config.mark;
+	if (pod) {
+		error = rewrite_macs(skb, pod->pod_mac, pod->host_mac);
+		return error ? error : bpf_redirect(pod->ifindex, 0);
+	}
+	return of_a_node(remote) ? send_to_remote(skb, remote) : send_by_way(skb, &way);
+}
+
+/* The verdict on a packet of the host's; where it is refused, that goes back into the host's stack. */
+static __always_inline int verdict_for_host(struct __sk_buff *skb, const struct packet *packet, int result)
+{
+	if (!refused(packet, result))
+		return verdict(skb, result);
+	drop(skb, result);
+	if (refuse(skb, packet, result))
 		return TC_ACT_SHOT;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -673,6 +706,7 @@ int to_netdev(struct __sk_buff *skb)
 	struct work *work;
 	const struct packet *packet;
 	const struct flow *flow;
+	int result = 0;
 
 	if (skb->mark == config.mark)
 		return PASS;
@@ -680,8 +714,16 @@ int to_netdev(struct __sk_buff *skb)
 	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
-	flow = answered_by_host(skb, packet);
-	return verdict(skb, flow ? answer_to_outside(skb, packet, flow) : refuse_to_host(skb, packet));
+	flow = flow_of_host(skb, packet);
+	if (flow && flow->flags & FLOW_REPLY)
+		return verdict(skb, answer_to_outside(skb, packet, flow));
+	if (flow)
+		follow(work, flow);
+	else
+		result = begin_from_host(skb, work);
+	if (!result)
+		result = send_from_host(skb, packet, &work->opening.to);
+	return verdict_for_host(skb, packet, result);
 }
 
 /* The host's stack routes to other nodes' pods by this device, but knows nothing of tunnels. */
@@ -702,8 +744,8 @@ int to_overlay(struct __sk_buff *skb)
 	packet = &work->packet;
 	if (link_scoped(&packet->tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
-	flow = answered_by_host(skb, packet);
-	if (flow)
+	flow = flow_of_host(skb, packet);
+	if (flow && flow->flags & FLOW_REPLY)
 		result = answer_to_outside(skb, packet, flow);
 	if (result == PASS) {
 		remote = remote_at(&packet->tuple.daddr);

@@ -56,16 +56,6 @@ def close_stale(pins: Pins) -> int:
     return closed
 
 
-def supported() -> bool:
-    """Whether this kernel closes sockets, which takes CAP_NET_ADMIN: it is asked for one that is not there."""
-    with _diag() as diag:
-        try:
-            _destroy(diag, AF_INET, idiag_sport=0, idiag_cookie=0)
-        except NetlinkError as error:
-            return bool(error.code == errno.ENOENT)
-    return True
-
-
 def _run(pins: Pins, gone: threading.Event) -> None:
     while gone.wait():
         gone.clear()

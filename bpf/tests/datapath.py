@@ -128,6 +128,7 @@ CONFIG = Config(
     masquerade_port_count=20000,
     coarse_clock=1,
     overlay_port=4789,
+    closes_udp=1,
 )
 
 

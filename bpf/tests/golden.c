@@ -122,6 +122,7 @@ static const struct config config = {
 	.masquerade_port_count = 0xa1a2a3a4,
 	.coarse_clock = 0xb1b2b3b4,
 	.overlay_port = 0xc1c2c3c4,
+	.closes_udp = 0xd1d2d3d4,
 };
 
 static void print(const char *name, const void *value, size_t size)

@@ -76,6 +76,7 @@ VALUES: dict[str, Any] = {
         0xA1A2A3A4,
         0xB1B2B3B4,
         0xC1C2C3C4,
+        0xD1D2D3D4,
     ),
 }
 

@@ -107,6 +107,10 @@ class Host:
         """SERVICE is the address of a node, of this one or another."""
         self._write("nodes", NodeKey(packed(SERVICE[family])).pack(), Node(NodeFlag.OWN if own else 0).pack())
 
+    def own_loopback(self, family: int) -> None:
+        """The loopback address is one of this node's."""
+        self._write("nodes", NodeKey(packed(BACKEND[family])).pack(), Node(NodeFlag.OWN).pack())
+
     def remove_backend(self, identity: int) -> None:
         descriptor = self.pins.open_map("backends")
         assert syscall.map_delete(descriptor, BackendKey(identity).pack())
@@ -213,7 +217,7 @@ def host(tmp_path: Path) -> Iterator[Host]:
 
 
 @contextmanager
-def made(tmp_path: Path, connect_time: ConnectTime) -> Iterator[Host]:
+def made(tmp_path: Path, connect_time: ConnectTime, closes_udp: bool = True) -> Iterator[Host]:
     mount = tmp_path / "bpffs"
     mount.mkdir()
     subprocess.run(["mount", "-t", "bpf", "bpf", str(mount)], check=True)
@@ -223,7 +227,7 @@ def made(tmp_path: Path, connect_time: ConnectTime) -> Iterator[Host]:
             pins = Pins(mount)
             host = Host(pins, group, namespace)
             cookie = host.run(loader.netns_cookie)
-            config = CONFIG._replace(host_netns_cookie=cookie, connect_time=connect_time)
+            config = CONFIG._replace(host_netns_cookie=cookie, connect_time=connect_time, closes_udp=int(closes_udp))
             sizes = dict.fromkeys(MAPS, 1024) | {"counters": len(Counter), "state": len(StateIndex)}
             loader.load(pins, OBJECTS, config, sizes, tmp_path / "lock")
             attach.attach_cgroup(pins, group)
@@ -303,6 +307,45 @@ def test_udp_sender_keeps_its_backend_until_that_is_gone(host: Host, family: int
     assert len(first) == 1
     assert len(second) == 1
     assert first != second
+
+
+@BOTH
+@pytest.mark.parametrize("elsewhere", [False, True], ids=["the host's", "a pod's"])
+def test_connected_udp_that_nobody_closes_is_left_to_its_packets(tmp_path: Path, family: int, elsewhere: bool) -> None:
+    """It would keep its backend for ever: so it gets none, the host's where the kernel closes no sockets, a pod's
+    always. One that names the Service with each datagram gets one, and so does a connection."""
+    with made(tmp_path, ConnectTime.ALL, closes_udp=elsewhere) as host:
+
+        def work() -> list[bool]:
+            if elsewhere:
+                _routes_to_loopback()
+            server, listener = _bind_udp(family), _listen(family)
+            connected, unconnected = (socket.socket(family, socket.SOCK_DGRAM) for _ in range(2))
+            for protocol, one in ((UDP_PROTOCOL, server), (TCP_PROTOCOL, listener)):
+                host.service(protocol, {family: [one.getsockname()[1]]}, number=protocol)
+            connected.connect((SERVICE[family], 80))
+            connected.send(b"connected")
+            unconnected.sendto(b"unconnected", (SERVICE[family], 80))
+            socket.create_connection((SERVICE[family], 80), timeout=5)
+            return [server.recv(16) == b"unconnected", connected.getpeername()[:2] == (SERVICE[family], 80)]
+
+        assert host.run(work, elsewhere) == [True, True]
+
+
+@BOTH
+def test_connected_udp_over_loopback_is_translated_in_any_case(tmp_path: Path, family: int) -> None:
+    """No packet to a NodePort of 127.0.0.1 or ::1 comes by where it could be translated later."""
+    with made(tmp_path, ConnectTime.HOST, closes_udp=False) as host:
+
+        def work() -> bytes:
+            server, client = _bind_udp(family), socket.socket(family, socket.SOCK_DGRAM)
+            host.service(UDP_PROTOCOL, {family: [server.getsockname()[1]]}, flags=FrontendFlag.EXTERNAL)
+            host.own_loopback(family)
+            client.connect((BACKEND[family], 80))
+            client.send(b"question")
+            return server.recv(16)
+
+        assert host.run(work) == b"question"
 
 
 def _ports_that_receive(client: socket.socket, family: int, servers: dict[int, socket.socket]) -> set[int]:

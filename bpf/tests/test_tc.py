@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every TC entry on built packets: verdict, whole packet, mark, counts. What a redirect reaches is the lab's to see."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_Router_Alert
@@ -16,9 +16,24 @@ from scapy.layers.inet6 import (
 from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Packet, Raw
 
-from bpf.abi import Counter, DropReason, Flow, FlowFlag, FlowState, FrontendFlag, RemoteFlag
+from bpf.abi import BackendKey, Counter, DropReason, Flow, FlowFlag, FlowState, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, loaded, same, tcp, udp
+from bpf.tests.datapath import (
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    Result,
+    expected,
+    key,
+    loaded,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
@@ -58,6 +73,11 @@ def open_connection(datapath: Datapath, family: Family, client: tuple[str, int],
     return port
 
 
+def answered(build: object) -> dict[str, str]:
+    """What makes a segment a server's first one."""
+    return {"flags": "SA"} if build is tcp else {}
+
+
 class TestFromPod:
     """from_pod: what a pod sends."""
 
@@ -79,8 +99,7 @@ class TestFromPod:
         result = datapath.run("from_pod", request)
         assert result.verdict == REDIRECT
         same(result.packet, to_server(request, dst=family.server, dport=8080))
-        arguments = {"flags": "SA"} if build is tcp else {}
-        answer = build(family, (family.server, 8080), (family.client, 40000), **arguments)
+        answer = build(family, (family.server, 8080), (family.client, 40000), **answered(build))
         result = datapath.run("from_pod", answer)
         assert result.verdict == REDIRECT
         same(result.packet, to_client(answer, src=family.service, sport=80))
@@ -633,25 +652,74 @@ class TestToNetdev:
         [
             pytest.param([], 0, REDIRECT, DropReason.NO_BACKEND, id="no endpoint anywhere"),
             pytest.param([8080], 0, SHOT, DropReason.NO_LOCAL_BACKEND, id="none here"),
-            pytest.param([8080], 1, REDIRECT, DropReason.UNTRANSLATED, id="one here, past the socket hooks"),
+            pytest.param([8080], 1, REDIRECT, None, id="one here"),
         ],
     )
     def test_hosts_packet_under_internal_policy_local(
-        self, datapath: Datapath, family: Family, backends: list[int], local: int, verdict: int, reason: DropReason
+        self,
+        datapath: Datapath,
+        family: Family,
+        backends: list[int],
+        local: int,
+        verdict: int,
+        reason: DropReason | None,
     ) -> None:
         """Refused where there is no endpoint anywhere; dropped in silence where there is none here."""
-        targets = [(family.remote, port) for port in backends]
+        targets = [(family.server, port) for port in backends]
         datapath.service(family.service, 80, dp.TCP_PROTOCOL, targets, local=local, flags=INTERNAL_LOCAL)
         packet = tcp(family, (family.node, 40000), (family.service, 80))
         assert datapath.run("to_netdev", packet).verdict == verdict
-        assert datapath.dropped(reason) == 1
+        assert [one for one in DropReason if datapath.dropped(one)] == ([reason] if reason else [])
 
     @BOTH
-    def test_hosts_packet_past_the_socket_hooks_is_refused(self, datapath: Datapath, family: Family) -> None:
-        """A Service's address never leaves the node, and the reason tells it from an empty Service."""
-        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.remote, 8080)])
+    @pytest.mark.parametrize("build", [tcp, udp])
+    def test_hosts_packet_past_the_socket_hooks_is_translated(
+        self, datapath: Datapath, family: Family, build: Callable[..., Packet]
+    ) -> None:
+        """To another node's backend as the host itself would send it, and its answer comes from the Service."""
+        protocol = dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
+        datapath.service(family.service, 80, protocol, [(family.remote, 8080)])
+        packet = build(family, (family.node, 40000), (family.service, 80))
+        for _ in range(2):  # the second is of the flow
+            result = datapath.run("to_netdev", packet)
+            assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+            same(result.packet, expected(packet, dst=family.remote, dport=8080))
+        answer = to_host(build(family, (family.remote, 8080), (family.node, 40000), **answered(build)))
+        comes_back(datapath, datapath.run("from_netdev", answer), answer)
+        assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
+    def test_hosts_packet_past_the_socket_hooks_reaches_a_pod_here(self, datapath: Datapath, family: Family) -> None:
+        """By its link, where to_pod lets it pass."""
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.server, 8080)])
+        packet = tcp(family, (family.node, 40000), (family.service, 80))
+        result = datapath.run("to_netdev", packet)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        link = {"eth_src": dp.SERVER_HOST_MAC, "eth_dst": dp.SERVER_MAC}
+        same(result.packet, expected(packet, dst=family.server, dport=8080, **link))
+        passed = datapath.run("to_pod", result.packet, mark=dp.MARK)
+        assert passed.verdict == PASS
+        same(passed.packet, result.packet)
+        answer = tcp(family, (family.server, 8080), (family.node, 40000), "SA")
+        comes_back(datapath, datapath.run("from_pod", answer), answer)
+        assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
+    def test_hosts_datagram_follows_its_backends(self, datapath: Datapath, family: Family) -> None:
+        """A connected socket goes on with another backend when its own is gone."""
+        packet = udp(family, (family.node, 40000), (family.service, 53))
+        for number, port in enumerate((5353, 5354), 1):
+            datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.server, port)], number)
+            assert datapath.run("to_netdev", packet).packet[UDP].dport == port
+            assert datapath.delete("backends", BackendKey(10 * number).pack())
+
+    @BOTH
+    def test_hosts_packet_to_a_backend_of_the_host_itself_is_refused(self, datapath: Datapath, family: Family) -> None:
+        """From here nothing leads back into the host's stack; the reason says that the socket was not translated."""
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.node, 8080)])
         result = datapath.run("to_netdev", tcp(family, (family.node, 40000), (family.service, 80)))
         assert result.verdict == REDIRECT
+        assert result.packet[TCP].flags == "RA"
         assert datapath.dropped(DropReason.UNTRANSLATED) == 1
 
     @BOTH
@@ -664,6 +732,18 @@ class TestToNetdev:
         same(result.packet, packet)
         ours = tcp(family, (family.node, 40000), (family.service, 80))
         assert datapath.run("to_netdev", ours, mark=dp.MARK).verdict == PASS
+
+
+def comes_back(datapath: Datapath, result: Result, answer: Packet) -> None:
+    """Asserts that an answer to the host comes from the Service's address, in by the device by which the host asked:
+    from another one rp_filter would not take it. There nothing looks at it again."""
+    assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+    family = V4 if IP in answer else V6
+    link = {"eth_src": dp.HOST_MAC, "eth_dst": dp.POD_MAC}
+    same(result.packet, expected(answer, src=family.service, sport=80, **link))
+    passed = datapath.run("from_netdev", to_host(result.packet), mark=dp.MARK)
+    assert passed.verdict == PASS
+    same(passed.packet, to_host(result.packet))
 
 
 class TestToOverlay:

@@ -34,8 +34,9 @@ MEANINGS = {
     abi.DropReason.FRAGMENT: "A later fragment of a datagram whose first one did not come by before it, or was not "
     "served: use smaller datagrams where the network changes the order of packets.",
     abi.DropReason.REWRITE_FAILED: "A helper could not change the packet: please report it, with the kernel's version.",
-    abi.DropReason.UNTRANSLATED: "A host's packet to a Service was not translated at connect time: see whether the "
-    "socket is older than the programs, and `calico-ebpf doctor` about the cgroup.",
+    abi.DropReason.UNTRANSLATED: "Refused, a host's packet to a Service was not translated at the socket, and its "
+    "backend is in this node's own network, where packets cannot be led: see whether the socket is older than the "
+    "programs, and `calico-ebpf doctor` about the cgroup.",
     abi.DropReason.NO_REMOTE: "A host's packet into the overlay for an address that no node has: the pod is gone, or "
     "the controller has not heard of its node.",
     abi.DropReason.NOT_A_NODE: "Out of a tunnel from an address that no node has, or of another network: the "

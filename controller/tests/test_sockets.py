@@ -129,8 +129,3 @@ def test_thread_looks_again_for_who_was_just_connecting(
         client.settimeout(5)
         with pytest.raises(ConnectionAbortedError):
             client.recv(1)
-
-
-def test_this_kernel_is_known_to_close_sockets(space: Space) -> None:
-    """As is shown above; without a socket at hand."""
-    assert space.run(sockets.supported)

@@ -25,7 +25,7 @@ TOOLS = ("bpftool", "ip", "tc")
 MODULES = (
     *("virtio_pci", "virtio_console"),
     *("veth", "vxlan", "sch_ingress", "cls_bpf"),
-    *("ip_vs", "ip_vs_rr", "ipip", "sch_fq", "sctp"),
+    *("ip_vs", "ip_vs_rr", "ipip", "sch_fq", "sctp", "udp_diag"),
 )
 
 # Parts of Python's library that are large, and that nothing in the guest asks for.

@@ -8,8 +8,9 @@ ask-1/2  clients, pods of node1 and node2
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from e2e.lab import addresses, runtime, source
@@ -53,10 +54,11 @@ class Stage:
             self.source.clear()
         self.lab.down()
 
-    def set_up(self) -> None:
+    def set_up(self, others: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Starts it; `others` are settings besides those of the kind."""
         settings = {"service_cidrs": ",".join(map(str, addresses.SERVICES))} if self.kind != "api" else {}
         settings |= {"encapsulation": "always"} if self.kind == "overlay" else {}
-        self.lab.start_nodes(2, self.source, settings)
+        self.lab.start_nodes(2, self.source, settings | others)
         for node in self.lab.nodes:
             node.add_pod(f"web-{node.index}")
             node.add_pod(f"ask-{node.index}", serve=False)

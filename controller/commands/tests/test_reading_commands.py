@@ -33,6 +33,7 @@ CONFIG = abi.Config(
     masquerade_port_count=20000,
     coarse_clock=0,
     overlay_port=4789,
+    closes_udp=1,
 )
 
 

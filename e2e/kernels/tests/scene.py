@@ -53,6 +53,8 @@ route add 10.244.0.2/31 dev {POD_LINK}
 route add fd00:10:244::2/127 dev {POD_LINK}
 route add 10.244.2.0/24 via 192.0.2.2
 route add fd00:10:244:2::/64 via 2001:db8::2
+route add 10.96.0.0/24 via 192.0.2.2
+route add fd00:10:96::/64 via 2001:db8::2
 """
 
 POD_SCRIPT = f"""

@@ -105,8 +105,9 @@ def test_every_program_loads(guest: Guest) -> None:
 
 
 def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
-    """Nothing that the programs need is missing; the coarse clock is used from 5.11 on."""
+    """Nothing that the programs need is missing; the coarse clock is used from 5.11 on; sockets are closed on all."""
     assert features.missing(found) == []
+    assert guest.machine(features.closes_sockets)
     assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
 
 
@@ -170,7 +171,9 @@ def test_sctp_reaches_its_destination_and_a_service(stage: Scene, version: int) 
         assert stage.ask("pod", "sctp", ROUTED[version], source=POD[version]) == POD[version]
     with stage.serving("far", "sctp", ROUTED[version]):
         assert stage.ask("pod", "sctp", SERVICE[version], 80, POD[version]) == POD[version]
-    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 2
+    with stage.serving("far", "sctp", ROUTED[version]):
+        assert stage.ask("", "sctp", SERVICE[version], 80) == NODE[version]
+    assert stage.datapath.counter(Counter.FLOWS_CREATED) == 3
 
 
 def test_ipip_to_the_node_is_the_stacks(guest: Guest, stage: Scene) -> None:
