@@ -216,6 +216,7 @@ ABI_LAYOUT(node, 4);
 
 enum node_flag {
 	NODE_OWN = 1 << 0,
+	NODE_NO_NODE_PORTS = 1 << 1, /* NodePorts are not met at this address; host ports are */
 };
 
 struct peer_key {

@@ -110,6 +110,7 @@ class NodeFlag(IntFlag):
     """enum node_flag."""
 
     OWN = 1
+    NO_NODE_PORTS = 2
 
 
 class Probe(IntEnum):

@@ -50,10 +50,12 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 		return NULL;
 	key->address = (struct address){{0, 0, is_v4(&tuple->daddr) ? V4_MARK : 0, 0}};
 	frontend = bpf_map_lookup_elem(&frontends, key);
-	/* another node's host port of that number is another pod's, or nobody's */
-	if (frontend && frontend->flags & FRONTEND_HOST_PORT && !(node->flags & NODE_OWN))
+	if (!frontend)
 		return NULL;
-	return frontend;
+	/* another node's host port of that number is another pod's, or nobody's */
+	if (frontend->flags & FRONTEND_HOST_PORT)
+		return node->flags & NODE_OWN ? frontend : NULL;
+	return node->flags & NODE_NO_NODE_PORTS ? NULL : frontend;
 }
 
 /* Whether a Service has an address as its cluster IP, whatever its ports. */

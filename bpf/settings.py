@@ -94,6 +94,12 @@ def _check_ranges(text: str) -> None:
         ip_network(part)
 
 
+def _check_ports(text: str) -> None:
+    first, _, last = text.partition("-")
+    if text and not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) <= PORT_MAX):
+        raise ValueError("expected FIRST-LAST")
+
+
 def _check_url(text: str) -> None:
     if text and not text.startswith("https://"):
         raise ValueError("expected https://HOST:PORT")
@@ -225,6 +231,23 @@ class Settings:
         "clients get no answer from backends there.",
         "nothing is added to packets where the network between the nodes lets them through",
         choices=("auto", "l2", "vxlan"),
+    )
+    node_port_addresses: tuple[str, ...] = _setting(
+        (),
+        "Ranges of the nodes' addresses at which NodePorts are met, as kube-proxy's --nodeport-addresses. 0.0.0.0/0 "
+        "and ::/0 stand for all that a Node names, and those of this node's devices in the underlay. Host processes "
+        "meet them at 127.0.0.1 and ::1 in any case.",
+        "a second network of a node may not be for clients",
+        empty="the first InternalIP of each family of each Node",
+        check=_check_ranges,
+    )
+    node_port_range: str = _setting(
+        "30000-32767",
+        "The ports that the API server gives NodePorts from (its --service-node-port-range): they are kept out of "
+        "ephemeral use by net.ipv4.ip_local_reserved_ports.",
+        "the API server's own",
+        empty="none are kept out",
+        check=_check_ports,
     )
     return_path: str = _setting(
         "entry",

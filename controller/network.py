@@ -25,7 +25,7 @@ from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
 from controller.routes import OVERLAY_ADDRESS, Device, Netlink, Snapshot
 from controller.source import Problem
-from controller.sysctl import Sysctls
+from controller.sysctl import Sysctls, parse_ports
 
 log = structlog.get_logger()
 
@@ -205,9 +205,9 @@ class NodeNetwork:
     def _set_sysctls(self, underlay: Iterable[str]) -> None:
         settings = self._settings
         first, count = settings.masquerade_port_min, settings.masquerade_ports
-        ports = range(first, first + (0 if settings.masquerade == "off" else count))
+        masquerade = range(first, first + (0 if settings.masquerade == "off" else count))
         self._done(self._sysctls.enable_forwarding, underlay)
-        self._done(self._sysctls.reserve_ports, ports)
+        self._done(self._sysctls.reserve_ports, {*masquerade, *parse_ports(settings.node_port_range)})
 
     def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:
         """How the other nodes' addresses are reached that need no router; of interest where layer 2 is."""
@@ -231,7 +231,7 @@ class NodeNetwork:
         mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
         return {
             "remotes": self._services | remotes,
-            "nodes": nodes.node_entries(others, self._own, mine),
+            "nodes": nodes.node_entries(others, self._own, mine, self._settings.node_port_addresses),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
             "underlays": nodes.underlay_entries(underlay, snapshot.addresses, self._own, self._settings.masquerade),
         }

@@ -6,8 +6,8 @@ Pure: the node's devices and routes come in as values (`Network`), what should b
 followed: the ways to other nodes are those of the main table.
 """
 
-from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
 from bpf.abi import Node as NodeEntry
@@ -245,19 +245,29 @@ def some(names: list[str]) -> str:
 
 
 def node_entries(
-    all_facts: Iterable[NodeFacts], own: NodeFacts | None, underlay_addresses: Iterable[bytes]
+    all_facts: Iterable[NodeFacts],
+    own: NodeFacts | None,
+    underlay_addresses: Iterable[bytes],
+    node_port_ranges: Sequence[str] = (),
 ) -> dict[bytes, bytes]:
     """The nodes map: where NodePorts are met, and what is a node's.
 
     Args:
         underlay_addresses: this node's, on devices of the underlay.
+        node_port_ranges: of the addresses at which NodePorts are met; with none, each Node's first of each family.
     """
-    entries = {
-        NodeKey(address).pack(): NodeEntry(0).pack() for one in all_facts for address in one.addresses + one.outside
-    }
+    ranges = [ip_network(one, strict=False) for one in node_port_ranges]
+
+    def flags(address: bytes, node: NodeFacts | None) -> int:
+        primary = node is not None and address == next(_of_family(address, node.addresses), None)
+        met = any(ip_address(text(address)) in one for one in ranges) if ranges else primary
+        return 0 if met or address in LOOPBACK else NodeFlag.NO_NODE_PORTS
+
+    others = {address: flags(address, one) for one in all_facts for address in one.addresses + one.outside}
     held = [address for address in underlay_addresses if not _link_local(address)]
     mine = [*LOOPBACK, *held, *(own.addresses + own.outside if own else ())]
-    return entries | {NodeKey(address).pack(): NodeEntry(NodeFlag.OWN).pack() for address in mine}
+    found = others | {address: NodeFlag.OWN | flags(address, own) for address in mine}
+    return {NodeKey(address).pack(): NodeEntry(value).pack() for address, value in found.items()}
 
 
 def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
@@ -379,6 +389,10 @@ def _way_to_pods(
     for address, hop in ends:
         return address, hop, True
     return None
+
+
+def _of_family(address: bytes, addresses: Iterable[bytes]) -> Iterator[bytes]:
+    return (one for one in addresses if is_v4(one) == is_v4(address))
 
 
 def _source(own: NodeFacts | None, cidr: str) -> bytes:

@@ -3,7 +3,7 @@
 uninstall`."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from bpf import files
@@ -52,7 +52,7 @@ class Sysctls:
                 (self._proc / name).write_text(f"{value}\n")
                 yield name, value
 
-    def reserve_ports(self, ports: range) -> None:
+    def reserve_ports(self, ports: Collection[int]) -> None:
         """Keeps the host's own sockets off `ports`, and off whatever others have reserved."""
         if not (self._proc / RESERVED).exists():
             return

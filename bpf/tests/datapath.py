@@ -275,8 +275,10 @@ class Datapath:
             note = Fragment.unpack(value)
             self.write("fragments", key.pack(), note._replace(seen_ns=(note.seen_ns - age_ns) % 2**64).pack())
 
-    def node(self, address: str, own: bool) -> None:
-        self.write("nodes", NodeKey(packed(address)).pack(), Node(NodeFlag.OWN if own else 0).pack())
+    def node(self, address: str, own: bool, node_ports: bool = True) -> None:
+        """An address of a node, at which NodePorts are met or are not."""
+        flags = (NodeFlag.OWN if own else 0) | (0 if node_ports else NodeFlag.NO_NODE_PORTS)
+        self.write("nodes", NodeKey(packed(address)).pack(), Node(flags).pack())
 
     def peer(self, address: str) -> None:
         """Another node's MAC."""

@@ -125,6 +125,18 @@ class TestLocalBackend:
         assert datapath.flow(key((family.outside, 5000), (family.node, 22))) is None
 
     @BOTH
+    def test_address_without_node_ports_is_the_stacks(self, datapath: Datapath, family: Family) -> None:
+        """A port of it that is a NodePort elsewhere passes untouched; a host port is met there all the same."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        datapath.node(family.node, own=True, node_ports=False)
+        packet = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server, FrontendFlag.HOST_PORT)
+        assert datapath.run("from_netdev", packet).verdict == REDIRECT
+
+    @BOTH
     @pytest.mark.parametrize(("program", "side"), [("from_netdev", "outside"), ("from_pod", "client")])
     def test_loopback_address_is_for_the_nodes_own_processes(
         self, datapath: Datapath, family: Family, program: str, side: str

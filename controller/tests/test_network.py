@@ -615,10 +615,10 @@ def test_encapsulation_never_is_not_about_handover(rig: Rig, handover: str, way:
     assert [problem.subject for problem in rig.network.problems] == ["Node far"] * (way == "none")
 
 
-def test_ports_of_masquerade_are_reserved(rig: Rig) -> None:
+def test_ports_of_masquerade_and_node_ports_are_reserved(rig: Rig) -> None:
     """In the node's own network namespace."""
     rig.nodes(OWN)
     rig.sync()
     path = Path("/proc/sys/net/ipv4/ip_local_reserved_ports")
-    assert rig.run(path.read_text).strip() == "40000-59999"
+    assert rig.run(path.read_text).strip() == "30000-32767,40000-59999"
     assert json.loads((rig.settings.state_dir / "reserved-ports.json").read_bytes())["before"] == ""

@@ -221,9 +221,37 @@ def test_nodes_map_has_every_nodes_addresses_and_tells_our_own() -> None:
     found = {text(key): Node.unpack(value).flags for key, value in node_entries([other], OWN, mine).items()}
     assert found == {
         "192.0.2.2": 0,
-        "198.51.100.2": 0,
-        **dict.fromkeys(("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1", "203.0.113.7"), NodeFlag.OWN),
+        "198.51.100.2": NodeFlag.NO_NODE_PORTS,
+        **dict.fromkeys(("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"), NodeFlag.OWN),
+        "203.0.113.7": NodeFlag.OWN | NodeFlag.NO_NODE_PORTS,
     }
+
+
+@pytest.mark.parametrize(
+    ("ranges", "met"),
+    [
+        ((), {"192.0.2.1", "2001:db8::1"}),
+        (("0.0.0.0/0", "::/0"), {"192.0.2.1", "192.0.2.9", "2001:db8::1", "203.0.113.7", "198.51.100.1"}),
+        (("192.0.2.9/32", "203.0.113.0/24"), {"192.0.2.9", "203.0.113.7"}),
+        (("2001:db8::/32",), {"2001:db8::1"}),
+    ],
+    ids=["the first of each family", "all", "some", "one family"],
+)
+def test_node_ports_are_met_at_the_addresses_asked_for(ranges: tuple[str, ...], met: set[str]) -> None:
+    """Of this node's and of others' alike; at loopback addresses, which are for host processes alone, always."""
+    addresses = tuple(packed(one) for one in ("192.0.2.1", "192.0.2.9", "2001:db8::1"))
+    node = NodeFacts("one", addresses, (), True, (packed("198.51.100.1"),))
+    for others, own, held in (([node], None, []), ([], node, [packed("203.0.113.7")])):
+        entries = node_entries(others, own, held, ranges)
+        found = {text(key) for key, value in entries.items() if not Node.unpack(value).flags & NodeFlag.NO_NODE_PORTS}
+        assert found == ((met if own else met - {"203.0.113.7"}) | {"127.0.0.1", "::1"})
+
+
+def test_without_its_node_this_one_has_node_ports_in_ranges_alone() -> None:
+    """Which of its addresses is the first, the Node says."""
+    for ranges, flags in (((), NodeFlag.NO_NODE_PORTS), (("192.0.2.0/24",), 0)):
+        entries = node_entries([], None, [packed("192.0.2.1")], ranges)
+        assert Node.unpack(entries[packed("192.0.2.1")]).flags == NodeFlag.OWN | flags
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,7 @@ def test_ports_of_the_range_are_reserved_beside_what_was_there(fresh: Lab) -> No
     node = fresh.add_node()
     node.space.run("sysctl", "-qw", f"{RESERVED}=1234,50000-50001")
     fresh.bring_up([node], services)
-    assert _reserved(node) == {1234, *range(FIRST_PORT, FIRST_PORT + PORTS)}
+    assert _reserved(node) == {1234, *range(30000, 32768), *range(FIRST_PORT, FIRST_PORT + PORTS)}
     for daemon in (CONTROLLER, CNI_SERVER):
         node.stop(daemon)
     node.calico("uninstall", "--yes")
