@@ -524,7 +524,9 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct work *work, int result)
 {
 	const struct packet *packet = &work->packet;
-	bool to_node = result == -DROP_NO_LOCAL_BACKEND || result == -DROP_NO_FREE_PORT;
+	/* What only begins, and has nobody here, is dropped: the entry node has not heard yet that its backend went, and
+	 * chooses another when it is asked again. */
+	bool to_node = result == -DROP_NO_FREE_PORT || (result == -DROP_NO_LOCAL_BACKEND && in_mid_stream(packet));
 	const struct remote *remote;
 
 	if (!refused(packet, result) && !(to_node && work->arrival.handed_over))

@@ -319,23 +319,24 @@ class TestBackendNode:
 
     @BOTH
     def test_handed_over_is_never_handed_over_again(self, datapath: Datapath, family: Family) -> None:
-        """Without a backend here it is refused, and counted, though another node has one."""
+        """Without a backend here it is dropped, and counted, though another node has one: who asks again is led to that
+        by the entry node."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
         request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)), dp.PEER_MAC)
-        result = datapath.run("from_netdev", request)
-        assert result.verdict == REDIRECT
-        assert (result.packet[TCP].flags, result.packet[family.ip].dst) == ("RA", family.outside)
+        assert datapath.run("from_netdev", request).verdict == SHOT
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
-    def test_handed_over_for_a_pod_that_has_gone_is_refused(self, datapath: Datapath, family: Family) -> None:
-        """The refusal goes back to the entry node, which translates it; nothing goes on to the stack."""
+    def test_handed_over_for_a_pod_that_has_gone_ends_here(self, datapath: Datapath, family: Family) -> None:
+        """Nothing goes on to the stack. What begins is dropped; a connection is refused, back to the entry node, which
+        translates that."""
         gone = "10.244.0.99" if family is V4 else "fd00:10:244::99"
-        request = arriving(tcp(family, (family.outside, 5000), (gone, 8080)), dp.PEER_MAC)
-        result = datapath.run("from_netdev", request)
+        asked = (family.outside, 5000), (gone, 8080)
+        assert datapath.run("from_netdev", arriving(tcp(family, *asked), dp.PEER_MAC)).verdict == SHOT
+        result = datapath.run("from_netdev", arriving(tcp(family, *asked, "A"), dp.PEER_MAC))
         assert result.verdict == REDIRECT
-        assert (result.packet[TCP].flags, result.packet[Ether].dst) == ("RA", dp.PEER_MAC)
-        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
+        assert (result.packet[TCP].flags, result.packet[Ether].dst) == ("R", dp.PEER_MAC)
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 2
 
     @BOTH
     def test_clusters_own_traffic_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
@@ -354,8 +355,11 @@ class TestBackendNode:
         assert datapath.run("from_netdev", arriving(tcp(family, client, (address, 80)))).verdict == REDIRECT
         assert datapath.counter(Counter.HANDED_OVER) == 1
         result = datapath.run("from_netdev", arriving(tcp(family, client, (address, 80), flags), dp.PEER_MAC))
-        assert (result.verdict, result.packet[family.ip].src) == (REDIRECT, address)
-        assert result.packet[TCP].flags & 0x04
+        if flags == "S":
+            assert result.verdict == SHOT
+        else:
+            assert (result.verdict, result.packet[family.ip].src) == (REDIRECT, address)
+            assert result.packet[TCP].flags & 0x04
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH
@@ -371,14 +375,12 @@ class TestBackendNode:
 
     @BOTH
     @BUILD
-    def test_handed_over_for_an_unknown_service_of_another_node_is_refused(
+    def test_handed_over_for_an_unknown_service_of_another_node_ends_here(
         self, datapath: Datapath, family: Family, build: object
     ) -> None:
-        """The entry node has not heard yet that its NodePort is gone: what it hands over does not come back to it."""
+        """This node has not heard of it yet, or the entry node not that it is gone: nothing goes back to that."""
         request = arriving(build(family, (family.outside, 5000), (family.other_node, NODE_PORT)), dp.PEER_MAC)
-        result = datapath.run("from_netdev", request, summed=False)
-        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
-        assert (result.packet[Ether].dst, result.packet[family.ip].dst) == (dp.PEER_MAC, family.outside)
+        assert datapath.run("from_netdev", request).verdict == SHOT
         assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == 1
 
     @BOTH

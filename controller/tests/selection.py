@@ -116,7 +116,7 @@ def outcomes(cluster: Cluster, client: Client, source: str, asked: Asked) -> set
         case Client.HANDED_OVER:
             # Nobody hands over here what is for the Cluster set alone; where there is a Local set, it is taken.
             chosen = here if local or _has_local_set(met, asked) else here & everyone
-            return {*chosen} or {Verdict.REFUSED}
+            return {*chosen} or {Verdict.DROPPED}
 
 
 def met_at(cluster: Cluster, asked: Asked) -> Met | None:
@@ -173,7 +173,7 @@ def _unmet(cluster: Cluster, client: Client, asked: Asked) -> Verdict:
     """What becomes of a packet that is for no Service port; what was handed over was meant for one."""
     if client == Client.HANDED_OVER:
         own = asked.address in _node_addresses(cluster, cluster.own)
-        return Verdict.UNTRANSLATED if own else Verdict.REFUSED
+        return Verdict.UNTRANSLATED if own else Verdict.DROPPED
     if any(_is_ours(service) and asked.address in service.spec.cluster_ips for service in cluster.services):
         return Verdict.REFUSED
     in_range = any(ip_address(asked.address) in ip_network(cidr) for cidr in cluster.service_cidrs)
