@@ -4,11 +4,9 @@
 Pure but for `probe`. A later kernel's extras are not judged here.
 """
 
-import errno
 import os
 import re
 from collections.abc import Mapping
-from struct import Struct
 from typing import Any, NamedTuple
 
 from bpf import bpftool
@@ -55,10 +53,6 @@ SWEEP_HELPERS = {"bpf_map_delete_elem", "bpf_seq_write"}
 # What is used where it is there, and done without before: the first kernel that has it.
 LATER_HELPERS = {"bpf_ktime_get_coarse_ns": (5, 11)}
 
-# struct nlmsghdr, and flags of it.
-_HEADER = Struct("=IHHII")
-_REQUEST, _ACK = 1, 4
-
 
 class Features(NamedTuple):
     """`missing` names program types, map types and helpers; `configuration` holds the kernel's CONFIG_*, as far as they
@@ -85,32 +79,6 @@ def missing(found: Mapping[str, Any]) -> list[str]:
         available = set(found["helpers"].get(f"{program}_available_helpers", ()))
         lacking += [f"{helper} in {program}" for helper in helpers if helper not in available]
     return lacking
-
-
-def closes_sockets() -> bool:
-    """Whether the kernel closes UDP sockets when it is asked to (CONFIG_INET_DIAG_DESTROY), found with one of our own.
-
-    Source: include/uapi/linux/inet_diag.h, struct inet_diag_req_v2; sock_diag(7).
-
-    Raises:
-        PermissionError: that takes CAP_NET_ADMIN.
-    """
-    import socket
-
-    netlink_sock_diag, sock_destroy, so_cookie, every_state = 4, 21, 57, 0xFFFFFFFF
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own,
-        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, netlink_sock_diag) as diag,
-    ):
-        own.bind(("", 0))
-        cookie = own.getsockopt(socket.SOL_SOCKET, so_cookie, 8)
-        asked = Struct("=BBxxI").pack(socket.AF_INET, socket.IPPROTO_UDP, every_state)
-        asked += Struct("!HH32x").pack(own.getsockname()[1], 0) + bytes(4) + cookie
-        diag.send(_HEADER.pack(_HEADER.size + len(asked), sock_destroy, _REQUEST | _ACK, 0, 0) + asked)
-        (error,) = Struct("=i").unpack_from(diag.recv(4096), _HEADER.size)
-    if error == -errno.EPERM:
-        raise PermissionError(errno.EPERM, "closing sockets takes CAP_NET_ADMIN")
-    return bool(error == 0)
 
 
 def kernel() -> tuple[tuple[int, int], str]:

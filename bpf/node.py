@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from bpf import features, loader, upgrade
+from bpf import features, loader, sockdiag, upgrade
 from bpf.abi import MAPS, Config, ConnectTime
 from bpf.errors import KernelError
 from bpf.pins import Pins
@@ -45,7 +45,7 @@ def config(settings: Settings) -> Config:
         masquerade_port_count=0 if settings.masquerade == "off" else settings.masquerade_ports,
         coarse_clock=int(features.kernel()[0] >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]),
         overlay_port=settings.overlay_port,
-        closes_udp=int(features.closes_sockets()),
+        closes_udp=int(sockdiag.closes()),
     )
 
 

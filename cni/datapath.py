@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -140,9 +140,19 @@ class Datapath:
             gone, self._gone = self._gone, {}
         if not gone:
             return 0
+        self._close_connections(gone)
         with suppress(NotLoadedError):
             return traces.delete_flows(self._pins, gone)
         return 0
+
+    def _close_connections(self, gone: Iterable[bytes]) -> None:
+        """Ends the host's connections to addresses that nobody has now. Raises OSError."""
+        nobodys = {address for address in gone if not self.pod(addresses.text(address))}
+        try:
+            traces.close_connections(nobodys)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
 
     def _open(self) -> Pinned:
         """What is pinned. What another version's layout knows of pods is taken over before it is asked or changed; but

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes out of the maps what the programs have noted of a pod that is gone: its device's drops, its address's flows.
+"""Takes out of the maps what the programs have noted of a pod that is gone: its device's drops, its address's flows;
+and ends the host's connections to it.
 
 Device indexes do not come back, so each would keep its entries for ever; addresses do, and an established flow lives
 for hours, so the next pod would meet the flows of the one before.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
+from socket import IPPROTO_TCP
 
-from bpf import syscall
+from bpf import sockdiag, syscall
 from bpf.abi import MAPS, DropCount, DropKey, DropReason, Flow
 from bpf.pins import Pins
 
 # Of `drops`: stands for all devices that are gone.
 GONE = 0
+# A TCP connection that its owner has not closed, or whose last data have not arrived.
+OPEN = sockdiag.ESTABLISHED | sockdiag.SYN_SENT | sockdiag.FIN_WAIT_1 | sockdiag.CLOSE_WAIT | sockdiag.LAST_ACK
 POSSIBLE = Path("/sys/devices/system/cpu/possible")
 
 
@@ -54,6 +58,17 @@ def delete_flows(pins: Pins, gone: Mapping[bytes, int]) -> int:
             if ends and Flow.unpack(value).created_ns < max(gone[end] for end in ends):
                 deleted += syscall.map_delete(fd, key)
     return deleted
+
+
+def close_connections(gone: Container[bytes]) -> int:
+    """Closes this network namespace's TCP connections to addresses; returns how many.
+
+    The kernel finds no route to a pod that is gone, tells nobody, and sends again for a quarter of an hour.
+
+    Raises:
+        OSError: EOPNOTSUPP where the kernel closes no sockets.
+    """
+    return sum(sockdiag.close(one) for one in sockdiag.connected(IPPROTO_TCP, OPEN) if one.destination[0] in gone)
 
 
 def _added(one: bytes, other: bytes) -> bytes:

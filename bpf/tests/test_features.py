@@ -3,8 +3,6 @@
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -61,13 +59,3 @@ def test_kernel_version_is_two_numbers(monkeypatch: pytest.MonkeyPatch, release:
     """Distributions write what they like behind the first two numbers."""
     monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(release=release))
     assert features.kernel() == (version, release)
-
-
-@pytest.mark.root
-def test_this_kernel_is_known_to_close_sockets() -> None:
-    """Which controller/tests/test_sockets.py shows; without CAP_NET_ADMIN nothing is said."""
-    assert features.closes_sockets()
-    powerless = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c"]
-    script = "from bpf import features; features.closes_sockets()"
-    process = subprocess.run([*powerless, script], capture_output=True, text=True, check=False)
-    assert "PermissionError" in process.stderr

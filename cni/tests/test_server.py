@@ -38,6 +38,22 @@ mount --bind /proc/sys /proc/sys && mount -o remount,bind,ro /proc/sys && exec "
 """
 
 
+LISTENER = """
+import socket, sys
+server = socket.create_server((sys.argv[1], 0), family=socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET)
+print(server.getsockname()[1], flush=True)
+server.accept()[0].recv(1)
+"""
+WAITER = """
+import socket, sys
+client = socket.create_connection((sys.argv[1], int(sys.argv[2])), 10)
+print("connected", flush=True)
+try:
+    client.recv(1)
+except OSError as error:
+    print(type(error).__name__, flush=True)
+"""
+
 # The controller with other sizes of maps, which dies where these are in force and before anything is replaced.
 KILLED_TAKEOVER = """
 import os, signal
@@ -297,6 +313,29 @@ def test_network_is_given_to_the_runtime_once_pods_can_be_started(node: Node) ->
     assert not given.exists()
     (node.run_dir / "node.json").write_text('{"name": "n", "pod_cidrs": ["10.244.7.0/24"], "mtu": 1500}')
     wait_for(lambda: given.exists() and json.loads(given.read_text()) == network, node.log)
+
+
+@pytest.mark.parametrize("address", ["10.244.0.2", "fd00:10:244::2"])
+def test_hosts_connection_to_a_pod_that_is_gone_ends(node: Node, address: str) -> None:
+    """Its owner, here one that waits for an answer, is told within seconds, in place of a quarter of an hour."""
+    with node.pods("a", "b"):
+        result = added(node, "a")
+        added(node, "b")
+        assert address in [item["address"].partition("/")[0] for item in result["ips"]]
+        server = ["ip", "netns", "exec", node.netns("a"), sys.executable, "-c", LISTENER, address]
+        with subprocess.Popen(server, stdout=subprocess.PIPE, text=True) as listening:
+            assert listening.stdout
+            port = listening.stdout.readline().strip()
+            with subprocess.Popen(
+                node.inside(sys.executable, "-c", WAITER, address, port), text=True, stdout=-1
+            ) as one:
+                assert one.stdout
+                assert one.stdout.readline() == "connected\n"
+                # As a machine that is cut off: nobody closes.
+                listening.send_signal(signal.SIGSTOP)
+                assert node.call("DEL", "a", CONFIG).status == 0
+                assert one.stdout.readline() == "ConnectionAbortedError\n"
+            listening.kill()
 
 
 def test_del_leaves_no_drops_or_flows_of_the_pod(node: Node) -> None:

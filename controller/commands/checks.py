@@ -7,7 +7,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf import bpftool, features, node
+from bpf import bpftool, features, node, sockdiag
 from bpf.errors import BpfError
 from bpf.features import Features
 from bpf.settings import Settings
@@ -115,7 +115,7 @@ def _cgroup(settings: Settings) -> Check:
 
 def _sockets() -> Check:
     try:
-        good = features.closes_sockets()
+        good = sockdiag.closes()
     except PermissionError:
         return Check("udp sockets", Verdict.WARN, "not known: needs CAP_NET_ADMIN", "run it as root")
     if good:

@@ -2,14 +2,17 @@
 """Real sockets, in a namespace of the test's own, whose backends stand in the real maps or do not."""
 
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from struct import unpack
 
 import pytest
 
-from bpf import node, syscall
+from bpf import node, sockdiag, syscall
 from bpf.abi import Backend, BackendKey, SocketKey, SocketPeer, SocketSide
 from bpf.address import packed
 from bpf.pins import Pins
@@ -77,6 +80,23 @@ def test_socket_of_a_backend_that_is_gone_is_closed(pins: Pins, space: Space, ad
         stale.connect((address, PORT))
         for client in (stale, good, direct):
             assert client.send(b"?") == 1
+
+
+def test_thousand_sockets_are_told_of(pins: Pins, space: Space) -> None:
+    """The kernel tells them in several messages."""
+    with ExitStack() as clients:
+        for _ in range(1000):
+            translated(pins, clients.enter_context(udp(space, "127.0.0.1")), "127.0.0.1", GONE)
+        assert space.run(lambda: sockets.close_stale(pins)) == 1000
+
+
+def test_this_kernel_is_known_to_close_sockets(space: Space) -> None:
+    """As is shown above; without CAP_NET_ADMIN nothing is said."""
+    assert space.run(sockdiag.closes)
+    powerless = ["setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin", sys.executable, "-c"]
+    script = "from bpf import sockdiag; sockdiag.closes()"
+    process = subprocess.run([*powerless, script], capture_output=True, text=True, check=False)
+    assert "PermissionError" in process.stderr
 
 
 def test_socket_that_connects_nowhere_stays(pins: Pins, space: Space) -> None:

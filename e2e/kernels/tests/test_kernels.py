@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from bpf import bpftool, features, loader, node
+from bpf import bpftool, features, loader, node, sockdiag
 from bpf.abi import Counter
 from bpf.settings import Settings
 from bpf.tests import datapath as dp
@@ -107,7 +107,7 @@ def test_every_program_loads(guest: Guest) -> None:
 def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
     """Nothing that the programs need is missing; the coarse clock is used from 5.11 on; sockets are closed on all."""
     assert features.missing(found) == []
-    assert guest.machine(features.closes_sockets)
+    assert guest.machine(sockdiag.closes)
     assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
 
 
