@@ -66,6 +66,10 @@ class Pins:
         """Those that the version's link leads to."""
         return Pins(self._bpffs, os.readlink(self._link)) if self._link.is_symlink() else None
 
+    def in_force_now(self) -> bool:
+        """Whether the version's link leads to these, which have programs."""
+        return self.programs.is_symlink() and (self.root.is_symlink() or self.entered())
+
     def entered(self) -> bool:
         """Whether the version's link leads to these."""
         return self._link.is_symlink() and os.readlink(self._link) == self.root.name

@@ -47,13 +47,24 @@ Fields = Mapping[str, tuple[int, int]]
 def predecessor(pins: Pins) -> Pins | None:
     """The layout that is in force, if it is another one, and describes itself: of one that does not, nothing can be
     taken over, and programs that are attached are better off with its maps than with empty ones."""
-    found = [other for other in pins.others() if other.programs.is_symlink() and other.map(DESCRIPTION).exists()]
+    found = [
+        other
+        for other in pins.others()
+        if other.programs.is_symlink() and other.map(DESCRIPTION).exists() and not _never_entered(other, pins)
+    ]
 
     def in_force(other: Pins) -> tuple[bool, int]:
         """One to which no link leads was never entered, or has lost it; of others the last one."""
         return other.entered(), other.programs.lstat().st_mtime_ns
 
     return max(found, key=in_force, default=None)
+
+
+def _never_entered(other: Pins, pins: Pins) -> bool:
+    """Whether it is the half copy of a take-over from `pins`, which was killed just before it was to be in force."""
+    if other.entered() or not pins.in_force_now():
+        return False
+    return other.programs.lstat().st_mtime_ns > pins.programs.lstat().st_mtime_ns
 
 
 def describe(pins: Pins) -> None:

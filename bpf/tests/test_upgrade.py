@@ -215,6 +215,19 @@ def test_half_copy_is_no_predecessor(versions: Versions) -> None:
     assert read(versions.this, "pods", KEY) == POD.pack()
 
 
+@pytest.mark.parametrize("replace", [True, False])
+def test_half_copy_is_not_taken_over_from(versions: Versions, replace: bool) -> None:
+    """Where it was killed between its two links, and the layout in force stays: what has gone since does not come
+    back."""
+    versions.load_this({"pods": 8})
+    write(versions.this, "pods", KEY, POD.pack())
+    assert killed(lambda: versions.load_this({"pods": 16}), "enter", Pins)
+    delete(versions.this, "pods", KEY)
+    versions.load_this({"pods": 8}, replace)
+    assert read(versions.this, "pods", KEY) is None
+    assert layouts(versions) == {versions.this.root.name, os.readlink(versions.this.root)}
+
+
 def test_entry_that_goes_meanwhile_stays_away(versions: Versions, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pod's that is deleted between two rounds; but not one that the new maps have been given since."""
     versions.load_this()
