@@ -231,10 +231,18 @@ class NodeNetwork:
         mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
         return {
             "remotes": self._services | remotes,
-            "nodes": nodes.node_entries(others, self._own, mine, self._settings.node_port_addresses),
+            "nodes": self._node_entries(others, mine),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
             "underlays": nodes.underlay_entries(underlay, snapshot.addresses, self._own, self._settings.masquerade),
         }
+
+    def _node_entries(self, others: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
+        ranges = self._settings.node_port_addresses
+        entries = nodes.node_entries(others, self._own, mine, ranges)
+        if not nodes.has_node_ports(entries):
+            told = f"no address of this node is in {', '.join(ranges)}: it has no NodePorts"
+            self.problems.append(Problem("node_port_addresses", told))
+        return entries
 
     def _find_ways(self, snapshot: Snapshot) -> None:
         """Works out the ways of the nodes that changed, or of all where the network did."""

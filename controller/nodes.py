@@ -16,6 +16,9 @@ from bpf.address import is_v4, packed, prefix_bits, text
 from controller.model import Node
 from controller.source import Problem
 
+# In place of ranges.
+PRIMARY = "primary"
+
 OVERLAY_NAME = "calico-vxlan"
 # What VXLAN adds to a packet, by the family of the nodes' addresses: IP, UDP, VXLAN and inner Ethernet headers.
 OVERLAY_BYTES = {4: 50, 6: 70}
@@ -254,13 +257,16 @@ def node_entries(
 
     Args:
         underlay_addresses: this node's, on devices of the underlay.
-        node_port_ranges: of the addresses at which NodePorts are met; with none, each Node's first of each family.
+        node_port_ranges: of the addresses at which NodePorts are met, all of a family that none is of; without any,
+            or with PRIMARY, each Node's first of each family.
     """
-    ranges = [ip_network(one, strict=False) for one in node_port_ranges]
+    ranges = [ip_network(one) for one in node_port_ranges if one != PRIMARY]
 
     def flags(address: bytes, node: NodeFacts | None) -> int:
-        primary = node is not None and address == next(_of_family(address, node.addresses), None)
-        met = any(ip_address(text(address)) in one for one in ranges) if ranges else primary
+        # Without its Node nobody knows which address of this node is the first: it stays as open as it may be.
+        primary = node is None or address == next(_of_family(address, node.addresses + node.outside), None)
+        family = [one for one in ranges if one.version == (4 if is_v4(address) else 6)]
+        met = any(ip_address(text(address)) in one for one in family) if family else primary or bool(ranges)
         return 0 if met or address in LOOPBACK else NodeFlag.NO_NODE_PORTS
 
     others = {address: flags(address, one) for one in all_facts for address in one.addresses + one.outside}
@@ -268,6 +274,13 @@ def node_entries(
     mine = [*LOOPBACK, *held, *(own.addresses + own.outside if own else ())]
     found = others | {address: NodeFlag.OWN | flags(address, own) for address in mine}
     return {NodeKey(address).pack(): NodeEntry(value).pack() for address, value in found.items()}
+
+
+def has_node_ports(entries: Mapping[bytes, bytes]) -> bool:
+    """Whether NodePorts are met at an address of this node's, but for loopback; as long as it has any."""
+    flags = [NodeEntry.unpack(value).flags for key, value in entries.items() if key not in LOOPBACK]
+    own = [value for value in flags if value & NodeFlag.OWN]
+    return not own or not all(value & NodeFlag.NO_NODE_PORTS for value in own)
 
 
 def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:

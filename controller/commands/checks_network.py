@@ -32,6 +32,7 @@ def network_checks(settings: Settings) -> Iterator[Check]:
     yield _attached(devices)
     yield _handover(settings)
     yield _reserved_ports(settings)
+    yield _node_ports(settings)
     yield from _kube_proxy(settings)
 
 
@@ -93,6 +94,14 @@ def _handover(settings: Settings) -> Check:
     whys = {why for _, why in handovers.grouped(report)}
     advice = [HANDOVER_ADVICE[why] for why in HANDOVER_ADVICE if why in whys]
     return check("handover", not advice, seen, "; ".join(advice), Verdict.WARN)
+
+
+def _node_ports(settings: Settings) -> Check:
+    missing = reserved_ports.parse_ports(settings.node_port_range) - reserved_ports.parse_ports(
+        sysctl(reserved_ports.RESERVED)
+    )
+    seen = f"ports {settings.node_port_range or 'unknown'}" + (f", {len(missing)} not reserved" if missing else "")
+    return check("node ports", not missing, seen, "the controller reserves them: see whether it runs", Verdict.WARN)
 
 
 def _reserved_ports(settings: Settings) -> Check:

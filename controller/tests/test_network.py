@@ -615,6 +615,15 @@ def test_encapsulation_never_is_not_about_handover(rig: Rig, handover: str, way:
     assert [problem.subject for problem in rig.network.problems] == ["Node far"] * (way == "none")
 
 
+def test_node_without_an_address_for_node_ports_is_reported(rig: Rig) -> None:
+    """No client would be refused by anything that says why."""
+    rig.settings = dataclasses.replace(rig.settings, node_port_addresses=("198.51.100.0/24", "2001:db8:9::/64"))
+    rig.begin()
+    rig.nodes(OWN)
+    rig.sync()
+    assert [problem.subject for problem in rig.network.problems] == ["node_port_addresses"]
+
+
 def test_ports_of_masquerade_and_node_ports_are_reserved(rig: Rig) -> None:
     """In the node's own network namespace."""
     rig.nodes(OWN)

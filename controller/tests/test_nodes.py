@@ -232,10 +232,12 @@ def test_nodes_map_has_every_nodes_addresses_and_tells_our_own() -> None:
     [
         ((), {"192.0.2.1", "2001:db8::1"}),
         (("0.0.0.0/0", "::/0"), {"192.0.2.1", "192.0.2.9", "2001:db8::1", "203.0.113.7", "198.51.100.1"}),
-        (("192.0.2.9/32", "203.0.113.0/24"), {"192.0.2.9", "203.0.113.7"}),
-        (("2001:db8::/32",), {"2001:db8::1"}),
+        (("192.0.2.9/32", "203.0.113.0/24"), {"192.0.2.9", "203.0.113.7", "2001:db8::1"}),
+        (("2001:db8::/32",), {"192.0.2.1", "192.0.2.9", "2001:db8::1", "203.0.113.7", "198.51.100.1"}),
+        (("192.0.2.1/32",), {"192.0.2.1", "2001:db8::1"}),
+        (("primary",), {"192.0.2.1", "2001:db8::1"}),
     ],
-    ids=["the first of each family", "all", "some", "one family"],
+    ids=["the first of each family", "all", "some", "of IPv6 alone", "of IPv4 alone", "as kube-proxy calls it"],
 )
 def test_node_ports_are_met_at_the_addresses_asked_for(ranges: tuple[str, ...], met: set[str]) -> None:
     """Of this node's and of others' alike; at loopback addresses, which are for host processes alone, always."""
@@ -247,9 +249,9 @@ def test_node_ports_are_met_at_the_addresses_asked_for(ranges: tuple[str, ...], 
         assert found == ((met if own else met - {"203.0.113.7"}) | {"127.0.0.1", "::1"})
 
 
-def test_without_its_node_this_one_has_node_ports_in_ranges_alone() -> None:
-    """Which of its addresses is the first, the Node says."""
-    for ranges, flags in (((), NodeFlag.NO_NODE_PORTS), (("192.0.2.0/24",), 0)):
+def test_without_its_node_this_one_keeps_its_node_ports() -> None:
+    """Which of its addresses is the first, the Node would say; ranges count all the same."""
+    for ranges, flags in (((), 0), (("192.0.2.0/24",), 0), (("198.51.100.0/24",), NodeFlag.NO_NODE_PORTS)):
         entries = node_entries([], None, [packed("192.0.2.1")], ranges)
         assert Node.unpack(entries[packed("192.0.2.1")]).flags == NodeFlag.OWN | flags
 
