@@ -248,7 +248,7 @@ ABI_LAYOUT(underlay, 32);
 enum flow_state {
 	FLOW_NEW = 0,     /* packets in one direction only */
 	FLOW_ESTABLISHED, /* both directions seen */
-	FLOW_CLOSING,     /* TCP: a FIN from one side */
+	FLOW_CLOSING,     /* TCP, and SCTP likewise: a FIN from one side */
 	FLOW_CLOSED,      /* TCP: a FIN from both */
 	FLOW_RESET, /* TCP: RST; a later segment without it shows that it was not accepted, and revives the flow */
 	FLOW_STATES,
@@ -267,7 +267,7 @@ enum way_kind {
 	WAY_NODE,            /* to a node of the same subnet, whose address is `end` */
 	WAY_MAC,             /* to the MAC in end[0..5], from the MAC in end[6..11] */
 	WAY_TUNNEL,          /* handed over through the overlay, to the node whose address is `end` */
-	WAY_HOST,            /* into the host's stack, as if it came in by the device, to its MAC in end[0..5] */
+	WAY_HOST, /* into the host's stack, as if it came in by the device: to its MAC in end[0..5], from end[6..11] */
 };
 
 struct way {
@@ -339,7 +339,7 @@ enum drop_reason {
 	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here */
 	DROP_FRAGMENT,         /* a later fragment whose first one was not seen, or not served */
 	DROP_REWRITE_FAILED,   /* a helper could not change the packet */
-	DROP_UNTRANSLATED,     /* a host's packet to a Service that connect-time translation should have caught */
+	DROP_UNTRANSLATED,     /* a host's packet to a Service, which nobody but a socket hook could have translated */
 	DROP_NO_REMOTE,        /* a host's packet into the overlay to an address that no node has */
 	DROP_NOT_A_NODE,       /* out of a tunnel from an address that no node has, or of another network */
 	DROP_NO_LOCAL_BACKEND, /* a traffic policy Local, or handed over, and no usable endpoint here */

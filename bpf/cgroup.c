@@ -167,12 +167,12 @@ static __always_inline bool to_backend(struct bpf_sock_addr *ctx, struct address
 /*
  * The same at connect. A connected UDP socket keeps the backend that it is given for as long as it lasts: only one that
  * is closed when that has gone is given any. Others' datagrams are translated one by one, by to_netdev or from_pod, but
- * at a loopback address, where no packet comes by these.
+ * those to the host's own addresses, which do not come by there.
  */
 static __always_inline bool connect_to_backend(struct bpf_sock_addr *ctx, struct address address, struct address source,
 					       struct socket_peer *backend)
 {
-	if (ctx->protocol == IPPROTO_UDP && !loopback(&address) && !(config.closes_udp && of_the_host(ctx)))
+	if (ctx->protocol == IPPROTO_UDP && !(of_the_host(ctx) && (config.closes_udp || own_address(&address))))
 		return false;
 	return to_backend(ctx, address, source, backend);
 }

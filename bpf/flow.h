@@ -35,7 +35,7 @@
 
 #define REFRESH_NS SECOND_NS
 
-/* How long the rest of a datagram is waited for by who puts it together, and how long an identification is its own. */
+/* How long the rest of a datagram is waited for by who puts it together: Linux, IPv4; in IPv6 twice as long. */
 #define REASSEMBLY_NS (30 * SECOND_NS)
 
 /* Any port will do for a collision. */
@@ -221,8 +221,8 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 
 /*
  * Puts back an evicted twin of `flow`, whose key is `key`. By the entry that is left, the twin's way is known where it
- * is that of what was handed over; else packets towards one `outside` go by the route there, and all others by their
- * destination.
+ * is that of what was handed over; else packets towards one `outside` go by the route there, those towards the host
+ * that has asked a Service by the device by which it did, and all others by their destination.
  */
 static __always_inline void flow_restore(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
 					 bool outside)
@@ -235,6 +235,8 @@ static __always_inline void flow_restore(struct __sk_buff *skb, const struct tup
 		twin.way = (struct way){};
 		if (outside && !of_a_node(remote_at(&key->saddr)))
 			twin.way = way_to_client(skb, key);
+		else if (flow->backend_id && own_address(&key->saddr) && !(flow->flags & FLOW_REPLY))
+			twin.way = way_to_host(skb);
 	}
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
 		count(COUNTER_FLOWS_RESTORED);
@@ -339,11 +341,16 @@ static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work 
 	return -DROP_PORTS_EXHAUSTED;
 }
 
-static __always_inline int claim(struct work *work)
+/* What the host itself talks to past us has no flow, and answers to it must not be taken for this one's. */
+static __always_inline int claim(struct __sk_buff *skb, struct work *work)
 {
-	for (int i = 0; i < COLLISION_TRIES; i++) {
-		int error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+	bool of_host = work->opening.back.kind == WAY_HOST;
 
+	for (int i = 0; i < COLLISION_TRIES; i++) {
+		int error = -EEXIST;
+
+		if (!of_host || !host_socket(skb, &work->twin))
+			error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
 		if (error != -EEXIST)
 			return error ? -DROP_FLOWS_FULL : 0;
 		count(COUNTER_PORTS_REWRITTEN);
@@ -364,7 +371,7 @@ __noinline int flow_claim(struct __sk_buff *skb)
 
 	if (!work)
 		return -DROP_FLOWS_FULL;
-	return work->opening.masquerade ? claim_masqueraded(skb, work) : claim(work);
+	return work->opening.masquerade ? claim_masqueraded(skb, work) : claim(skb, work);
 }
 
 /*

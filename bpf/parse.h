@@ -90,7 +90,8 @@ static __always_inline bool has_ports(__u8 protocol)
 	return connects(protocol) || protocol == IPPROTO_UDP;
 }
 
-/* The common header of SCTP, with the type of the first chunk: one that opens or closes stands first, or alone. */
+/* The common header of SCTP, with the type of the first chunk: one that opens stands there. One that closes may be
+ * missed behind another (RFC 9260, 3.3.7); such a flow is left to its time-out. */
 struct sctp {
 	__be16 source_be;
 	__be16 dest_be;

@@ -67,4 +67,17 @@ static __always_inline struct way way_to_client(struct __sk_buff *skb, const str
 	return (struct way){.ifindex = ifindex ? ifindex : skb->ifindex, .kind = WAY_ROUTE};
 }
 
+/* How an answer gets into the host's stack: by the device by which the host's packet, in `skb`, leaves. */
+static __always_inline struct way way_to_host(struct __sk_buff *skb)
+{
+	struct way way = {.ifindex = skb->ifindex, .kind = WAY_HOST};
+	const struct ethhdr *ethernet = header(skb, 0, sizeof(*ethernet));
+
+	if (!ethernet)
+		return (struct way){};
+	__builtin_memcpy(way.end, ethernet->h_source, ETH_ALEN);
+	__builtin_memcpy(way.end + ETH_ALEN, ethernet->h_dest, ETH_ALEN);
+	return way;
+}
+
 #endif

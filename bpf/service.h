@@ -29,6 +29,7 @@ enum service_set {
 	SERVICE_CLUSTER = 0, /* the Cluster set */
 	SERVICE_LOCAL,       /* the Local set */
 	SERVICE_HERE,        /* the Local set, seen to be here: what is not to be sent on */
+	SERVICE_NOT_OWN = 4, /* added to a set: but for backends in the host's own network */
 };
 
 /* The key under which a frontend of this tuple's destination stands, and the frontend, or NULL. */
@@ -107,12 +108,13 @@ static __always_inline bool backend_is_local(const struct backend *backend)
 	return pod_at(&backend->address) || own_address(&backend->address);
 }
 
-/* Copies a backend, if it exists and, where `local`, is here. */
-static __always_inline bool take_backend(const struct backend_key *key, bool local, struct backend *backend)
+/* Copies a backend, if it exists and, where `local`, is here; `not_own`: and not the host itself. */
+static __always_inline bool take_backend(const struct backend_key *key, bool local, bool not_own,
+					 struct backend *backend)
 {
 	const struct backend *found = bpf_map_lookup_elem(&backends, key);
 
-	if (!found || (local && !backend_is_local(found)))
+	if (!found || (local && !backend_is_local(found)) || (not_own && own_address(&found->address)))
 		return false;
 	*backend = *found;
 	return true;
@@ -123,7 +125,7 @@ static __always_inline bool take_backend(const struct backend_key *key, bool loc
  * is forgotten: it has timed out, its backend is gone, or is not of this set.
  */
 static __always_inline bool affinity_take(const struct affinity_key *client, __u32 timeout_s, enum service_set set,
-					  struct backend_key *key, struct backend *backend)
+					  bool not_own, struct backend_key *key, struct backend *backend)
 {
 	struct affinity *affinity = bpf_map_lookup_elem(&affinities, client);
 	__u64 now = bpf_ktime_get_ns();
@@ -133,7 +135,7 @@ static __always_inline bool affinity_take(const struct affinity_key *client, __u
 	key->backend_id = affinity->backend_id;
 	/* signed: on another CPU it may just have been seen later */
 	if ((__s64)(now - affinity->seen_ns) < (__s64)(timeout_s * SECOND_NS) &&
-	    take_backend(key, set != SERVICE_CLUSTER, backend) &&
+	    take_backend(key, set != SERVICE_CLUSTER, not_own, backend) &&
 	    (set != SERVICE_CLUSTER || !(backend->flags & BACKEND_APART))) {
 		affinity->seen_ns = now;
 		return true;
@@ -160,6 +162,9 @@ static __always_inline bool affinity_claim(const struct affinity_key *client, co
 static __noinline int service_select(const struct frontend_key *frontend_key, const struct address *client,
 				     enum service_set set, struct backend_key *key, struct backend *backend)
 {
+	bool not_own = set & SERVICE_NOT_OWN;
+
+	set &= ~SERVICE_NOT_OWN;
 	for (int i = 0; i < SELECT_TRIES; i++) {
 		const struct frontend *frontend = bpf_map_lookup_elem(&frontends, frontend_key);
 		struct affinity_key affine = {};
@@ -179,7 +184,7 @@ static __noinline int service_select(const struct frontend_key *frontend_key, co
 		sticky = client && frontend->affinity_s;
 		if (sticky) {
 			affine = (struct affinity_key){.client = *client, .service_id = frontend->service_id};
-			if (affinity_take(&affine, frontend->affinity_s, set, key, backend))
+			if (affinity_take(&affine, frontend->affinity_s, set, not_own, key, backend))
 				return SERVICE_SELECTED;
 		}
 		slot_key.service_id = frontend->service_id;
@@ -189,7 +194,7 @@ static __noinline int service_select(const struct frontend_key *frontend_key, co
 			continue;
 		key->backend_id = slot->backend_id;
 		/* while local slots are rearranged, another node's backend may stand among them */
-		if (!take_backend(key, set == SERVICE_HERE, backend))
+		if (!take_backend(key, set == SERVICE_HERE, not_own, backend))
 			continue;
 		if (sticky && !affinity_claim(&affine, key))
 			continue;

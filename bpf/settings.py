@@ -94,10 +94,15 @@ def _check_ranges(text: str) -> None:
         ip_network(part)
 
 
+def _check_node_ports(text: str) -> None:
+    if text != "primary":
+        _check_ranges(text)
+
+
 def _check_ports(text: str) -> None:
     first, _, last = text.partition("-")
     if text and not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last) <= PORT_MAX):
-        raise ValueError("expected FIRST-LAST")
+        raise ValueError(f"expected FIRST-LAST, from 1 to {PORT_MAX}")
 
 
 def _check_url(text: str) -> None:
@@ -234,12 +239,13 @@ class Settings:
     )
     node_port_addresses: tuple[str, ...] = _setting(
         (),
-        "Ranges of the nodes' addresses at which NodePorts are met, as kube-proxy's --nodeport-addresses. 0.0.0.0/0 "
-        "and ::/0 stand for all that a Node names, and those of this node's devices in the underlay. Host processes "
-        "meet them at 127.0.0.1 and ::1 in any case.",
-        "a second network of a node may not be for clients",
-        empty="the first InternalIP of each family of each Node",
-        check=_check_ranges,
+        "Ranges of the nodes' addresses at which NodePorts are met, as kube-proxy's --nodeport-addresses: `primary` is "
+        "as none, and a family of which there is no range is met at all its addresses. Those are what Nodes name, and "
+        "what this node's devices in the underlay have. Sockets of host processes that are translated meet NodePorts "
+        "at 127.0.0.1 and ::1 as well. To be the same on every node.",
+        "a second network of a node may not be for clients, unless it is asked for",
+        empty="the first address of each family of each Node",
+        check=_check_node_ports,
     )
     node_port_range: str = _setting(
         "30000-32767",
@@ -275,7 +281,8 @@ class Settings:
     connect_time: str = _setting(
         "host",
         "Whose sockets are translated at connect and sendmsg: the host's own (`host`), those of pods as well (`all`), "
-        "or none (`off`: host processes reach Services packet by packet, but for backends in the node's own network).",
+        "or none (`off`: host processes reach Services packet by packet, but for what is the node's own: backends in "
+        "its network, NodePorts and host ports at its addresses).",
         "service meshes and sandboxed runtimes in pods expect to see the Service's address",
         choices=("host", "all", "off"),
     )

@@ -11,6 +11,7 @@ import os
 import platform
 import resource
 import struct
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,6 +26,8 @@ _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE = 28, 29
 _ITER_CREATE, _TRACE_ITER = 33, 28
 _MEMBARRIER_CMD_GLOBAL = 1
+# What a kernel takes at most to see that all its programs have ended, on all but the most loaded of machines.
+RCU_S = 0.1
 
 # Entries asked for at once of a hash map. A bucket is answered whole: too few for one, and the kernel says ENOSPC.
 BATCH_ENTRIES = 4096
@@ -163,8 +166,9 @@ def link_update(link_fd: int, program_fd: int) -> None:
 
 def await_programs() -> None:
     """Returns when every run of a program that had begun has ended, some 20 ms later: they count as readers of RCU, and
-    membarrier(2) waits for those. A kernel that has CPUs without ticks (nohz_full) refuses it: there nobody waits."""
-    _libc.syscall(_NR_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL, 0, 0)
+    membarrier(2) waits for those. A kernel that has CPUs without ticks (nohz_full) refuses it: there it is slept."""
+    if _libc.syscall(_NR_MEMBARRIER, _MEMBARRIER_CMD_GLOBAL, 0, 0):
+        time.sleep(RCU_S)
 
 
 @contextmanager

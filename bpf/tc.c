@@ -5,7 +5,7 @@
  *   pod --from_pod--> [ node ] --to_netdev---> underlay      [ node ] --to_overlay---> overlay device
  *   pod <--to_pod---- [ node ] <--from_netdev- underlay      [ node ] <--from_overlay- overlay device
  *
- * Redirects bypass to_pod: it sees what the host's own stack sends.
+ * Redirects bypass to_pod, but for those of to_netdev: it sees what the host's own stack sends.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -524,8 +524,8 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct work *work, int result)
 {
 	const struct packet *packet = &work->packet;
-	/* What only begins, and has nobody here, is dropped: the entry node has not heard yet that its backend went, and
-	 * chooses another when it is asked again. */
+	/* What only begins, and has nobody here, is dropped: the entry node has not heard yet that its backend went,
+	 * and chooses another when it is asked again. */
 	bool to_node = result == -DROP_NO_FREE_PORT || (result == -DROP_NO_LOCAL_BACKEND && in_mid_stream(packet));
 	const struct remote *remote;
 
@@ -586,10 +586,14 @@ int from_netdev(struct __sk_buff *skb)
 {
 	struct work *work = new_work();
 
-	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read,
-	 * and what we have sent there. */
-	if (skb->mark == config.mark || skb->pkt_type != 0 /* PACKET_HOST */ || !work ||
-	    parse_known(skb, &work->packet) || (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
+	if (skb->mark == config.mark) {
+		skb->mark = 0; /* nobody behind us is to go by it */
+		return PASS;   /* an answer on its way into the host's stack */
+	}
+	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
+	 */
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse_known(skb, &work->packet) ||
+	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
@@ -647,16 +651,15 @@ static __always_inline int open_from_host(const struct packet *packet, struct op
 	}
 	/* another node's port that is a NodePort as well: its process talks to one here */
 	if (in_mid_stream(packet) && !(frontend->flags & FRONTEND_CLUSTER_IP))
-		return PASS;
+		return taking_over() ? -DROP_TAKING_OVER : PASS;
 	if (frontend->flags & FRONTEND_SOURCES && !(frontend->flags & FRONTEND_HOST_ALLOWED))
 		return -DROP_SOURCE_RANGE;
-	result = open_service(packet, &key, set_for_own(frontend), opening);
+	/* nothing leads from here into the host's stack */
+	result = open_service(packet, &key, set_for_own(frontend) | SERVICE_NOT_OWN, opening);
 	if (result)
-		return result;
-	/* what is not the host's own has no way back; nor leads one from here into the host's stack */
-	if (!begins_flow(packet) || !own_address(&packet->tuple.saddr) || own_address(&opening->to.daddr))
-		return -DROP_UNTRANSLATED;
-	return 0;
+		return result == -DROP_NO_SLOT ? -DROP_UNTRANSLATED : result;
+	/* what is not the host's own has no way back */
+	return begins_flow(packet) && own_address(&packet->tuple.saddr) ? 0 : -DROP_UNTRANSLATED;
 }
 
 static __noinline int begin_from_host(struct __sk_buff *skb, struct work *work)
@@ -668,8 +671,7 @@ static __noinline int begin_from_host(struct __sk_buff *skb, struct work *work)
 	if (result)
 		return result;
 	/* Its answers come in by this device again: by another one rp_filter takes none from a Service's address. */
-	find_sender(skb, &work->opening.back, false);
-	work->opening.back.kind = WAY_HOST;
+	work->opening.back = way_to_host(skb);
 	return flow_create(skb, work);
 }
 
@@ -678,9 +680,19 @@ static __noinline int send_from_host(struct __sk_buff *skb, const struct packet 
 {
 	const struct pod *pod = pod_at(&to->daddr);
 	const struct remote *remote = pod ? NULL : remote_at(&to->daddr);
-	const struct way way = {.ifindex = skb->ifindex, .kind = WAY_ROUTE};
-	int error = rewrite(skb, packet, to);
+	struct way way = {.kind = WAY_ROUTE};
+	int error;
 
+	if (remote && remote->flags & REMOTE_SERVICES)
+		return -DROP_NO_SERVICE;
+	if (!pod && !remote) {
+		if (unreachable(skb, &to->saddr, &to->daddr))
+			return -DROP_NO_POD;
+		way.ifindex = route_out(skb, &to->saddr, &to->daddr);
+		if (!way.ifindex)
+			way.ifindex = skb->ifindex;
+	}
+	error = rewrite(skb, packet, to);
 	if (error)
 		return error;
 	skb->mark = config.mark;

@@ -109,7 +109,7 @@ def _load(settings: Settings, pins: Pins) -> None:
     try:
         attach.attach_cgroup(pins, node.cgroup_root(settings))
     except (KernelError, OSError) as error:
-        # Pods' traffic is translated at their links all the same; the node's own processes go without Services.
+        # Pods' traffic is translated at their links all the same; the node's own processes' packet by packet.
         log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
 
 

@@ -333,15 +333,19 @@ def test_connected_udp_that_nobody_closes_is_left_to_its_packets(tmp_path: Path,
 
 
 @BOTH
-def test_connected_udp_over_loopback_is_translated_in_any_case(tmp_path: Path, family: int) -> None:
-    """No packet to a NodePort of 127.0.0.1 or ::1 comes by where it could be translated later."""
+@pytest.mark.parametrize("loopback", [True, False])
+def test_connected_udp_to_the_host_itself_is_translated_in_any_case(
+    tmp_path: Path, family: int, loopback: bool
+) -> None:
+    """No packet to a NodePort of its own addresses comes by where it could be translated later."""
     with made(tmp_path, ConnectTime.HOST, closes_udp=False) as host:
 
         def work() -> bytes:
             server, client = _bind_udp(family), socket.socket(family, socket.SOCK_DGRAM)
             host.service(UDP_PROTOCOL, {family: [server.getsockname()[1]]}, flags=FrontendFlag.EXTERNAL)
             host.own_loopback(family)
-            client.connect((BACKEND[family], 80))
+            host.node(family, own=True)
+            client.connect(((BACKEND if loopback else SERVICE)[family], 80))
             client.send(b"question")
             return server.recv(16)
 

@@ -128,7 +128,7 @@ def test_checksum_that_the_device_is_to_make_stays_away(served: Datapath, family
 
 @BOTH
 def test_service_without_backend_is_refused_with_port_unreachable(datapath: Datapath, family: Family) -> None:
-    """SCTP has no answer of its own that could be made without the association's tag; an ABORT gets none."""
+    """As from kube-proxy; an ABORT, which RFC 9260 would allow, is not made. An ABORT itself gets no answer."""
     datapath.service(family.service, 80, dp.SCTP_PROTOCOL, [])
     packet = forth(family, SCTPChunkInit(init_tag=5))
     result = datapath.run("from_pod", packet, summed=False)

@@ -106,7 +106,7 @@ def live(found: Iterable[tuple[abi.Tuple, abi.Flow]], now_ns: int) -> list[Entry
 
 
 def select(found: Iterable[Entry], selection: Selection) -> list[Entry]:
-    """The selected flows, the busiest first."""
+    """The selected flows, the last active first."""
     chosen = [entry for entry in found if selection.takes(entry.key, entry.flow.twin)]
     return sorted(chosen, key=lambda entry: -entry.flow.seen_ns)
 
@@ -168,7 +168,7 @@ def state_name(state: int) -> str:
 @click.option("--limit", type=click.IntRange(0), default=1000, show_default=True, help="At most so many; 0 for all.")
 @output_flag
 def command(settings: Settings, wanted: bytes | None, port: int | None, limit: int, output: str) -> None:
-    """Tracked connections, the busiest first; those that have expired are not shown.
+    """Tracked connections, the last active first; those that have expired are not shown.
 
     BACKEND is empty where the destination itself answers. ENTRY is the node by which an outside client came in, as far
     as this one knows, and WAY BACK how answers reach the client: through that node, or direct from the backend's.
