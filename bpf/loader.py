@@ -5,6 +5,7 @@ Maps outlive the programs: a newer build of the same layout is loaded onto them,
 layout takes over what it can of them: see bpf/upgrade.py.
 """
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -14,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bpf import bpftool, elf, syscall, upgrade
+from bpf import bpftool, elf, mapmemory, syscall, upgrade
 from bpf.abi import MAPS, Config, MapSpec
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
 from bpf.pins import Pins, replace_link
@@ -114,8 +115,7 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None = Non
             fd = syscall.obj_get(pin)
         except FileNotFoundError:
             entries = sizes.get(name, spec.max_entries)
-            shape = MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags)
-            fd = syscall.map_create(shape, name)
+            fd = _create(name, spec, entries)
             try:
                 syscall.obj_pin(fd, pin)
             except PermissionError as error:
@@ -126,6 +126,21 @@ def _ensure_maps(pins: Pins, sizes: Mapping[str, int], before: Pins | None = Non
         finally:
             os.close(fd)
     upgrade.describe(pins)
+
+
+def _create(name: str, spec: MapSpec, entries: int) -> int:
+    """A descriptor of a new map. Raises KernelError: there is no room for it."""
+    try:
+        return syscall.map_create(
+            MapInfo(spec.map_type, 0, spec.key_size, spec.value_size, entries, spec.map_flags), name
+        )
+    except OSError as error:
+        if error.errno not in (errno.ENOMEM, errno.E2BIG):
+            raise
+        wanted = mapmemory.full_bytes({name: entries}) / 1e6
+        raise KernelError(
+            f"map {name}: the kernel has no room for {entries} entries, some {wanted:.0f} MB: lower {name}_max"
+        ) from error
 
 
 def _check_layout(pin: Path, fd: int, spec: MapSpec) -> None:

@@ -288,8 +288,8 @@ class Settings:
     )
     flows_max: int = _size(
         524288,
-        "Size of the flow table; a connection takes two entries of some 170 bytes.",
-        "250,000 connections in some 90 MB",
+        "Size of the flow table; a connection takes two entries.",
+        "250,000 connections",
     )
     frontends_max: int = _size(
         131072,
@@ -545,7 +545,20 @@ def _facts(setting: Described) -> list[str]:
     ]
     if meta.empty:
         facts.append(f"- {'0' if setting.kind is int else 'Empty'}: {meta.empty}")
-    return facts
+    return facts + _memory(setting)
+
+
+def _memory(setting: Described) -> list[str]:
+    """Of the size of a map."""
+    from bpf import mapmemory
+    from bpf.abi import MAPS
+
+    spec = MAPS.get(setting.name.removesuffix("_max"))
+    if not spec:
+        return []
+    each = mapmemory.entry_bytes(spec)
+    when = "all of it from the start" if mapmemory.taken_at_once(spec) else "as entries come"
+    return [f"- Memory: some {each} bytes an entry, {when}: {each * int(setting.default) / 1e6:.3g} MB at the default"]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loading trivial programs onto real maps: what is kept, replaced, and refused."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -110,6 +111,22 @@ def test_load_without_bpffs_says_so(tmp_path: Path, objects: Path, lock: Path) -
     """An ordinary directory takes no pins."""
     with pytest.raises(KernelError, match="is bpffs mounted there"):
         loader.load(Pins(tmp_path), objects, CONFIG, {}, lock)
+
+
+def test_map_for_which_there_is_no_room_is_named(
+    pins: Pins, objects: Path, lock: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the setting that makes it smaller, and what it would take."""
+    real = syscall.map_create
+
+    def full(shape: MapInfo, name: str) -> int:
+        if name == "flows":
+            raise OSError(errno.ENOMEM, "map create: Cannot allocate memory")
+        return real(shape, name)
+
+    monkeypatch.setattr(syscall, "map_create", full)
+    with pytest.raises(KernelError, match=r"flows: .* 1000000 entries, some 200 MB: lower flows_max"):
+        loader.load(pins, objects, CONFIG, {"flows": 1_000_000}, lock)
 
 
 def test_load_without_objects_names_the_file(pins: Pins, tmp_path: Path, lock: Path) -> None:

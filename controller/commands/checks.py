@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a check of `calico-ebpf doctor` is, and the checks of the kernel and its mounts."""
 
+import os
 import socket
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf import bpftool, features, node, sockdiag
+from bpf import bpftool, features, mapmemory, node, sockdiag
 from bpf.errors import BpfError
 from bpf.features import Features
 from bpf.settings import Settings
@@ -46,6 +47,7 @@ def kernel_checks(settings: Settings) -> Iterator[Check]:
         yield found
     yield _sctp()
     yield _jit()
+    yield _memory(settings)
     mounted = node.filesystem(settings.bpffs) == "bpf"
     yield check("bpffs", mounted, str(settings.bpffs), f"mount -t bpf bpf {settings.bpffs}")
     if settings.connect_time == "off":
@@ -101,6 +103,14 @@ def _sctp() -> Check:
     except OSError:
         return Check("sctp", Verdict.OK, "this kernel has no sockets of it: nobody here can use it")
     return Check("sctp", Verdict.OK, "there")
+
+
+def _memory(settings: Settings) -> Check:
+    """What the maps take when they are full, against all that there is."""
+    wanted = mapmemory.full_bytes(node.map_sizes(settings)) / 1e6
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e6
+    seen = f"{wanted:.0f} MB for full maps, of {there:.0f} MB"
+    return check("memory", wanted < there / 4, seen, "lower the sizes of maps (*_max)", Verdict.WARN)
 
 
 def _cgroup(settings: Settings) -> Check:
