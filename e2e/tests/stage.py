@@ -27,6 +27,8 @@ PROTOCOLS = ("tcp", "udp")
 PORT = 80
 # After how long Linux sends a SYN again that nothing has answered.
 SYN_REPEATED_MS = 1000
+# Who asks no longer than this sends no second SYN.
+ONE_SYN_S = 0.6
 WEB = addresses.service(10)
 
 

@@ -27,8 +27,9 @@ OF_INSTALLATION = (
     "nft list ruleset",
     "bpftool net show",
     "find /sys/fs/bpf",
-    # What the runtime keeps of each pod, and the directories that kubelet makes for volumes, are theirs.
-    "find /etc /opt /usr/local/bin /usr/local/lib/calico-ebpf /var/lib/calico-ebpf /var/lib/cni -not -path */results*",
+    # What the runtime keeps of each pod, and its own directories, which kubelet makes where they are not, are theirs.
+    "find /etc /opt /usr/local/bin /usr/local/lib/calico-ebpf /var/lib/calico-ebpf /var/lib/cni -not -path */results*"
+    " -not -path /opt/cni -not -path /opt/cni/bin -not -path /var/lib/cni",
     "sysctl -a --pattern ^net",
 )
 COUNTERS = re.compile(
