@@ -19,7 +19,8 @@ static const __u32 crc32c_powers[CRC32C_LENGTHS] = {
 	0x88e56f72, 0x74c360a4, 0xe4172b16, 0x0d65762a, 0x35d73a62, 0x28461564, 0xbf455269, 0xe2ea32dc,
 };
 
-static __always_inline __u32 crc32c_product(__u32 a, __u32 b)
+/* Global functions, both: the verifier goes through each loop once, not anew wherever it is called. */
+__noinline __u32 crc32c_product(__u32 a, __u32 b)
 {
 	__u32 product = 0;
 
@@ -33,7 +34,7 @@ static __always_inline __u32 crc32c_product(__u32 a, __u32 b)
 
 /*
  * What the checksum of `length` bytes, as it stands in the packet, changes by where the first four do by `changed`,
- * both read as little-endian words. A global function: the verifier goes through its loops once.
+ * both read as little-endian words.
  */
 __noinline __u32 crc32c_difference(__u32 changed, __u32 length)
 {

@@ -325,32 +325,44 @@ static __always_inline int flow_insert(const struct tuple *key, const struct tup
 	return flow_update(twin, entry, BPF_ANY);
 }
 
-/* Finds a port for a masqueraded flow's replies that is no other flow's, and no socket's of the host. */
+/*
+ * Inserts work->entry under work->twin. Returns 0, -EEXIST where another live flow has that key or a socket of the
+ * host's would take its packets, or another negated errno.
+ *
+ * A global function, as flow_claim() is: the verifier goes through it once, not anew for each state in which it is
+ * called.
+ */
+__noinline int flow_try(struct __sk_buff *skb)
+{
+	struct work *work = current_work();
+
+	if (!work)
+		return -ENOENT;
+	/* what the host itself talks to past us has no flow, and answers to it must not be taken for this one's */
+	if ((work->opening.masquerade || work->opening.back.kind == WAY_HOST) && host_socket(skb, &work->twin))
+		return -EEXIST;
+	return flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+}
+
+/* Finds a port for a masqueraded flow's replies. */
 static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work *work)
 {
 	for (int i = 0; i < MASQUERADE_TRIES; i++) {
 		int error;
 
 		work->twin.dport_be = draw_port(config.masquerade_port_min, config.masquerade_port_count);
-		if (host_socket(skb, &work->twin))
-			continue;
-		error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+		error = flow_try(skb);
 		if (error != -EEXIST)
 			return error ? -DROP_FLOWS_FULL : 0;
 	}
 	return -DROP_PORTS_EXHAUSTED;
 }
 
-/* What the host itself talks to past us has no flow, and answers to it must not be taken for this one's. */
 static __always_inline int claim(struct __sk_buff *skb, struct work *work)
 {
-	bool of_host = work->opening.back.kind == WAY_HOST;
-
 	for (int i = 0; i < COLLISION_TRIES; i++) {
-		int error = -EEXIST;
+		int error = flow_try(skb);
 
-		if (!of_host || !host_socket(skb, &work->twin))
-			error = flow_insert(&work->packet.tuple, &work->twin, &work->entry);
 		if (error != -EEXIST)
 			return error ? -DROP_FLOWS_FULL : 0;
 		count(COUNTER_PORTS_REWRITTEN);
@@ -362,8 +374,6 @@ static __always_inline int claim(struct __sk_buff *skb, struct work *work)
 /*
  * Inserts the entry for replies, work->entry under work->twin; where another live flow has that key, under another port
  * of the client. Returns 0 with work->twin as it was inserted, or a negated drop reason.
- *
- * A global function: the verifier goes through its loops once, not anew for each state in which it is called.
  */
 __noinline int flow_claim(struct __sk_buff *skb)
 {

@@ -409,13 +409,13 @@ def test_connections_spread_over_all_backends(host: Host, family: int) -> None:
 
 def _real_port(client: socket.socket) -> int:
     """The port that a socket is connected to, by the kernel's table and not by getpeername()."""
-    own = client.getsockname()[1]
+    inode = str(os.fstat(client.fileno()).st_ino)
     for table in ("/proc/self/net/tcp", "/proc/self/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
             fields = line.split()
-            if int(fields[1].rsplit(":", 1)[1], 16) == own and fields[3] != "0A":
+            if fields[9] == inode:
                 return int(fields[2].rsplit(":", 1)[1], 16)
-    raise AssertionError(f"no connection from port {own}")
+    raise AssertionError(f"the kernel knows no connection of socket {inode}")
 
 
 @BOTH
