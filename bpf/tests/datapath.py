@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
-from scapy.layers.sctp import SCTP
+from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet
 
 from bpf import features, syscall
@@ -74,7 +74,12 @@ OVERLAY_MAC, OVERLAY_SOURCE_MAC = "02:ce:00:00:00:01", "02:ce:00:00:00:02"
 
 
 class Family(NamedTuple):
-    """The addresses of one family."""
+    """The addresses of one family.
+
+    Attributes:
+        service, balancer: of a Service, its cluster IP and a load balancer's.
+        any_node: what stands for all nodes' addresses where a NodePort is met.
+    """
 
     name: str
     ip: type[Packet]
@@ -85,6 +90,8 @@ class Family(NamedTuple):
     node: str
     other_node: str
     service: str
+    balancer: str
+    any_node: str
     outside: str
 
 
@@ -98,6 +105,8 @@ V4 = Family(
     "192.0.2.1",
     "192.0.2.2",
     "10.96.0.10",
+    "198.51.100.7",
+    "0.0.0.0",
     "203.0.113.9",
 )
 V6 = Family(
@@ -110,6 +119,8 @@ V6 = Family(
     "2001:db8::1",
     "2001:db8::2",
     "fd00:10:96::a",
+    "2001:db8:1b::7",
+    "::",
     "2001:db8:ffff::9",
 )
 
@@ -412,6 +423,12 @@ def tcp(
 def udp(family: Family, source: tuple[str, int], destination: tuple[str, int], payload: bytes = b"question") -> Packet:
     datagram = UDP(sport=source[1], dport=destination[1]) / payload
     return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / datagram))
+
+
+def sctp(family: Family, source: tuple[str, int], destination: tuple[str, int], chunk: Packet | None = None) -> Packet:
+    """A packet of an association with one chunk; without any, with that which opens it."""
+    header = SCTP(sport=source[1], dport=destination[1], tag=7)
+    return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / header / (chunk or SCTPChunkInit())))
 
 
 def expected(packet: Packet, *, hops: int = 0, **changes: "str | int") -> Packet:

@@ -16,7 +16,6 @@ pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 NODE_PORT = 30080
 LO_MAC = "00:00:00:00:00:00"
 SECOND = 10**9
@@ -39,7 +38,7 @@ def offer(
     """A Service of eight backends, at its cluster IP and as a NodePort."""
     for address, port, flags in (
         (family.service, 80, FrontendFlag.CLUSTER_IP),
-        (ANY_NODE[family], NODE_PORT, FrontendFlag.EXTERNAL),
+        (family.any_node, NODE_PORT, FrontendFlag.EXTERNAL),
     ):
         backends = [(family.server, one) for one in PORTS]
         datapath.service(address, port, protocol_of(build), backends, number, flags=flags, affinity_s=affinity_s)
@@ -50,7 +49,7 @@ def offer_outside(datapath: Datapath, family: Family, build: object, flags: int)
     backends = [*((family.server, port) for port in PORTS), (family.remote, REMOTE_PORT)]
     flags = FrontendFlag.EXTERNAL | FrontendFlag(flags)
     datapath.service(
-        ANY_NODE[family], NODE_PORT, protocol_of(build), backends, local=8, flags=flags, affinity_s=AFFINITY_S
+        family.any_node, NODE_PORT, protocol_of(build), backends, local=8, flags=flags, affinity_s=AFFINITY_S
     )
 
 

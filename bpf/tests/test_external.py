@@ -21,8 +21,6 @@ BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.nam
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 LO_MAC = "00:00:00:00:00:00"
 EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
-ANY_NODE = {V4: "0.0.0.0", V6: "::"}
-LOAD_BALANCER = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 NODE_PORT = 30080
 HOUR_NS = 3600 * 10**9
 
@@ -34,7 +32,7 @@ def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
 
 def node_port(datapath: Datapath, family: Family, protocol: int, backend: str, flags: int = 0, local: int = 0) -> None:
     datapath.service(
-        ANY_NODE[family], NODE_PORT, protocol, [(backend, 8080)], local=local, flags=EXTERNAL | FrontendFlag(flags)
+        family.any_node, NODE_PORT, protocol, [(backend, 8080)], local=local, flags=EXTERNAL | FrontendFlag(flags)
     )
 
 
@@ -73,7 +71,7 @@ class TestLocalBackend:
     @BOTH
     def test_load_balancer_address_is_met_like_a_node_port(self, datapath: Datapath, family: Family) -> None:
         """An address that no node has is a frontend of its own."""
-        address = LOAD_BALANCER[family]
+        address = family.balancer
         datapath.service(address, 80, dp.TCP_PROTOCOL, [(family.server, 8080)], local=1, flags=EXTERNAL)
         request = arriving(tcp(family, (family.outside, 5000), (address, 80)))
         result = datapath.run("from_netdev", request)
@@ -92,10 +90,10 @@ class TestLocalBackend:
     def test_local_policy_is_for_clients_outside_alone(self, datapath: Datapath, family: Family) -> None:
         """A pod gets the Cluster set by a NodePort of its own node and by any other address, a client the Local set."""
         backends = [(family.server, 1), (family.server, 2), (family.remote, 3)]
-        for number, (address, port) in enumerate([(ANY_NODE[family], NODE_PORT), (LOAD_BALANCER[family], 80)], 1):
+        for number, (address, port) in enumerate([(family.any_node, NODE_PORT), (family.balancer, 80)], 1):
             flags = EXTERNAL | LOCAL
             datapath.service(address, port, dp.TCP_PROTOCOL, backends, number, local=2, flags=flags, start=1)
-            asked = (family.node if address == ANY_NODE[family] else address, port)
+            asked = (family.node if address == family.any_node else address, port)
             inside, outside = set(), set()
             for source in range(5000, 5060):
                 request = tcp(family, (family.client, source), asked)
@@ -107,7 +105,7 @@ class TestLocalBackend:
     @BOTH
     def test_service_without_backend_is_refused(self, datapath: Datapath, family: Family) -> None:
         """An outside client gets its RST from the address that it talked to."""
-        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL)
+        datapath.service(family.any_node, NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL)
         request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
         result = datapath.run("from_netdev", request)
         assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
@@ -153,13 +151,13 @@ class TestLocalBackend:
     @BOTH
     def test_tunnels_of_this_node_are_the_stacks(self, datapath: Datapath, family: Family) -> None:
         """What another node sends in the overlay passes, whatever Service claims the port; what goes on does not."""
-        for address in (ANY_NODE[family], LOAD_BALANCER[family]):
+        for address in (family.any_node, family.balancer):
             datapath.service(address, 4789, dp.UDP_PROTOCOL, [(family.server, 8080)], local=1, flags=EXTERNAL)
         packet = arriving(udp(family, (family.other_node, 5000), (family.node, 4789)), dp.PEER_MAC)
         result = datapath.run("from_netdev", packet)
         assert result.verdict == PASS
         same(result.packet, packet)
-        packet = arriving(udp(family, (family.outside, 5000), (LOAD_BALANCER[family], 4789)))
+        packet = arriving(udp(family, (family.outside, 5000), (family.balancer, 4789)))
         assert datapath.run("from_netdev", packet).verdict == REDIRECT
 
 
@@ -350,7 +348,7 @@ class TestBackendNode:
     @pytest.mark.parametrize("flags", ["S", "A"])
     def test_what_would_be_handed_over_again_ends_here(self, datapath: Datapath, family: Family, flags: str) -> None:
         """A client's flow that this node hands over is not followed when its packets come by another node."""
-        address, client = LOAD_BALANCER[family], (family.outside, 5000)
+        address, client = family.balancer, (family.outside, 5000)
         datapath.service(address, 80, dp.TCP_PROTOCOL, [(family.remote, 8080)], flags=EXTERNAL | DIRECT)
         assert datapath.run("from_netdev", arriving(tcp(family, client, (address, 80)))).verdict == REDIRECT
         assert datapath.counter(Counter.HANDED_OVER) == 1
@@ -516,7 +514,7 @@ class TestAnotherNodesNodePort:
         """Not under policy Cluster either, of which the asker's node has not heard yet."""
         backends = [(family.server, 8080), (family.remote, 8080)]
         flags = EXTERNAL | FrontendFlag(policy)
-        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, backends, local=1, flags=flags)
+        datapath.service(family.any_node, NODE_PORT, dp.TCP_PROTOCOL, backends, local=1, flags=flags)
         for port in range(5000, 5020):
             request = arriving(tcp(family, (family.remote, port), (family.node, NODE_PORT)), dp.PEER_MAC)
             assert datapath.run("from_netdev", request).packet[family.ip].dst == family.server
@@ -533,7 +531,7 @@ class TestAnotherNodesNodePort:
         """The refusal goes by destination, into the overlay where that pod's packets do."""
         if overlay:
             datapath.remote(family.remote_range, family.other_node, RemoteFlag.OVERLAY)
-        datapath.service(ANY_NODE[family], NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL | LOCAL)
+        datapath.service(family.any_node, NODE_PORT, dp.TCP_PROTOCOL, [], flags=EXTERNAL | LOCAL)
         request = arriving(tcp(family, (family.remote, 5000), (family.node, NODE_PORT)), dp.PEER_MAC)
         result = datapath.run("from_overlay" if overlay else "from_netdev", request)
         assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
@@ -752,7 +750,7 @@ class TestMasquerade:
         self, datapath: Datapath, family: Family, build: object
     ) -> None:
         """As the API server's is, whose answer would never find a pod; the pod knows the Service alone."""
-        service = (LOAD_BALANCER[family], 443)
+        service = (family.balancer, 443)
         datapath.service(*service, protocol_of(build), [(family.outside, 6443)])
         request = build(family, (family.client, 5000), service)
         result = datapath.run("from_pod", request)

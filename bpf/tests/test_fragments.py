@@ -15,7 +15,6 @@ from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, s
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-ANY_NODE = {V4: "0.0.0.0", V6: "::"}
 NO_MAC = "00:00:00:00:00:00"  # that of lo
 PAYLOAD = bytes(range(256)) * 20
 ID = 7
@@ -59,6 +58,19 @@ def test_datagram_to_a_service_and_its_answer_are_translated(datapath: Datapath,
     answer = UDP(sport=5353, dport=40000) / PAYLOAD, UDP(sport=53, dport=40000) / PAYLOAD
     arriving = pieces(family, family.server, family.client, answer[0])
     sent(datapath, arriving, pieces(family, family.service, family.client, answer[1], 1), CLIENT_MACS)
+    assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+
+@BOTH
+def test_hosts_datagram_past_the_socket_hooks_is_translated(datapath: Datapath, family: Family) -> None:
+    """Each fragment goes where the first one does."""
+    datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.remote, 5353)])
+    arriving = pieces(family, family.node, family.service, UDP(sport=40000, dport=53) / PAYLOAD)
+    leaving = pieces(family, family.node, family.remote, UDP(sport=40000, dport=5353) / PAYLOAD)
+    for piece, wanted in zip(arriving, leaving, strict=True):
+        result = datapath.run("to_netdev", framed(piece))
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, framed(wanted))
     assert datapath.counter(Counter.FLOWS_CREATED) == 1
 
 
@@ -212,7 +224,7 @@ def test_later_fragment_refused_at_a_load_balancers_address_is_not_routed_back(
 @BOTH
 def test_fragments_of_an_outside_client_reach_a_backend_here(datapath: Datapath, family: Family) -> None:
     """At a NodePort, with the client's address; the answer's fragments leave from the node's."""
-    datapath.service(ANY_NODE[family], 30053, dp.UDP_PROTOCOL, [(family.server, 5353)], flags=FrontendFlag(0))
+    datapath.service(family.any_node, 30053, dp.UDP_PROTOCOL, [(family.server, 5353)], flags=FrontendFlag(0))
     ask = UDP(sport=40000, dport=30053) / PAYLOAD, UDP(sport=40000, dport=5353) / PAYLOAD
     arriving = pieces(family, family.outside, family.node, ask[0])
     leaving = pieces(family, family.outside, family.server, ask[1], 1)
@@ -229,7 +241,7 @@ def test_fragments_of_an_outside_client_reach_a_backend_here(datapath: Datapath,
 @BOTH
 def test_fragments_of_a_host_backends_answer_leave_as_the_services(datapath: Datapath, family: Family) -> None:
     """A NodePort whose backend is in the host's network: to_netdev translates what the host's stack has fragmented."""
-    datapath.service(ANY_NODE[family], 30053, dp.UDP_PROTOCOL, [(family.node, 5353)], flags=FrontendFlag(0))
+    datapath.service(family.any_node, 30053, dp.UDP_PROTOCOL, [(family.node, 5353)], flags=FrontendFlag(0))
     for piece in pieces(family, family.outside, family.node, UDP(sport=40000, dport=30053) / PAYLOAD):
         assert datapath.run("from_netdev", framed(piece, (dp.ROUTER_MAC, NO_MAC))).verdict == PASS
     arriving = pieces(family, family.node, family.outside, UDP(sport=5353, dport=40000) / PAYLOAD)

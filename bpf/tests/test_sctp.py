@@ -21,19 +21,13 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FlowState, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same
+from bpf.tests.datapath import REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 CLIENT, SERVER = 40000, 8080
 NO_MAC = "00:00:00:00:00:00"  # that of lo
-ANY_NODE = {V4: "0.0.0.0", V6: "::"}
-
-
-def sctp(family: Family, source: tuple[str, int], destination: tuple[str, int], chunk: Packet) -> Packet:
-    header = SCTP(sport=source[1], dport=destination[1], tag=7)
-    return Ether(bytes(dp.ethernet() / family.ip(src=source[0], dst=destination[0]) / header / chunk))
 
 
 def forth(family: Family, chunk: Packet) -> Packet:
@@ -180,7 +174,7 @@ def test_association_leaves_the_cluster_under_the_nodes_address(datapath: Datapa
 @BOTH
 def test_client_outside_reaches_a_node_port(datapath: Datapath, family: Family) -> None:
     """With its own address."""
-    datapath.service(ANY_NODE[family], 30080, dp.SCTP_PROTOCOL, [(family.server, SERVER)], flags=FrontendFlag(0))
+    datapath.service(family.any_node, 30080, dp.SCTP_PROTOCOL, [(family.server, SERVER)], flags=FrontendFlag(0))
     packet = sctp(family, (family.outside, CLIENT), (family.node, 30080), SCTPChunkInit(init_tag=5))
     packet = expected(packet, eth_dst=NO_MAC)
     result = datapath.run("from_netdev", packet)

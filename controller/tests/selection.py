@@ -33,7 +33,7 @@ Outcome = Backend | Verdict
 
 
 class Asked(NamedTuple):
-    """The destination of a packet; protocol: TCP or UDP."""
+    """The destination of a packet; protocol: TCP, UDP or SCTP."""
 
     address: str
     port: int

@@ -30,6 +30,7 @@ OWN = "own"
 SERVICES = ("mail", "web")
 SLICES = ("s1", "s2", "s3", "s4", "s5")
 PORTS, NODE_PORTS, TARGET_PORTS = (80, 443), (30080, 30443), (8080, 9090)
+PROTOCOLS = ("TCP", "UDP", "SCTP")
 
 CLUSTER_IPS = {4: ("198.51.100.1", "198.51.100.2"), 6: ("2001:db8:5::1", "2001:db8:5::2")}
 OUTSIDE_IPS = {4: ("198.51.100.90", "198.51.100.2"), 6: ("2001:db8:5::90", "2001:db8:5::2")}
@@ -135,7 +136,7 @@ def _service_ports() -> st.SearchStrategy[JSON]:
             "nodePort": node_port,
         },
         st.sampled_from(PORTS),
-        st.sampled_from(["TCP", "UDP"]),
+        st.sampled_from(PROTOCOLS),
         st.sampled_from([0, *NODE_PORTS]),
     )
 
@@ -153,7 +154,7 @@ def slices(draw: st.DrawFn) -> EndpointSlice:
             draw(st.sampled_from(SLICES)),
             [_endpoint(draw, one) for one in draw(st.lists(st.sampled_from(addresses), min_size=1, max_size=5))],
             draw(st.sampled_from(SERVICES)),
-            [_slice_port(draw, number, protocol) for number in PORTS for protocol in ("TCP", "UDP")],
+            [_slice_port(draw, number, protocol) for number in PORTS for protocol in PROTOCOLS],
             addressType=draw(st.sampled_from([f"IPv{family}"] * 9 + ["IPv4"])) if family else "FQDN",
             labels=draw(st.sampled_from([{}] * 7 + [{"service.kubernetes.io/headless": ""}])),
         )

@@ -5,7 +5,7 @@ do with each packet what the model of selection says, and with many of them all 
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from itertools import count
@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, TCP, UDP
 from scapy.layers.inet6 import ICMPv6DestUnreach
+from scapy.layers.sctp import SCTP
+from scapy.packet import Packet
 
 from bpf import attach, features, loader
 from bpf.abi import SocketKey, SocketSide
@@ -36,10 +38,21 @@ from controller.tests.fakes import FakeMaps
 from controller.tests.objects import changed, decoded_node, node
 from controller.tests.pipeline import LO, Pipeline
 from controller.tests.selection import Asked, Client, Cluster, Outcome, Verdict, met_at, outcomes
-from controller.tests.strategies import CLUSTER_IPS, NODE_IPS, NODE_PORTS, OUTSIDE_IPS, OWN, PODS, PORTS, RANGES
+from controller.tests.strategies import (
+    CLUSTER_IPS,
+    NODE_IPS,
+    NODE_PORTS,
+    OUTSIDE_IPS,
+    OWN,
+    PODS,
+    PORTS,
+    PROTOCOLS,
+    RANGES,
+)
 
 pytestmark = [pytest.mark.root, pytest.mark.usefixtures("no_files")]
 
+BUILD: dict[str, Callable[..., Packet]] = {"TCP": dp.tcp, "UDP": dp.udp, "SCTP": dp.sctp}
 SO_COOKIE = 57  # not in socket
 OUTSIDE = {4: "203.0.113.200", 6: "2001:db8:ffff::9"}
 SERVICE_CIDRS = ("198.51.100.0/26", "2001:db8:5::/122")
@@ -99,15 +112,17 @@ def _name(obj: Service | EndpointSlice) -> str:
 
 @st.composite
 def questions(draw: st.DrawFn, cluster: Cluster) -> list[Question]:
-    """Most of them are about what a Service has; the others about any address with any port."""
+    """Most of them are about what a Service has; the others about any address with any port. The kernel need not have
+    SCTP for processes of the host.
+    """
     addresses = [*CLUSTER_IPS[4], *CLUSTER_IPS[6], *OUTSIDE_IPS[4], *OUTSIDE_IPS[6]]
     nodes = [address for name in (OWN, "near") for address in NODE_IPS[name]]
-    asked = [Asked(address, port, protocol) for address in nodes for port in NODE_PORTS for protocol in ("TCP", "UDP")]
-    asked += [Asked(address, port, protocol) for address in addresses for port in PORTS for protocol in ("TCP", "UDP")]
+    asked = [Asked(address, port, protocol) for address in nodes for port in NODE_PORTS for protocol in PROTOCOLS]
+    asked += [Asked(address, port, protocol) for address in addresses for port in PORTS for protocol in PROTOCOLS]
     likely = [one for one in asked if met_at(cluster, one)] or asked
     one = st.builds(
         Question, st.sampled_from(Client), st.sampled_from(likely * (len(asked) // len(likely) * 4) + asked)
-    )
+    ).filter(lambda question: (question.client, question.asked.protocol) != (Client.HOST, "SCTP"))
     return draw(st.lists(one, min_size=8, max_size=8, unique=True))
 
 
@@ -187,8 +202,7 @@ def ask(datapath: Datapath, question: Question, port: int) -> Outcome:
     """What becomes of a packet from a port of the client; the host's is one that its socket did not translate."""
     client, asked = question
     family = dp.V4 if asked.family == 4 else dp.V6
-    build = dp.tcp if asked.protocol == "TCP" else dp.udp
-    packet = build(family, (question.source, port), asked[:2])
+    packet = BUILD[asked.protocol](family, (question.source, port), asked[:2])
     if client in (Client.POD, Client.HOST):
         program = "from_pod" if client == Client.POD else "to_netdev"
         return outcome(datapath.run(program, packet, summed=False), asked)
@@ -204,7 +218,7 @@ def outcome(result: Result, asked: Asked) -> Outcome:
         return Verdict.DROPPED
     if ICMP in packet or ICMPv6DestUnreach in packet or (TCP in packet and "R" in packet[TCP].flags):
         return Verdict.REFUSED
-    found = packet.payload.dst, packet[TCP if TCP in packet else UDP].dport
+    found = packet.payload.dst, next(packet[layer] for layer in (TCP, UDP, SCTP) if layer in packet).dport
     return Verdict.UNTRANSLATED if found == asked[:2] else found
 
 
