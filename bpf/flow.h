@@ -25,6 +25,7 @@
 #include "address.h"
 #include "config.h"
 #include "drop.h"
+#include "icmp_error.h"
 #include "maps.h"
 #include "owner.h"
 #include "parse.h"
@@ -128,10 +129,10 @@ static __always_inline bool may_have_flow(const struct packet *packet)
 	return packet->is_v6 || has_ports(packet->tuple.protocol) || packet->tuple.protocol == icmp;
 }
 
-/* Later fragments begin nothing: where the first one has come to nothing, neither shall they. */
+/* Later fragments and ICMP errors begin nothing: where the first one has come to nothing, neither shall they. */
 static __always_inline bool begins_flow(const struct packet *packet)
 {
-	return has_flow(packet) && !is_later(packet);
+	return has_flow(packet) && !is_later(packet) && !packet->is_error;
 }
 
 static __always_inline bool opens_connection(const struct packet *packet)
@@ -385,17 +386,36 @@ __noinline int flow_claim(struct __sk_buff *skb)
 }
 
 /*
+ * The entry by which packets go that answer the one which an ICMP error quotes; NULL: there is none. The error goes the
+ * same way: from here on packet->tuple is that of such an answer. It changes nothing of the flow.
+ */
+static __noinline struct flow *flow_of_error(struct __sk_buff *skb, struct packet *packet)
+{
+	struct tuple quoted = {};
+	struct tuple answer;
+	struct flow *flow;
+
+	if (parse_quoted(skb, packet, &quoted) || !same_address(&quoted.saddr, &packet->tuple.daddr))
+		return NULL;
+	answer = reverse(&quoted);
+	flow = flow_lookup(&answer);
+	if (!flow || flow_expired(flow, flow_clock()))
+		return NULL;
+	packet->tuple = answer;
+	return flow;
+}
+
+/*
  * The flow of a packet, followed; NULL: there is none, or the packet begins another. `services`: the packet may be for
  * one; `outside`: it comes in from outside this node.
  */
-static __always_inline struct flow *flow_find(struct __sk_buff *skb, const struct packet *packet, bool services,
-					      bool outside)
+static __always_inline struct flow *flow_find(struct __sk_buff *skb, struct packet *packet, bool services, bool outside)
 {
 	__u64 now;
 	struct flow *flow;
 
 	if (!has_flow(packet))
-		return NULL;
+		return packet->is_error ? flow_of_error(skb, packet) : NULL;
 	now = flow_clock();
 	flow = flow_lookup(&packet->tuple);
 	if (!flow || !flow_matches(packet, flow, now, services))

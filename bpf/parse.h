@@ -42,7 +42,12 @@
 #define EXTENSIONS_MAX 6
 
 #define ICMP_ECHO_REPLY     0
+#define ICMP_UNREACHABLE    3
 #define ICMP_ECHO_REQUEST   8
+#define ICMP_TIME_EXCEEDED  11
+#define ICMP_PARAMETER      12
+#define ICMPV6_UNREACHABLE  1
+#define ICMPV6_PARAMETER    4
 #define ICMPV6_ECHO_REQUEST 128
 #define ICMPV6_ECHO_REPLY   129
 
@@ -64,11 +69,13 @@ struct packet {
 	__u32 l4_offset; /* bytes from the MAC header */
 	__u32 end;       /* of the packet by its own header, likewise; a frame may be padded */
 	__u8 is_v6;
-	__u8 ttl;             /* or hop limit */
-	__u8 tcp_flags;       /* of SCTP those that say the same */
-	__u8 part;            /* enum part */
-	__u8 is_echo;         /* ICMP echo, request or reply */
-	__u8 no_checksum;     /* UDP that says so */
+	__u8 ttl;         /* or hop limit */
+	__u8 tcp_flags;   /* of SCTP those that say the same */
+	__u8 part;        /* enum part */
+	__u8 is_echo;     /* ICMP echo, request or reply */
+	__u8 is_error;    /* of ICMP; once its flow is found, `tuple` is that of the flow's packets in its direction */
+	__u8 quoted_size; /* of the IP header that it quotes, in bytes */
+	__u8 no_checksum; /* UDP that says so */
 	__u32 identification; /* of the datagram that it is a part of, as it is on the wire */
 };
 
@@ -238,20 +245,34 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	return 0;
 }
 
-/* Of an echo: its identifier stands for the port of who asks; the other port is 0. */
+/* Of an echo, its identifier stands for the port of who asks; the other port is 0. Returns whether it is one. */
+static __always_inline bool echo_ports(const struct echo *echo, bool is_v6, struct tuple *tuple)
+{
+	if (echo->type == (is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST))
+		tuple->sport_be = echo->id_be;
+	else if (echo->type == (is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY))
+		tuple->dport_be = echo->id_be;
+	else
+		return false;
+	return true;
+}
+
+/* Whether a type of ICMP message quotes a packet that went the other way. */
+static __always_inline bool quotes(__u8 type, bool is_v6)
+{
+	if (is_v6)
+		return type >= ICMPV6_UNREACHABLE && type <= ICMPV6_PARAMETER;
+	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER;
+}
+
 static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *packet)
 {
 	struct echo echo;
 
 	if (bpf_skb_load_bytes(skb, packet->l4_offset, &echo, sizeof(echo)))
 		return -DROP_TRUNCATED;
-	if (echo.type == (packet->is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST))
-		packet->tuple.sport_be = echo.id_be;
-	else if (echo.type == (packet->is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY))
-		packet->tuple.dport_be = echo.id_be;
-	else
-		return 0;
-	packet->is_echo = 1;
+	packet->is_echo = echo_ports(&echo, packet->is_v6, &packet->tuple);
+	packet->is_error = quotes(echo.type, packet->is_v6);
 	return 0;
 }
 

@@ -23,9 +23,7 @@ struct icmp_error {
 	__be32 unused;
 };
 
-#define ICMP_UNREACHABLE        3
 #define ICMP_UNREACHABLE_PORT   3
-#define ICMPV6_UNREACHABLE      1
 #define ICMPV6_UNREACHABLE_PORT 4
 
 struct rst_v4 {
@@ -212,7 +210,7 @@ static __always_inline bool may_be_refused(const struct packet *packet)
 {
 	__u8 icmp = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 
-	return !(packet->tcp_flags & TCP_RST) && !is_later(packet) &&
+	return !(packet->tcp_flags & TCP_RST) && !is_later(packet) && !packet->is_error &&
 	       (packet->tuple.protocol != icmp || packet->is_echo);
 }
 

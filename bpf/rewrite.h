@@ -15,31 +15,10 @@
 #include <stddef.h>
 #include <bpf/bpf_helpers.h>
 
+#include "checksum.h"
 #include "crc32c.h"
+#include "icmp_error.h"
 #include "parse.h"
-
-/* An internet checksum after a change of the words that it covers, as bpf_csum_diff() gives it. */
-static __always_inline __u16 checksum_add(__u16 checksum, __u32 difference)
-{
-	__u32 sum = (__u16)~checksum + (difference & 0xffff) + (difference >> 16);
-
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
-/* What a change of addresses adds to a checksum, as bpf_csum_diff() gives it: in C it takes a third of the time. */
-static __always_inline __u32 address_difference(const struct tuple *from, const struct tuple *to)
-{
-	__u64 sum = 0;
-
-	for (int i = 0; i < 4; i++) {
-		sum += (__u64)to->saddr.word_be[i] + (__u32)~from->saddr.word_be[i];
-		sum += (__u64)to->daddr.word_be[i] + (__u32)~from->daddr.word_be[i];
-	}
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	return sum + (sum >> 32);
-}
 
 static __always_inline int rewrite_addresses(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
 					     __u32 difference)
@@ -136,17 +115,11 @@ static __always_inline int rewrite_sctp(struct __sk_buff *skb, const struct pack
 	return 0;
 }
 
-/*
- * Makes the packet that came as packet->tuple go on as `to`; of later fragments the addresses, as the first one has the
- * ports, and the checksum over all of them. Returns 0 or -DROP_REWRITE_FAILED.
- */
-static __noinline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+/* Of later fragments the addresses, as the first one has the ports, and the checksum over all of them. */
+static __noinline int rewrite_packet(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
 {
-	__u32 difference;
+	__u32 difference = addresses_difference(&packet->tuple, to);
 
-	if (same_tuple(&packet->tuple, to))
-		return 0;
-	difference = address_difference(&packet->tuple, to);
 	if (rewrite_addresses(skb, packet, to, difference))
 		return -DROP_REWRITE_FAILED;
 	if (is_later(packet))
@@ -156,6 +129,14 @@ static __noinline int rewrite(struct __sk_buff *skb, const struct packet *packet
 	if (packet->tuple.protocol == IPPROTO_SCTP)
 		return rewrite_sctp(skb, packet, to);
 	return rewrite_ports(skb, packet, to, difference);
+}
+
+/* Makes the packet that came as packet->tuple go on as `to`. Returns 0 or -DROP_REWRITE_FAILED. */
+static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+{
+	if (same_tuple(&packet->tuple, to))
+		return 0;
+	return packet->is_error ? rewrite_error(skb, packet, to) : rewrite_packet(skb, packet, to);
 }
 
 /* One hop: the TTL or hop limit goes down by one. Returns 0, -DROP_TTL_EXPIRED or -DROP_REWRITE_FAILED. */

@@ -218,7 +218,7 @@ int from_pod(struct __sk_buff *skb)
 		return PASS;
 	if (packet->part)
 		know_fragment(&work->packet);
-	flow = flow_find(skb, packet, true, false);
+	flow = flow_find(skb, &work->packet, true, false);
 	if (flow || begins_flow(packet)) {
 		if (flow)
 			follow(work, flow);
@@ -260,7 +260,7 @@ int to_pod(struct __sk_buff *skb)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
 	if (link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
 		return PASS;
-	flow = flow_find(skb, packet, false, false);
+	flow = flow_find(skb, &work->packet, false, false);
 	if (flow) {
 		struct tuple to = reverse(&flow->twin);
 
@@ -510,7 +510,7 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 	int result = 0;
 
 	work->arrival = (struct arrival){};
-	if (flow->flags & FLOW_HANDED_OVER)
+	if (flow->flags & FLOW_HANDED_OVER && !work->packet.is_error)
 		result = follow_sender(skb, work, flow, overlay);
 	work->opening.back = work->arrival.sender;
 	follow(work, flow);
@@ -566,7 +566,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 
 	if (link_scoped(&packet->tuple.daddr))
 		return PASS;
-	flow = flow_find(skb, packet, true, true);
+	flow = flow_find(skb, &work->packet, true, true);
 	if (flow && hands_over(flow)) {
 		/* what another node sends of this client now ends here, with a backend of this node's or with none */
 		arrive(skb, work, overlay);
@@ -611,7 +611,7 @@ int from_overlay(struct __sk_buff *skb)
 }
 
 /* The flow of a packet that the host's stack sends under its own address; NULL: none. */
-static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, struct packet *packet)
 {
 	return own_address(&packet->tuple.saddr) ? flow_find(skb, packet, true, false) : NULL;
 }
@@ -728,7 +728,7 @@ int to_netdev(struct __sk_buff *skb)
 	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
-	flow = flow_of_host(skb, packet);
+	flow = flow_of_host(skb, &work->packet);
 	if (flow && flow->flags & FLOW_REPLY)
 		return verdict(skb, answer_to_outside(skb, packet, flow));
 	if (flow)
@@ -758,7 +758,7 @@ int to_overlay(struct __sk_buff *skb)
 	packet = &work->packet;
 	if (link_scoped(&packet->tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
-	flow = flow_of_host(skb, packet);
+	flow = flow_of_host(skb, &work->packet);
 	if (flow && flow->flags & FLOW_REPLY)
 		result = answer_to_outside(skb, packet, flow);
 	if (result == PASS) {
