@@ -51,7 +51,9 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
         if held and not replace:
             pins = held
         else:
-            sizes = {**sizes, **upgrade.overfull(held or upgrade.predecessor(pins), sizes)}
+            there = held or upgrade.predecessor(pins)
+            if there:
+                sizes = {**sizes, **upgrade.overfull(there, sizes)}
             pins = pins.sized(sizes)
         before = upgrade.predecessor(pins)
         if before and not pins.entered() and pins.root.exists():

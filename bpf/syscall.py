@@ -29,6 +29,9 @@ _MEMBARRIER_CMD_GLOBAL = 1
 # What a kernel takes at most to see that all its programs have ended, on all but the most loaded of machines.
 RCU_S = 0.1
 
+# What an insertion says for want of room: in the map, or in memory.
+FULL = (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+
 # Entries asked for at once of a hash map. A bucket is answered whole: too few for one, and the kernel says ENOSPC.
 BATCH_ENTRIES = 4096
 

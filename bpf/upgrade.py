@@ -188,13 +188,13 @@ def converter(theirs: Fields, ours: Fields, size: int) -> Callable[[bytes], byte
     return converted
 
 
-def overfull(pins: Pins | None, sizes: Mapping[str, int]) -> dict[str, int]:
+def overfull(pins: Pins, sizes: Mapping[str, int]) -> dict[str, int]:
     """The maps that hold more entries than these sizes would let them, with the sizes that they have; not those that
     forget what is old where there is no room."""
     found = {}
-    for name, shape in _description(pins).items() if pins else ():
+    for name, shape in _description(pins).items():
         smaller = name in sizes and shape["type"] != LRU_HASH and shape["entries"] > sizes[name]
-        if pins and smaller and any(islice(_entries(pins, name, shape), sizes[name], None)):
+        if smaller and any(islice(_entries(pins, name, shape), sizes[name], None)):
             found[name] = shape["entries"]
     return found
 
@@ -246,7 +246,7 @@ def _write(target: int, key: bytes, value: bytes, flags: int) -> None:
     try:
         syscall.map_update(target, key, value, flags)
     except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.E2BIG, errno.ENOSPC, errno.ENOMEM):
+        if error.errno not in (errno.EEXIST, *syscall.FULL):
             raise
 
 

@@ -100,7 +100,7 @@ class Datapath:
             try:
                 syscall.map_update(self._open().maps["pods"], _key(address), pod.pack())
             except OSError as error:
-                full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+                full = error.errno in syscall.FULL
                 hint = "the setting pods_max" if full else ""
                 raise NodeError(f"the map of pods takes no entry for {address}: {error.strerror}", hint) from error
             return before is not None and before.container_hash != pod.container_hash

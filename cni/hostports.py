@@ -7,7 +7,6 @@ protocol a Service comes first, as with kube-proxy; among pods the one that came
 its DEL spares what is no longer its own.
 """
 
-import errno
 from collections.abc import Mapping
 from contextlib import suppress
 
@@ -127,7 +126,7 @@ def _enter(maps: Maps, port: HostPort, owner: int, held: Frontend | None) -> Non
             flags = syscall.ANY if held else syscall.NOEXIST
             syscall.map_update(maps["frontends"], port.key.pack(), _value(number).pack(), flags)
     except OSError as error:
-        full = error.errno in (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
+        full = error.errno in syscall.FULL
         hint = "the settings frontends_max, slots_max and backends_max" if full else ""
         raise NodeError(f"the Service maps take no entry for {port.mapping}: {error.strerror}", hint) from error
     if held and held.service_id != number:

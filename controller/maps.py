@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The seam to the pinned maps: read one, how many entries it takes, write a list of operations in order."""
 
-import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
@@ -14,8 +13,6 @@ from controller import mapread
 
 # bpftool is started in the time that so many entries take by system calls of our own.
 FEW_OPS = 256
-
-FULL = (errno.E2BIG, errno.ENOSPC, errno.ENOMEM)
 
 
 class Op(NamedTuple):
@@ -118,7 +115,7 @@ def _write(fd: int, op: Op) -> None:
         else:
             syscall.map_update(fd, op.key, op.value)
     except OSError as error:
-        raise BatchError(f"map {op.map}: {error}", f"{op.map} {op.key.hex()}", error.errno in FULL) from error
+        raise BatchError(f"map {op.map}: {error}", f"{op.map} {op.key.hex()}", error.errno in syscall.FULL) from error
 
 
 def _line(op: Op, map_id: int) -> str:
