@@ -258,7 +258,7 @@ class Settings:
     return_path: str = _setting(
         "entry",
         "How a backend's answer returns to an outside client: through the node by which the client came in (`entry`), "
-        "or from the backend's node itself (`direct`).",
+        "or from the backend's node itself (`direct`); a Service's annotation `calico-ebpf.io/return` comes first.",
         "works in networks that let no node answer under another's address",
         choices=("entry", "direct"),
     )

@@ -87,8 +87,16 @@ class ServiceStatus(_Object):
     load_balancer: LoadBalancer | None = None
 
 
+class ServiceAnnotations(_Object):
+    return_path: str = msgspec.field(name="calico-ebpf.io/return", default="")
+
+
+class ServiceMetadata(Metadata):
+    annotations: ServiceAnnotations | None = None
+
+
 class Service(_Object):
-    metadata: Metadata
+    metadata: ServiceMetadata
     spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
     status: ServiceStatus = msgspec.field(default_factory=ServiceStatus)
 

@@ -29,6 +29,10 @@ LABEL_SERVICE = "kubernetes.io/service-name"
 FAMILIES = {"IPv4": 4, "IPv6": 6}
 FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
+# The annotation by which a Service says how answers return to outside clients, and what it may say.
+RETURN = "calico-ebpf.io/return"
+RETURNS = ("entry", "direct")
+
 # Session affinity's time-out: what the API server puts where none is asked for, and what it takes at most.
 AFFINITY_S = 10800
 AFFINITY_MAX_S = 86400
@@ -42,7 +46,7 @@ class Rules(NamedTuple):
 
     Attributes:
         node_name: endpoints of this node are local.
-        direct: backends' nodes answer outside clients themselves.
+        direct: backends' nodes answer outside clients themselves, where a Service does not say otherwise.
         zone: that of this node; "": it has none.
         addresses: this node's own, 16 bytes each.
     """
@@ -168,7 +172,8 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     """
     problems: list[Problem] = []
     found = _endpoints(sorted(slices, key=key_of), rules, problems)
-    met, troubles = frontends.frontends(service, rules.direct, rules.addresses)
+    direct = _returns_directly(service, rules, problems)
+    met, troubles = frontends.frontends(service, direct, rules.addresses)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     affinity_s = _affinity_s(service, problems)
     namespace, name = key_of(service)
@@ -181,6 +186,15 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
     return Compiled(pools, problems, health, tuple(no_local))
+
+
+def _returns_directly(service: Service, rules: Rules, problems: list[Problem]) -> bool:
+    """Whether backends' nodes answer its outside clients themselves: it says so itself, or this node's setting does."""
+    asked = service.metadata.annotations.return_path if service.metadata.annotations else ""
+    if asked and asked not in RETURNS:
+        trouble = f"annotation {RETURN}: {asked!r} is neither {' nor '.join(RETURNS)}: this node's setting counts"
+        problems.append(Problem(_label(service), trouble))
+    return asked == "direct" if asked in RETURNS else rules.direct
 
 
 def _policies_without_endpoint(service: Service, met: Frontends, found: Endpoints) -> list[str]:

@@ -41,6 +41,11 @@ def _service(*ports: JSON, **spec: Any) -> JSON:
     return service("bad", spec.pop("ips", ["198.51.100.1"]), list(ports or [HTTP]), **spec)
 
 
+def _annotated(way_back: object) -> JSON:
+    manifest = _service()
+    return manifest | {"metadata": manifest["metadata"] | {"annotations": {"calico-ebpf.io/return": way_back}}}
+
+
 def _slice(*endpoints: JSON, **fields: Any) -> JSON:
     """The one that bad has."""
     return endpoint_slice("bad", list(endpoints or [endpoint(A)]), "bad", **fields)
@@ -78,6 +83,13 @@ ROWS = [
     _row("no ports", [_less(_service(), "spec", "ports"), _slice()], None),
     _row("port without number", [_service({"name": "http"}), _slice()], None, "missing required field `port`"),
     _row("port is a text", [_service({"port": "80"}), _slice()], None, "Expected `int`, got `str`"),
+    _row("annotation is a number", [_annotated(1), _slice()], None, "Expected `str`, got `int`"),
+    _row(
+        "unknown way back",
+        [_annotated("Direct"), _slice()],
+        A_SERVED,
+        "annotation calico-ebpf.io/return: 'Direct' is neither entry nor direct: this node's setting counts",
+    ),
     _row("label is a number", [_service(labels={"app": 1}), _slice()], None, "Expected `str`, got `int`"),
     # Services: values that cannot be
     _row("port 0", [_service(HTTP, {"port": 0}), _slice()], A_SERVED, "Service shop/bad: port 0/TCP cannot be"),

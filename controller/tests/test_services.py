@@ -148,6 +148,15 @@ def test_external_frontends_by_type_and_status(fields: JSON, status: JSON, expec
     assert _external(manifest, direct=True) == {frontend: flags | D for frontend, flags in expected.items()}
 
 
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("asked", ["entry", "direct"])
+def test_service_says_itself_how_its_answers_return(asked: str, direct: bool) -> None:
+    """Whatever this node's setting is."""
+    manifest = service(type="NodePort", ports=NODE_PORT)
+    manifest["metadata"]["annotations"] = {"calico-ebpf.io/return": asked, "other": "annotation"}
+    assert _external(manifest, direct) == {"0.0.0.0:30080/6": E | D if asked == "direct" else E}
+
+
 def test_node_port_of_both_families_and_two_protocols() -> None:
     """One number may serve TCP and UDP; each family has its own unspecified address."""
     ports = [{"name": name, "port": 53, "nodePort": 30053, "protocol": name} for name in ("TCP", "UDP")]

@@ -86,8 +86,10 @@ class Outside(Stage):
                 address, port = target(node, SERVICES[name], NODE_PORT, "IPv6")
                 wait(lambda a=address, p=port: "name" in ask(self.client, "tcp", a, p)[0], 20)  # type: ignore[misc]
 
-    def expose_outside(self, name: str, exposed: Exposed, pods: Iterable[str] | None = None) -> None:
-        """Makes the Service; with `pods`, for others than its own."""
+    def expose_outside(
+        self, name: str, exposed: Exposed, pods: Iterable[str] | None = None, way_back: str = ""
+    ) -> None:
+        """Makes the Service; with `pods`, for others than its own; with `way_back`, other than the nodes' setting."""
         backends = [self._backend(pod) for pod in (exposed.pods if pods is None else pods)]
         manifest = source.service(name, addresses.service(exposed.number), PORT, runtime.PORT)
         reached = source.reached_from_outside(
@@ -97,6 +99,8 @@ class Outside(Stage):
             service_addresses(BALANCER, exposed.number),
             exposed.policy,
         )
+        if way_back:
+            reached |= {"metadata": reached["metadata"] | {"annotations": {"calico-ebpf.io/return": way_back}}}
         self.source.apply(name, [reached, *source.endpoints(name, backends, runtime.PORT)])
 
     def _backend(self, name: str) -> tuple[Dual, str]:

@@ -2,6 +2,7 @@
 """Services reached at their external addresses: every way in, every way back, and the client's address kept."""
 
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +14,7 @@ from e2e.lab.network import DEVICE
 from e2e.lab.node import CONTROLLER, Node
 from e2e.lab.space import Space
 from e2e.lab.taps import Packet, captured
+from e2e.tests.load import load
 from e2e.tests.outside import (
     CLIENT,
     EXTERNAL_IP,
@@ -128,6 +130,34 @@ def test_packets_of_a_remote_backend_wear_the_headers_of_their_mode(
         assert len(handed_back) == len(sent) == len(replies["far"]) == len(replies["client"])
         assert _seen(replies["client"], "src_mac") == {_mac(entry.space)}
         _assert_carried(outside, handed_back, far, entry, family)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_service_says_itself_how_its_answers_return(outside: Outside, family: str) -> None:
+    """Its annotation counts where the nodes' setting is another, and changes under load: what has begun goes on."""
+    entry, exposed = outside.node(1), Exposed(35, ["web-2"], "Cluster")
+    at = target(entry, exposed, NODE_PORT, family)
+
+    def answers_pass_by_the_entry_node() -> bool:
+        with captured({"entry": entry.space}, (at[1], runtime.PORT)) as seen:
+            assert names(ask(outside.client, "tcp", *at)) == {"web-2"}
+        return any(packet["dst"] == pick(CLIENT, family) for packet in seen["entry"])
+
+    try:
+        outside.expose_outside("says", exposed)
+        wait(lambda: names(ask(outside.client, "tcp", *at)) == {"web-2"})
+        assert answers_pass_by_the_entry_node() == (outside.way_back == "entry")
+        with load(outside.client, *at, 3, rate=300, least=0.3) as answered:
+            for way_back in ("entry", "direct") * 4:
+                outside.expose_outside("says", exposed, way_back=way_back)
+                time.sleep(0.3)
+        assert answered == {"web-2"}
+        for way_back in ("entry", "direct"):
+            outside.expose_outside("says", exposed, way_back=way_back)
+            wait(lambda wanted=way_back == "entry": answers_pass_by_the_entry_node() == wanted)  # type: ignore[misc]
+    finally:
+        outside.source.delete("says")
 
 
 def _assert_handed_over(outside: Outside, requests: dict[str, list[Packet]], family: str, to: tuple[str, int]) -> None:
