@@ -27,7 +27,8 @@ struct address {
 };
 ABI_LAYOUT(address, 16);
 
-/* A packet's five-tuple as it is on the wire at one point of its way. ICMP has no ports here: both are 0. */
+/* A packet's five-tuple as it is on the wire at one point of its way. Of an ICMP echo the asker's port is the
+ * identifier, and the other one 0. */
 struct tuple {
 	struct address saddr;
 	struct address daddr;

@@ -395,7 +395,7 @@ static __noinline struct flow *flow_of_error(struct __sk_buff *skb, struct packe
 	struct tuple answer;
 	struct flow *flow;
 
-	if (parse_quoted(skb, packet, &quoted) || !same_address(&quoted.saddr, &packet->tuple.daddr))
+	if (packet->part || parse_quoted(skb, packet, &quoted) || !same_address(&quoted.saddr, &packet->tuple.daddr))
 		return NULL;
 	answer = reverse(&quoted);
 	flow = flow_lookup(&answer);

@@ -27,6 +27,7 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *packet,
 		struct iphdr v4;
 		struct ipv6hdr v6;
 	} ip;
+	struct extension extension;
 	union {
 		struct echo echo;
 		__be16 ports[2];
@@ -37,8 +38,17 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *packet,
 			return -1;
 		__builtin_memcpy(&quoted->saddr, &ip.v6.saddr, sizeof(struct address));
 		__builtin_memcpy(&quoted->daddr, &ip.v6.daddr, sizeof(struct address));
+		if (is_v4(&quoted->saddr))
+			return -1; /* it would stand for an IPv4 packet */
 		quoted->protocol = ip.v6.nexthdr;
 		packet->quoted_size = sizeof(ip.v6);
+		if (quoted->protocol == IPPROTO_FRAGMENT) {
+			if (bpf_skb_load_bytes(skb, offset + sizeof(ip.v6), &extension, sizeof(extension)) ||
+			    part_v6(extension.fragment_be) == PART_UNKNOWN)
+				return -1;
+			quoted->protocol = extension.next;
+			packet->quoted_size += sizeof(extension);
+		}
 	} else {
 		if (bpf_skb_load_bytes(skb, offset, &ip.v4, sizeof(ip.v4)) || ip.v4.version != 4 || ip.v4.ihl < 5 ||
 		    ip.v4.frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
@@ -48,7 +58,8 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *packet,
 		quoted->protocol = ip.v4.protocol;
 		packet->quoted_size = ip.v4.ihl * 4;
 	}
-	if (bpf_skb_load_bytes(skb, offset + packet->quoted_size, &l4, sizeof(l4)))
+	if (offset + packet->quoted_size + sizeof(l4) > packet->end ||
+	    bpf_skb_load_bytes(skb, offset + packet->quoted_size, &l4, sizeof(l4)))
 		return -1;
 	if (has_ports(quoted->protocol)) {
 		quoted->sport_be = l4.ports[0];

@@ -74,7 +74,7 @@ struct packet {
 	__u8 part;        /* enum part */
 	__u8 is_echo;     /* ICMP echo, request or reply */
 	__u8 is_error;    /* of ICMP; once its flow is found, `tuple` is that of the flow's packets in its direction */
-	__u8 quoted_size; /* of the IP header that it quotes, in bytes */
+	__u8 quoted_size; /* of the IP header that it quotes, with the fragment header, in bytes */
 	__u8 no_checksum; /* UDP that says so */
 	__u32 identification; /* of the datagram that it is a part of, as it is on the wire */
 };

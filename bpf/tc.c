@@ -544,12 +544,18 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 }
 
 /* What comes in that has no flow, and is for no pod here: to a cluster IP it is in vain. */
-static __noinline int pass_from_outside(struct work *work)
+static __noinline int pass_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
 	const struct packet *packet = &work->packet;
 	struct frontend_key key;
 	int result;
 
+	if (packet->is_error && !own_address(&packet->tuple.daddr)) {
+		arrive(skb, work, overlay);
+		if (work->arrival.handed_over)
+			return -DROP_NO_LOCAL_BACKEND; /* routed from here, it would come back to who has handed it over
+							*/
+	}
 	work->opening.back = (struct way){};
 	if (packet->part == PART_KNOWN && frontend_asked(packet, &key))
 		return -DROP_FRAGMENT; /* at an address of a Service, it would be routed back to where it came from */
@@ -576,7 +582,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	if (flow)
 		return follow_from_outside(skb, work, flow, overlay);
 	if (!begins_flow(packet))
-		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(work);
+		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(skb, work, overlay);
 	result = begin_from_outside(skb, work, overlay);
 	return result ? result : go_on(skb, work);
 }
@@ -731,10 +737,13 @@ int to_netdev(struct __sk_buff *skb)
 	flow = flow_of_host(skb, &work->packet);
 	if (flow && flow->flags & FLOW_REPLY)
 		return verdict(skb, answer_to_outside(skb, packet, flow));
-	if (flow)
+	if (flow) {
 		follow(work, flow);
-	else
+		if (packet->is_error && same_tuple(&packet->tuple, &work->opening.to))
+			return PASS; /* untranslated, by the way that the stack has found for it */
+	} else {
 		result = begin_from_host(skb, work);
+	}
 	if (!result)
 		result = send_from_host(skb, packet, &work->opening.to);
 	return verdict_for_host(skb, packet, result);

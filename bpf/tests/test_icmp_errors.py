@@ -4,8 +4,8 @@
 from collections.abc import Callable
 
 import pytest
-from scapy.layers.inet import ICMP, IP
-from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6PacketTooBig, IPv6
+from scapy.layers.inet import ICMP, IP, UDP, IPOption_Router_Alert, fragment
+from scapy.layers.inet6 import ICMPv6EchoRequest, ICMPv6PacketTooBig, IPv6, IPv6ExtHdrFragment, fragment6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet, Raw
 
@@ -108,6 +108,62 @@ class TestPods:
         assert result.verdict == REDIRECT
         wanted = quoting(expected(request, hops=1), build, seen)
         same(result.packet, too_big(ROUTER[family], wanted, quoted, 1, **TO_POD))
+
+    @BOTH
+    def test_error_about_the_first_of_fragments(self, datapath: Datapath, family: Family) -> None:
+        """What is larger than the path, it may quote: the ports are there."""
+        if family is V4:
+            (first, *_) = fragment(IP(src=V4.client, dst=V4.outside, id=7) / UDP(sport=5000, dport=443) / bytes(3000))
+        else:
+            network = IPv6(src=V6.client, dst=V6.outside) / IPv6ExtHdrFragment(id=7)
+            (first, *_) = fragment6(IPv6(bytes(network / UDP(sport=5000, dport=443) / bytes(3000))), 1400)
+        request = Ether(bytes(dp.ethernet() / first))
+        seen = datapath.run("from_pod", request).packet
+        assert seen[family.ip].src == family.node
+        result = datapath.run("from_netdev", arriving(too_big(ROUTER[family], seen, 500)))
+        assert result.verdict == REDIRECT
+        network = request[family.ip]
+        if family is V4:
+            network.ttl, network.chksum = 63, None
+        else:
+            network.hlim = 63
+        same(result.packet, too_big(ROUTER[family], Ether(bytes(request)), 500, 1, **TO_POD))
+
+    def test_error_about_a_datagram_without_checksum(self, datapath: Datapath) -> None:
+        """The quote has none either; IP options stand before its ports."""
+        options = [IPOption_Router_Alert()]
+        network = IP(src=V4.client, dst=V4.outside, options=options)
+        request = Ether(bytes(dp.ethernet() / network / UDP(sport=5000, dport=443, chksum=0) / b"question"))
+        seen = datapath.run("from_pod", request).packet
+        assert (seen[IP].src, seen[UDP].chksum) == (V4.node, 0)
+        result = datapath.run("from_netdev", arriving(too_big(ROUTER[V4], seen)))
+        assert result.verdict == REDIRECT
+        request[IP].ttl, request[IP].chksum = 63, None
+        same(result.packet, too_big(ROUTER[V4], Ether(bytes(request)), 1280, 1, **TO_POD))
+
+    @BOTH
+    @BUILD
+    def test_error_about_what_a_pod_has_sent_to_itself(self, datapath: Datapath, family: Family, build: Build) -> None:
+        """Both its addresses change: it sees the Service's as the client's."""
+        datapath.service(family.service, 80, PROTOCOLS[build], [(family.client, 8080)])
+        request = build(family, (family.client, 40000), (family.service, 80))
+        seen = datapath.run("from_pod", request).packet
+        assert seen[family.ip].src == family.service
+        result = datapath.run("from_pod", too_big(family.client, seen))
+        assert result.verdict == REDIRECT
+        wanted = quoting(expected(request, hops=1), build, seen)
+        same(result.packet, too_big(family.service, wanted, 1280, 1, **TO_POD))
+
+    @BOTH
+    def test_pods_own_error_about_what_was_masqueraded(self, datapath: Datapath, family: Family) -> None:
+        """It leaves under the node's address, and quotes what came to that."""
+        request = udp(family, (family.client, 5000), (family.outside, 443))
+        port = datapath.run("from_pod", request).packet[UDP].sport
+        answer = arriving(udp(family, (family.outside, 443), (family.node, port)))
+        seen = datapath.run("from_netdev", answer).packet
+        result = datapath.run("from_pod", too_big(family.client, seen))
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, too_big(family.node, expected(answer, hops=1), 1280, 1))
 
     @BOTH
     def test_error_about_a_masqueraded_echo(self, datapath: Datapath, family: Family) -> None:
@@ -266,6 +322,37 @@ class TestOthers:
             same(result.packet, error)
 
     @BOTH
+    @pytest.mark.parametrize("sender", [dp.PEER_MAC, dp.ROUTER_MAC], ids=["another node", "a router"])
+    @pytest.mark.parametrize("kind", ["balancer", "other_node"])
+    def test_error_that_was_handed_over_is_not_routed_on(
+        self, datapath: Datapath, family: Family, sender: str, kind: str
+    ) -> None:
+        """Its flow has ended here, and not yet at the entry node, to which it would come back."""
+        address = getattr(family, kind)
+        error = arriving(too_big(ROUTER[family], tcp(family, (address, NODE_PORT), (family.outside, 5000))), sender)
+        result = datapath.run("from_netdev", error)
+        assert result.verdict == (SHOT if sender == dp.PEER_MAC else PASS)
+        assert datapath.dropped(DropReason.NO_LOCAL_BACKEND) == (sender == dp.PEER_MAC)
+
+    @BOTH
+    def test_error_in_fragments_stays_together(self, datapath: Datapath, family: Family) -> None:
+        """Its later fragments could not be led after the first one."""
+        request = udp(family, (family.client, 5000), (family.outside, 443))
+        seen = datapath.run("from_pod", request).packet
+        whole = arriving(too_big(ROUTER[family], seen))
+        if family is V4:
+            whole[IP].flags, whole[IP].chksum = "MF", None
+        else:
+            network, message = whole[IPv6].copy(), whole[IPv6].payload
+            network.remove_payload()
+            network.plen = None
+            whole = Ether(src=whole.src, dst=whole.dst) / network / IPv6ExtHdrFragment(m=1, id=7) / message
+        error = Ether(bytes(whole))
+        result = datapath.run("from_netdev", error, summed=False)
+        assert result.verdict == PASS
+        same(result.packet, error)
+
+    @BOTH
     def test_error_does_not_change_the_flow(self, datapath: Datapath, family: Family) -> None:
         """A connection that nobody has answered is not established by it, and none is begun."""
         datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.server, 8080)])
@@ -310,7 +397,7 @@ class TestOthers:
                 cut[IP].len, cut[IP].chksum = size - 14, None
             else:
                 cut[IPv6].plen = size - 14 - header
-            for packet in (bytes(error)[:size], bytes(Ether(bytes(cut)))):
+            for packet in (bytes(error)[:size], bytes(Ether(bytes(cut))), bytes(Ether(bytes(cut))) + bytes(len(error))):
                 result = datapath.run("from_pod", packet, summed=False)
                 whole = size >= 14 + header + 8 + header + 8
                 if not whole and result.verdict == REDIRECT:

@@ -20,7 +20,7 @@ def lines(report: dict[str, Any]) -> list[str]:
     if not report:
         return []
     back = RETURNS.get(report["return_path"], report["return_path"])
-    told = [f"answers go back {back}"]
+    told = [f"answers go back {back}, where a Service does not say otherwise"]
     for (way, why), nodes in sorted(grouped(report).items()):
         told.append(f"{WAYS.get(way, way)} to {_names(nodes)}: {why}")
     return told
