@@ -225,8 +225,8 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
  * is that of what was handed over; else packets towards one `outside` go by the route there, those towards the host
  * that has asked a Service by the device by which it did, and all others by their destination.
  */
-static __always_inline void flow_restore(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
-					 bool outside)
+static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
+				    bool outside)
 {
 	struct flow twin = *flow;
 
