@@ -229,7 +229,7 @@ def test_handed_to_a_node_whose_backend_is_gone_waits_until_the_entry_node_knows
         before = drops(far).get("no_local_backend", 0)
         hops = {"entry": entry.space, "far": far.space}
         with captured(hops, (port, runtime.PORT)) as seen:
-            answers = ask(outside.client, "tcp", address, port, count=12, timeout_s=ONE_SYN_S)
+            answers = ask(outside.client, "tcp", address, port, count=20, timeout_s=ONE_SYN_S)
         dropped = [answer for answer in answers if answer.get("error") == "ETIMEDOUT"]
         assert names(answers) == {"web-1", "ETIMEDOUT"}
         assert drops(far)["no_local_backend"] - before == len(dropped)
@@ -240,8 +240,13 @@ def test_handed_to_a_node_whose_backend_is_gone_waits_until_the_entry_node_knows
             passed = [one["way"] for one in seen["entry"] if one["flags"] == "S" and one["sport"] == packet["sport"]]
             assert sorted(passed) == ["in", "out"]
         asked = runtime.tool("ask", "tcp", address, str(port), "--timeout", "20")
-        waiting = [outside.client.start(*asked) for _ in range(6)]
-        wait(lambda: drops(far)["no_local_backend"] - before > len(dropped))
+        waiting = []
+
+        def one_is_dropped() -> bool:
+            waiting.append(outside.client.start(*asked))
+            return drops(far)["no_local_backend"] - before > len(dropped)
+
+        wait(one_is_dropped)
         entry.start(CONTROLLER)
         entry.wait_ready()
         assert names(json.loads(process.communicate(timeout=30)[0]) for process in waiting) == {"web-1"}
