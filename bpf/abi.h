@@ -19,7 +19,7 @@
  * a new one means what was before. Values of enums are only added.
  */
 enum abi_version {
-	ABI_VERSION = 8,
+	ABI_VERSION = 9,
 };
 
 struct address {
@@ -232,17 +232,24 @@ struct peer {
 };
 ABI_LAYOUT(peer, 16);
 
-struct underlay_key {
-	__u32 ifindex;
+struct device_key {
+	__u32 ifindex; /* 0: each of the pod links */
 };
-ABI_LAYOUT(underlay_key, 4);
+ABI_LAYOUT(device_key, 4);
 
-/* A device of the underlay: the addresses to which traffic that leaves the cluster by it is masqueraded; 0: none. */
-struct underlay {
-	struct address v4;
+/* A device by which packets leave this node: of the underlay, or the overlay's; or the pod links. */
+struct device {
+	struct address v4; /* under which this node speaks there; ::, it has none */
 	struct address v6;
+	__u32 mtu;   /* in bytes, IP header and all */
+	__u32 flags; /* enum device_flag */
 };
-ABI_LAYOUT(underlay, 32);
+ABI_LAYOUT(device, 40);
+
+enum device_flag {
+	DEVICE_MASQUERADE_V4 = 1 << 0, /* what pods send out of the cluster by it goes under its address */
+	DEVICE_MASQUERADE_V6 = 1 << 1,
+};
 
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
 
@@ -337,7 +344,7 @@ enum drop_reason {
 	DROP_NO_SLOT,          /* a slot or its backend is missing: the Service was changing, or its maps are damaged */
 	DROP_NO_FREE_PORT,     /* every port tried for a colliding flow was taken */
 	DROP_FLOWS_FULL,       /* the flow table took no entry */
-	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here */
+	DROP_TTL_EXPIRED,      /* TTL or hop limit used up here; the sender is told */
 	DROP_FRAGMENT,         /* a later fragment whose first one was not seen, or not served */
 	DROP_REWRITE_FAILED,   /* a helper could not change the packet */
 	DROP_UNTRANSLATED,     /* a host's packet to a Service, which nobody but a socket hook could have translated */
@@ -351,6 +358,7 @@ enum drop_reason {
 	DROP_NO_SUCH_PORT,     /* refused: a port that the Service of this cluster IP does not have */
 	DROP_NO_SERVICE,       /* an address of the ranges of Services that none of them has */
 	DROP_SOURCE_RANGE,     /* not of the sources for which a load-balancer address is */
+	DROP_TOO_BIG,          /* for the link or tunnel that it has to take; the sender is told, where it is to know */
 	DROP_REASONS,
 };
 
@@ -372,7 +380,7 @@ enum counter {
 	COUNTER_FLOWS_RESTORED,  /* a twin was missing: the flow table evicts live flows, it is too small */
 	COUNTER_FLOWS_PICKED_UP, /* mid-stream TCP without an entry, followed from here on */
 	COUNTER_PORTS_REWRITTEN, /* a live collision was given another source port */
-	COUNTER_REFUSALS,        /* RST or ICMP unreachable sent */
+	COUNTER_REFUSALS,        /* RST or ICMP error sent */
 	COUNTER_HANDED_OVER,     /* flows of outside clients handed to another node */
 	COUNTER_MASQUERADED,     /* flows that left the cluster under the node's address */
 	COUNTERS,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 8
+    VERSION = 9
 
 
 class BackendFlag(IntFlag):
@@ -40,6 +40,13 @@ class Counter(IntEnum):
     REFUSALS = 4
     HANDED_OVER = 5
     MASQUERADED = 6
+
+
+class DeviceFlag(IntFlag):
+    """enum device_flag."""
+
+    MASQUERADE_V4 = 1
+    MASQUERADE_V6 = 2
 
 
 class DropReason(IntEnum):
@@ -68,6 +75,7 @@ class DropReason(IntEnum):
     NO_SUCH_PORT = 21
     NO_SERVICE = 22
     SOURCE_RANGE = 23
+    TOO_BIG = 24
 
 
 class FlowFlag(IntFlag):
@@ -300,6 +308,43 @@ class Config(NamedTuple):
             overlay_port,
             closes_udp,
         )
+
+
+_DEVICE = Struct("=16s16sII")
+
+
+class Device(NamedTuple):
+    """struct device, 40 bytes."""
+
+    v4: bytes
+    v6: bytes
+    mtu: int
+    flags: int
+
+    def pack(self) -> bytes:
+        return _DEVICE.pack(self.v4, self.v6, self.mtu, self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Device":
+        v4, v6, mtu, flags = _DEVICE.unpack(data)
+        return cls(v4, v6, mtu, flags)
+
+
+_DEVICE_KEY = Struct("=I")
+
+
+class DeviceKey(NamedTuple):
+    """struct device_key, 4 bytes."""
+
+    ifindex: int
+
+    def pack(self) -> bytes:
+        return _DEVICE_KEY.pack(self.ifindex)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "DeviceKey":
+        (ifindex,) = _DEVICE_KEY.unpack(data)
+        return cls(ifindex)
 
 
 _DROP_COUNT = Struct("=QQ")
@@ -701,41 +746,6 @@ class Tuple(NamedTuple):
         return cls(saddr, daddr, ntohs(sport), ntohs(dport), protocol)
 
 
-_UNDERLAY = Struct("=16s16s")
-
-
-class Underlay(NamedTuple):
-    """struct underlay, 32 bytes."""
-
-    v4: bytes
-    v6: bytes
-
-    def pack(self) -> bytes:
-        return _UNDERLAY.pack(self.v4, self.v6)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> "Underlay":
-        v4, v6 = _UNDERLAY.unpack(data)
-        return cls(v4, v6)
-
-
-_UNDERLAY_KEY = Struct("=I")
-
-
-class UnderlayKey(NamedTuple):
-    """struct underlay_key, 4 bytes."""
-
-    ifindex: int
-
-    def pack(self) -> bytes:
-        return _UNDERLAY_KEY.pack(self.ifindex)
-
-    @classmethod
-    def unpack(cls, data: bytes) -> "UnderlayKey":
-        (ifindex,) = _UNDERLAY_KEY.unpack(data)
-        return cls(ifindex)
-
-
 _WAY = Struct("=IB3x16s")
 
 
@@ -805,6 +815,7 @@ MAPS = {
     "affinities": MapSpec(9, 20, 16, 65536, 0, "AffinityKey", "Affinity"),
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
+    "devices": MapSpec(1, 4, 40, 64, 1, "DeviceKey", "Device"),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
     "fragments": MapSpec(9, 40, 16, 16384, 0, "FragmentKey", "Fragment"),
@@ -817,7 +828,6 @@ MAPS = {
     "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
     "sources": MapSpec(11, 40, 4, 16384, 1, "SourceKey", "Source"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
-    "underlays": MapSpec(1, 4, 32, 64, 1, "UnderlayKey", "Underlay"),
 }
 
 # (offset, size) in bytes of each field of a map's structs, but for padding; structs in it have dotted names.
@@ -826,6 +836,8 @@ FIELDS = {
     "AffinityKey": {"client": (0, 16), "service_id": (16, 4)},
     "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1), "flags": (19, 1)},
     "BackendKey": {"backend_id": (0, 4)},
+    "Device": {"v4": (0, 16), "v6": (16, 16), "mtu": (32, 4), "flags": (36, 4)},
+    "DeviceKey": {"ifindex": (0, 4)},
     "DropCount": {"packets": (0, 8), "octets": (8, 8)},
     "DropKey": {"reason": (0, 4), "ifindex": (4, 4)},
     "Flow": {
@@ -882,6 +894,4 @@ FIELDS = {
         "address": (24, 16),
     },
     "Tuple": {"saddr": (0, 16), "daddr": (16, 16), "sport_be": (32, 2), "dport_be": (34, 2), "protocol": (36, 1)},
-    "Underlay": {"v4": (0, 16), "v6": (16, 16)},
-    "UnderlayKey": {"ifindex": (0, 4)},
 }

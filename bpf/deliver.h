@@ -9,6 +9,7 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "device.h"
 #include "flow.h"
 #include "owner.h"
 #include "rewrite.h"
@@ -115,16 +116,49 @@ static __always_inline bool pod_is_gone(struct __sk_buff *skb, const struct pack
 	return has_flow(packet) && in_mid_stream(packet) && unreachable(skb, &to->saddr, &to->daddr);
 }
 
+/* As fits_on_its_way(), of a packet that is not small. Who cuts is the kernel: IPv4 tunnels' packets, and no others. */
+static __noinline int large_fits(struct __sk_buff *skb, struct packet *packet, const struct remote *remote,
+				 const struct way *way)
+{
+	bool tunnel = remote ? remote->flags & REMOTE_OVERLAY : way->kind == WAY_TUNNEL;
+	__u32 ifindex = way->ifindex;
+	const struct device *device;
+	struct address end;
+
+	if (remote) {
+		end = remote->node;
+		ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
+	} else {
+		__builtin_memcpy(&end, way->end, sizeof(end));
+	}
+	device = device_at(ifindex);
+	if (!device || size_on_link(skb, packet) <= device->mtu)
+		return 0;
+	if (!may_be_cut(skb, packet))
+		packet->mtu = device->mtu;
+	else if (tunnel && is_v4(&end))
+		return 0;
+	return -DROP_TOO_BIG;
+}
+
+/* Whether the way to a remote, or, NULL, another way can take a packet as it came in. Returns 0 or -DROP_TOO_BIG. */
+static __always_inline int fits_on_its_way(struct __sk_buff *skb, struct packet *packet, const struct remote *remote,
+					   const struct way *way)
+{
+	return is_small(skb) ? 0 : large_fits(skb, packet, remote, way);
+}
+
 /*
- * Sends a packet that came in as packet->tuple on its way as `to`.
- * Returns a verdict, or a negated drop reason.
+ * Sends a packet that came in as packet->tuple on its way as `to`. What cannot go on is left as it came: its sender is
+ * told about that. Returns a verdict, or a negated drop reason.
  */
-static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to,
+static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, const struct tuple *to,
 			      const struct way *way)
 {
 	const struct pod *pod = NULL;
 	const struct remote *remote = NULL;
-	int error;
+	bool hop;
+	int error = 0;
 
 	if (way->kind == WAY_DESTINATION) {
 		pod = pod_at(&to->daddr);
@@ -135,18 +169,23 @@ static __noinline int deliver(struct __sk_buff *skb, const struct packet *packet
 		if (!pod && !remote && pod_is_gone(skb, packet, to))
 			return -DROP_NO_POD;
 	}
-	error = rewrite(skb, packet, to);
+	/* the host's stack counts the hop itself */
+	hop = pod || remote || (way->kind != WAY_DESTINATION && way->kind != WAY_HOST);
+	if (hop && packet->ttl <= 1)
+		return -DROP_TTL_EXPIRED;
+	if (hop && !pod) /* a pod takes what came this far */
+		error = fits_on_its_way(skb, packet, remote, way);
 	if (error)
 		return error;
-	if (way->kind == WAY_DESTINATION && !pod && !remote)
-		return PASS; /* the host's stack counts the hop itself */
-	if (way->kind == WAY_HOST)
-		return send_by_way(skb, way);
-	error = rewrite_ttl(skb, packet);
+	error = rewrite(skb, packet, to);
+	if (!error && hop)
+		error = rewrite_ttl(skb, packet);
 	if (error)
 		return error;
 	if (pod)
 		return send_to_pod(skb, pod);
+	if (!remote && way->kind == WAY_DESTINATION)
+		return PASS;
 	return remote ? send_to_remote(skb, remote) : send_by_way(skb, way);
 }
 

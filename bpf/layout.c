@@ -11,6 +11,7 @@ struct {
 	enum host_port host_port;
 	enum remote_flag remote_flag;
 	enum node_flag node_flag;
+	enum device_flag device_flag;
 	enum way_kind way_kind;
 	enum flow_state flow_state;
 	enum flow_flag flow_flag;

@@ -90,14 +90,14 @@ struct {
 	__type(value, struct peer);
 } peers SEC(".maps");
 
-/* Controller: this node's devices in the underlay. */
+/* Controller: the devices by which packets leave this node. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 64);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct underlay_key);
-	__type(value, struct underlay);
-} underlays SEC(".maps");
+	__type(key, struct device_key);
+	__type(value, struct device);
+} devices SEC(".maps");
 
 /* Controller and loader: see enum state_index. */
 struct {

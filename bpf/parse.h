@@ -34,6 +34,7 @@
 #define SCTP_SHUTDOWN_ACK      8
 #define SCTP_SHUTDOWN_COMPLETE 14
 
+#define IPV4_DO_NOT_FRAGMENT 0x4000
 #define IPV4_MORE_FRAGMENTS  0x2000
 #define IPV4_FRAGMENT_OFFSET 0x1fff
 #define IPV6_FRAGMENT_OFFSET 0xfff8
@@ -77,6 +78,7 @@ struct packet {
 	__u8 quoted_size; /* of the IP header that it quotes, with the fragment header, in bytes */
 	__u8 no_checksum; /* UDP that says so */
 	__u32 identification; /* of the datagram that it is a part of, as it is on the wire */
+	__u32 mtu;            /* of what it is too big for, in bytes; 0: it is not, or its sender is not to know */
 };
 
 /* Whether a packet is a fragment without transport header. */

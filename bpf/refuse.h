@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /*
  * Turns a packet into its own refusal: a TCP RST (RFC 9293, 3.10.7.1), or ICMP port unreachable (RFC 792, RFC 4443),
- * from the address that the client talked to. The caller sends it back where it came from.
+ * from the address that the client talked to; or into what a router says of it: that it is too big (from there as well:
+ * a client's firewall may let nobody else speak), or that its TTL has run out, from this node's own address, which is
+ * what traceroute is to show. The caller sends it back where it came from.
  */
 #ifndef CALICO_EBPF_REFUSE_H
 #define CALICO_EBPF_REFUSE_H
@@ -9,8 +11,10 @@
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 
+#include "device.h"
 #include "parse.h"
 #include "rewrite.h"
+#include "work.h"
 
 #define REFUSAL_TTL 64
 #define QUOTED_L4   8 /* bytes of the refused packet's transport header in an ICMP error: the ports are among them */
@@ -20,11 +24,14 @@ struct icmp_error {
 	__u8 type;
 	__u8 code;
 	__u16 checksum;
-	__be32 unused;
+	__be32 mtu_be; /* else 0 */
 };
 
 #define ICMP_UNREACHABLE_PORT   3
+#define ICMP_UNREACHABLE_SIZE   4
 #define ICMPV6_UNREACHABLE_PORT 4
+#define ICMPV6_TOO_BIG          2
+#define ICMPV6_TIME_EXCEEDED    3
 
 struct rst_v4 {
 	struct iphdr ip;
@@ -134,6 +141,34 @@ static __always_inline void fill_rst(struct __sk_buff *skb, const struct packet 
 	tcp->check = checksum(tcp, sizeof(*tcp), pseudo_sum(back, sizeof(*tcp), IPPROTO_TCP));
 }
 
+/* What a router says of a packet that it does not send on, by ICMP whatever the protocol is. */
+static __always_inline bool said_on_the_way(int reason)
+{
+	return reason == -DROP_TOO_BIG || reason == -DROP_TTL_EXPIRED;
+}
+
+static __always_inline struct icmp_error error_v4(const struct packet *packet, int reason)
+{
+	struct icmp_error error = {.type = ICMP_UNREACHABLE, .code = ICMP_UNREACHABLE_PORT};
+
+	if (reason == -DROP_TTL_EXPIRED)
+		return (struct icmp_error){.type = ICMP_TIME_EXCEEDED};
+	if (reason == -DROP_TOO_BIG) {
+		error.code = ICMP_UNREACHABLE_SIZE;
+		error.mtu_be = bpf_htonl(packet->mtu);
+	}
+	return error;
+}
+
+static __always_inline struct icmp_error error_v6(const struct packet *packet, int reason)
+{
+	if (reason == -DROP_TTL_EXPIRED)
+		return (struct icmp_error){.type = ICMPV6_TIME_EXCEEDED};
+	if (reason == -DROP_TOO_BIG)
+		return (struct icmp_error){.type = ICMPV6_TOO_BIG, .mtu_be = bpf_htonl(packet->mtu)};
+	return (struct icmp_error){.type = ICMPV6_UNREACHABLE, .code = ICMPV6_UNREACHABLE_PORT};
+}
+
 /* The packet becomes its Ethernet header, reversed, and `size` bytes of `reply`, which has `max`. */
 static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u64 size, __u64 max)
 {
@@ -176,10 +211,11 @@ static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *
 	return replace(skb, &reply, sizeof(reply), sizeof(reply));
 }
 
-static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet *packet, int reason,
+				      const struct address *from)
 {
-	struct tuple back = reverse(&packet->tuple);
-	struct unreachable_v4 reply = {.icmp = {.type = ICMP_UNREACHABLE, .code = ICMP_UNREACHABLE_PORT}};
+	struct tuple back = {.saddr = *from, .daddr = packet->tuple.saddr};
+	struct unreachable_v4 reply = {.icmp = error_v4(packet, reason)};
 	__u32 quoted = packet->l4_offset - ETH_HLEN + QUOTED_L4; /* options are quoted as well */
 	__u32 length = sizeof(reply) - sizeof(reply.quoted) + quoted;
 
@@ -192,10 +228,11 @@ static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet
 	return replace(skb, &reply, length, sizeof(reply));
 }
 
-static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet, int reason,
+				      const struct address *from)
 {
-	struct tuple back = reverse(&packet->tuple);
-	struct unreachable_v6 reply = {.icmp = {.type = ICMPV6_UNREACHABLE, .code = ICMPV6_UNREACHABLE_PORT}};
+	struct tuple back = {.saddr = *from, .daddr = packet->tuple.saddr};
+	struct unreachable_v6 reply = {.icmp = error_v6(packet, reason)};
 	const __u32 length = sizeof(reply) - sizeof(reply.ip);
 
 	fill_v6(&reply.ip, &back, IPPROTO_ICMPV6, length);
@@ -215,19 +252,31 @@ static __always_inline bool may_be_refused(const struct packet *packet)
 }
 
 /*
- * Turns the packet into its refusal.
+ * Turns work->packet into its refusal. A global function, as flow_try() is.
  * Returns 0; or, where none is to be sent or can be made, a negated drop reason.
  */
-static __always_inline int refuse(struct __sk_buff *skb, const struct packet *packet, int reason)
+__noinline int refuse(struct __sk_buff *skb, int reason)
 {
+	const struct work *work = current_work();
+	const struct packet *packet;
+	const struct address *from;
 	int error;
 
-	if (!may_be_refused(packet))
+	if (!work)
 		return reason;
-	if (packet->tuple.protocol == IPPROTO_TCP)
+	packet = &work->packet;
+	from = &packet->tuple.daddr;
+	if (!may_be_refused(packet) || (reason == -DROP_TOO_BIG && !packet->mtu))
+		return reason;
+	if (reason == -DROP_TTL_EXPIRED)
+		from = own_address_there(skb, packet->is_v6);
+	if (!from)
+		return reason;
+	if (packet->tuple.protocol == IPPROTO_TCP && !said_on_the_way(reason))
 		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);
 	else
-		error = packet->is_v6 ? refuse_other_v6(skb, packet) : refuse_other_v4(skb, packet);
+		error = packet->is_v6 ? refuse_other_v6(skb, packet, reason, from)
+				      : refuse_other_v4(skb, packet, reason, from);
 	if (!error)
 		count(COUNTER_REFUSALS);
 	return error;

@@ -139,13 +139,11 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 	return packet->is_error ? rewrite_error(skb, packet, to) : rewrite_packet(skb, packet, to);
 }
 
-/* One hop: the TTL or hop limit goes down by one. Returns 0, -DROP_TTL_EXPIRED or -DROP_REWRITE_FAILED. */
+/* One hop: the TTL or hop limit, which is not used up, goes down by one. Returns 0 or -DROP_REWRITE_FAILED. */
 static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packet *packet)
 {
 	__u8 ttl = packet->ttl - 1;
 
-	if (packet->ttl <= 1)
-		return -DROP_TTL_EXPIRED;
 	if (packet->is_v6) {
 		/* no checksum covers it, but the device's sum over the whole packet does */
 		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, 1,

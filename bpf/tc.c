@@ -25,7 +25,8 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 static __always_inline bool refused(const struct packet *packet, int result)
 {
 	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW || result == -DROP_NO_SUCH_PORT ||
-	       result == -DROP_UNTRANSLATED || (result == -DROP_NO_POD && in_mid_stream(packet));
+	       result == -DROP_UNTRANSLATED || said_on_the_way(result) ||
+	       (result == -DROP_NO_POD && in_mid_stream(packet));
 }
 
 static __always_inline bool to_tunnel(const struct packet *packet)
@@ -88,22 +89,18 @@ static __always_inline int open_service(const struct packet *packet, const struc
  */
 static __always_inline int open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
-	const struct address *address;
-	const struct underlay *underlay;
-	struct underlay_key key;
+	const struct device *device;
+	__u32 ifindex;
 
 	/* Under a node's address a pod could speak for that node in a tunnel. */
 	if (!config.masquerade_port_count || to_tunnel(packet))
 		return 0;
-	key.ifindex = route_out(skb, &packet->tuple.saddr, &opening->to.daddr);
-	underlay = bpf_map_lookup_elem(&underlays, &key);
-	if (!underlay)
+	ifindex = route_out(skb, &packet->tuple.saddr, &opening->to.daddr);
+	device = ifindex ? device_at(ifindex) : NULL;
+	if (!device || !(device->flags & (packet->is_v6 ? DEVICE_MASQUERADE_V6 : DEVICE_MASQUERADE_V4)))
 		return 0;
-	address = packet->is_v6 ? &underlay->v6 : &underlay->v4;
-	if (!(address->word_be[0] | address->word_be[1] | address->word_be[3]))
-		return 0;
-	opening->to.saddr = *address;
-	opening->way = (struct way){.ifindex = key.ifindex, .kind = WAY_ROUTE};
+	opening->to.saddr = packet->is_v6 ? device->v6 : device->v4;
+	opening->way = (struct way){.ifindex = ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
 	return closes_connection(packet) ? no_flow() : 0; /* of no flow that has a port */
 }
@@ -143,7 +140,7 @@ static __always_inline int verdict_for_pod(struct __sk_buff *skb, const struct p
 	if (!refused(packet, reason))
 		return verdict(skb, reason);
 	drop(skb, reason);
-	if (refuse(skb, packet, reason))
+	if (refuse(skb, reason))
 		return TC_ACT_SHOT;
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
@@ -168,13 +165,13 @@ static __always_inline void follow(struct work *work, const struct flow *flow)
 }
 
 /* Sends a packet on as it has been found out, by `follow` or a beginning. Returns a verdict or a drop reason. */
-static __always_inline int go_on(struct __sk_buff *skb, const struct work *work)
+static __always_inline int go_on(struct __sk_buff *skb, struct work *work)
 {
 	return deliver(skb, &work->packet, &work->opening.to, &work->opening.way);
 }
 
 /* What has no flow goes as it is, by its destination. */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int forward(struct __sk_buff *skb, struct packet *packet)
 {
 	const struct way way = {};
 
@@ -182,7 +179,7 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 }
 
 /* What a pod sends that has no flow: to a cluster IP it is in vain, whatever it is. */
-static __noinline int pass_from_pod(struct __sk_buff *skb, const struct packet *packet)
+static __noinline int pass_from_pod(struct __sk_buff *skb, struct packet *packet)
 {
 	int result = forward(skb, packet);
 
@@ -227,7 +224,7 @@ int from_pod(struct __sk_buff *skb)
 		if (!result)
 			result = go_on(skb, work);
 	} else {
-		result = pass_from_pod(skb, packet);
+		result = pass_from_pod(skb, &work->packet);
 	}
 	return verdict_for_pod(skb, packet, result);
 }
@@ -236,7 +233,8 @@ static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
 {
 	int result;
 
-	work->opening = (struct opening){.to = work->packet.tuple};
+	__builtin_memset(&work->opening, 0, sizeof(work->opening));
+	work->opening.to = work->packet.tuple;
 	result = flow_create(skb, work);
 	return result ? result : rewrite(skb, &work->packet, &work->opening.to);
 }
@@ -532,7 +530,7 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 	if (!refused(packet, result) && !(to_node && work->arrival.handed_over))
 		return verdict(skb, result);
 	drop(skb, result);
-	if (refuse(skb, packet, result))
+	if (refuse(skb, result))
 		return TC_ACT_SHOT;
 	if (work->opening.back.kind != WAY_DESTINATION)
 		return send_by_way(skb, &work->opening.back);
@@ -582,7 +580,8 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	if (flow)
 		return follow_from_outside(skb, work, flow, overlay);
 	if (!begins_flow(packet))
-		return pod_at(&packet->tuple.daddr) ? forward(skb, packet) : pass_from_outside(skb, work, overlay);
+		return pod_at(&packet->tuple.daddr) ? forward(skb, &work->packet)
+						    : pass_from_outside(skb, work, overlay);
 	result = begin_from_outside(skb, work, overlay);
 	return result ? result : go_on(skb, work);
 }
@@ -623,15 +622,18 @@ static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, st
 }
 
 /* The answer of a backend in the host's network, on its way to a client outside this node. */
-static __noinline int answer_to_outside(struct __sk_buff *skb, const struct packet *packet, const struct flow *flow)
+static __noinline int answer_to_outside(struct __sk_buff *skb, struct packet *packet, const struct flow *flow)
 {
+	/* the stack has found its way, but where another node must translate it */
+	const bool to_entry = flow->way.kind == WAY_MAC || flow->way.kind == WAY_TUNNEL;
 	struct tuple to = reverse(&flow->twin);
-	int error = rewrite(skb, packet, &to);
+	int error = to_entry ? fits_on_its_way(skb, packet, NULL, &flow->way) : 0;
 
+	if (!error)
+		error = rewrite(skb, packet, &to);
 	if (error)
 		return error;
-	/* the stack has found its way, but where another node must translate it */
-	return flow->way.kind == WAY_MAC || flow->way.kind == WAY_TUNNEL ? send_by_way(skb, &flow->way) : PASS;
+	return to_entry ? send_by_way(skb, &flow->way) : PASS;
 }
 
 /*
@@ -682,11 +684,11 @@ static __noinline int begin_from_host(struct __sk_buff *skb, struct work *work)
 }
 
 /* Sends a packet of the host's as `to`. Not by deliver(), which is for what comes in. */
-static __noinline int send_from_host(struct __sk_buff *skb, const struct packet *packet, const struct tuple *to)
+static __noinline int send_from_host(struct __sk_buff *skb, struct packet *packet, const struct tuple *to)
 {
 	const struct pod *pod = pod_at(&to->daddr);
 	const struct remote *remote = pod ? NULL : remote_at(&to->daddr);
-	struct way way = {.kind = WAY_ROUTE};
+	struct way way = {.ifindex = POD_LINKS, .kind = WAY_ROUTE};
 	int error;
 
 	if (remote && remote->flags & REMOTE_SERVICES)
@@ -698,7 +700,9 @@ static __noinline int send_from_host(struct __sk_buff *skb, const struct packet 
 		if (!way.ifindex)
 			way.ifindex = skb->ifindex;
 	}
-	error = rewrite(skb, packet, to);
+	error = fits_on_its_way(skb, packet, remote, &way);
+	if (!error)
+		error = rewrite(skb, packet, to);
 	if (error)
 		return error;
 	skb->mark = config.mark;
@@ -715,7 +719,7 @@ static __always_inline int verdict_for_host(struct __sk_buff *skb, const struct 
 	if (!refused(packet, result))
 		return verdict(skb, result);
 	drop(skb, result);
-	if (refuse(skb, packet, result))
+	if (refuse(skb, result))
 		return TC_ACT_SHOT;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
@@ -736,7 +740,7 @@ int to_netdev(struct __sk_buff *skb)
 	packet = &work->packet;
 	flow = flow_of_host(skb, &work->packet);
 	if (flow && flow->flags & FLOW_REPLY)
-		return verdict(skb, answer_to_outside(skb, packet, flow));
+		return verdict_for_host(skb, packet, answer_to_outside(skb, &work->packet, flow));
 	if (flow) {
 		follow(work, flow);
 		if (packet->is_error && same_tuple(&packet->tuple, &work->opening.to))
@@ -745,7 +749,7 @@ int to_netdev(struct __sk_buff *skb)
 		result = begin_from_host(skb, work);
 	}
 	if (!result)
-		result = send_from_host(skb, packet, &work->opening.to);
+		result = send_from_host(skb, &work->packet, &work->opening.to);
 	return verdict_for_host(skb, packet, result);
 }
 
@@ -769,10 +773,10 @@ int to_overlay(struct __sk_buff *skb)
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
 	flow = flow_of_host(skb, &work->packet);
 	if (flow && flow->flags & FLOW_REPLY)
-		result = answer_to_outside(skb, packet, flow);
+		result = answer_to_outside(skb, &work->packet, flow);
 	if (result == PASS) {
 		remote = remote_at(&packet->tuple.daddr);
 		result = of_a_node(remote) ? enter_tunnel(skb, &remote->node, OVERLAY_VNI) : -DROP_NO_REMOTE;
 	}
-	return verdict(skb, result ? result : PASS);
+	return verdict_for_host(skb, packet, result ? result : PASS);
 }

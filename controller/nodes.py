@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
+from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, NodeKey, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
 from bpf.abi import Node as NodeEntry
-from bpf.abi import NodeFlag, NodeKey, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
 from bpf.address import is_v4, packed, prefix_bits, text
 from controller.model import Node
 from controller.source import Problem
@@ -26,6 +26,9 @@ OVERLAY_BYTES = {4: 50, 6: 70}
 # Own addresses of every node: the host's processes meet NodePorts there.
 LOOPBACK = (packed("127.0.0.1"), packed("::1"))
 NOBODY = bytes(16)
+
+# In place of a device's index, in the devices map.
+POD_LINKS = 0
 
 # Why a node of the same subnet is reached in the tunnel, all the same.
 SILENT = "has not answered the probe"
@@ -289,22 +292,38 @@ def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
     return {_cidr_key(cidr): value for cidr in ranges}
 
 
-def underlay_entries(
-    underlay: Iterable[int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
+def device_entries(
+    mtus: Mapping[int, int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
 ) -> dict[bytes, bytes]:
-    """The underlays map: this node's address on each device, its InternalIP before others.
+    """The devices map for the underlay: this node's address on each device, its InternalIP before others.
 
     Args:
+        mtus: ifindex -> bytes, of each device of the underlay.
         addresses: each address of the node -> ifindex.
-        masquerade: all, ipv4 or off; a family that is not to be masqueraded has no address.
+        masquerade: all, ipv4 or off.
     """
     entries = {}
-    for ifindex in underlay:
+    for ifindex, mtu in mtus.items():
         v4, v6 = (address_on(ifindex, family, addresses, own) for family in (4, 6))
-        entries[UnderlayKey(ifindex).pack()] = Underlay(
-            v4 if masquerade != "off" else NOBODY, v6 if masquerade == "all" else NOBODY
-        ).pack()
+        flags = DeviceFlag(0)
+        if masquerade != "off" and v4 != NOBODY:
+            flags |= DeviceFlag.MASQUERADE_V4
+        if masquerade == "all" and v6 != NOBODY:
+            flags |= DeviceFlag.MASQUERADE_V6
+        entries[DeviceKey(ifindex).pack()] = Device(v4, v6, mtu, flags).pack()
     return entries
+
+
+def link_entry(ifindex: int, mtu: int, own: NodeFacts | None) -> dict[bytes, bytes]:
+    """An entry of the devices map for links without addresses of their own: this node speaks under its InternalIPs.
+
+    Args:
+        ifindex: the overlay's, or POD_LINKS.
+        mtu: in bytes.
+    """
+    known = own.addresses if own else ()
+    v4, v6 = (next((one for one in known if is_v4(one) == (family == 4)), NOBODY) for family in (4, 6))
+    return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, DeviceFlag(0)).pack()}
 
 
 def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: NodeFacts | None) -> bytes:

@@ -28,6 +28,9 @@ from bpf.abi import (
     Config,
     ConnectTime,
     Counter,
+    Device,
+    DeviceFlag,
+    DeviceKey,
     DropKey,
     DropReason,
     Flow,
@@ -52,8 +55,6 @@ from bpf.abi import (
     SourceKey,
     StateIndex,
     Tuple,
-    Underlay,
-    UnderlayKey,
 )
 from bpf.address import packed, prefix_bits
 from bpf.tests import kernel
@@ -62,7 +63,7 @@ from bpf.tests.kernel import Kernel, Programs
 run_on: Kernel = kernel.here
 
 TCP_PROTOCOL, UDP_PROTOCOL, SCTP_PROTOCOL = 6, 17, 132
-LO = 1
+LO, POD_LINKS = 1, 0
 MARK = 0xCE1F0000
 
 PASS, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
@@ -166,7 +167,7 @@ class Datapath:
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
         services = ("frontends", "slots", "backends", "affinities", "fragments")
-        emptied = (*services, "pods", "nodes", "peers", "underlays", "flows")
+        emptied = (*services, "pods", "nodes", "peers", "devices", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         for name, keys in self._tries.items():
             self._kernel(kernel.delete_all, self._maps[name], list(keys))
@@ -176,18 +177,26 @@ class Datapath:
         populate(self)
 
     def run(
-        self, program: str, packet: Packet | bytes, mark: int = 0, ifindex: int = LO, summed: bool = True
+        self,
+        program: str,
+        packet: Packet | bytes,
+        mark: int = 0,
+        ifindex: int = LO,
+        summed: bool = True,
+        gso_size: int = 0,
     ) -> Result:
         """Runs a program on a packet.
 
         Args:
+            gso_size: it is to be cut into packets with so many bytes of payload; 0: it is not.
             summed: the packet comes as from a NIC that has summed it up, and its sum must be right afterwards (else
                 OSError, EBADMSG). Of a packet that grows the kernel gives the sum up, but would compare it here.
         """
-        # struct __sk_buff: mark at 8, ifindex at 40
+        # struct __sk_buff: mark at 8, ifindex at 40, gso_size at 176
         context = bytearray(192)
         struct.pack_into("=I", context, 8, mark)
         struct.pack_into("=I", context, 40, ifindex)
+        struct.pack_into("=I", context, 176, gso_size)
         run = self._kernel(
             syscall.program_test_run,
             self._programs[program],
@@ -291,6 +300,12 @@ class Datapath:
         flags = (NodeFlag.OWN if own else 0) | (0 if node_ports else NodeFlag.NO_NODE_PORTS)
         self.write("nodes", NodeKey(packed(address)).pack(), Node(flags).pack())
 
+    def device(self, ifindex: int, mtu: int = 1500, addresses: tuple[str, str] = (V4.node, V6.node)) -> None:
+        """A device by which packets leave, or POD_LINKS; its addresses are those of masquerade as well."""
+        flags = DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6 if ifindex != POD_LINKS else 0
+        value = Device(packed(addresses[0]), packed(addresses[1]), mtu, flags)
+        self.write("devices", DeviceKey(ifindex).pack(), value.pack())
+
     def peer(self, address: str) -> None:
         """Another node's MAC."""
         self.write("peers", PeerKey(mac(address)).pack(), Peer(packed(V4.other_node)).pack())
@@ -393,8 +408,7 @@ def populate(datapath: Datapath) -> None:
         datapath.node(family.node, own=True)
         datapath.node(family.other_node, own=False)
     datapath.peer(PEER_MAC)
-    underlay = Underlay(packed(V4.node), packed(V6.node))
-    datapath.write("underlays", UnderlayKey(LO).pack(), underlay.pack())
+    datapath.device(LO)
 
 
 def source_key(address: str, port: int, protocol: int, clients: tuple[str, int]) -> bytes:

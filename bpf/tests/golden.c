@@ -79,8 +79,13 @@ static const struct node_key node_key = {.address = ADDRESS(1)};
 static const struct node node = {.flags = 0x01020304};
 static const struct peer_key peer_key = {.mac = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
 static const struct peer peer = {.address = ADDRESS(1)};
-static const struct underlay_key underlay_key = {.ifindex = 0x01020304};
-static const struct underlay underlay = {.v4 = ADDRESS(1), .v6 = ADDRESS(2)};
+static const struct device_key device_key = {.ifindex = 0x01020304};
+static const struct device device = {
+	.v4 = ADDRESS(1),
+	.v6 = ADDRESS(2),
+	.mtu = 0x02030405,
+	.flags = 0x06070809,
+};
 static const struct way way = {.ifindex = 0x01020304, .kind = 0x05, .end = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
 static const struct flow flow = {
 	.twin = TUPLE(2),
@@ -158,8 +163,8 @@ int main(void)
 	PRINT(node);
 	PRINT(peer_key);
 	PRINT(peer);
-	PRINT(underlay_key);
-	PRINT(underlay);
+	PRINT(device_key);
+	PRINT(device);
 	PRINT(way);
 	PRINT(flow);
 	PRINT(socket_key);

@@ -52,8 +52,8 @@ VALUES: dict[str, Any] = {
     "node": abi.Node(0x01020304),
     "peer_key": abi.PeerKey(bytes.fromhex("111213141516")),
     "peer": abi.Peer(address(1)),
-    "underlay_key": abi.UnderlayKey(0x01020304),
-    "underlay": abi.Underlay(address(1), address(2)),
+    "device_key": abi.DeviceKey(0x01020304),
+    "device": abi.Device(address(1), address(2), 0x02030405, 0x06070809),
     "way": WAY,
     "flow": abi.Flow(
         five_tuple(2), 0x6162636465666768, 0x5152535455565758, 0x7172737475767778, 0x81828384, 0x91, 0xA1, WAY

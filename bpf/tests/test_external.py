@@ -255,15 +255,6 @@ class TestEntryNode:
         assert flow is not None
         assert flow.state == state
 
-    @BOTH
-    def test_last_hop_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
-        """TTL counts: a packet that has one left goes no further."""
-        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
-        request = arriving(tcp(family, (family.outside, 5000), (family.node, NODE_PORT)))
-        request = expected(request, hops=(request[IP].ttl if family is V4 else request[IPv6].hlim) - 1)
-        assert datapath.run("from_netdev", request).verdict == SHOT
-        assert datapath.dropped(DropReason.TTL_EXPIRED) == 1
-
 
 class TestBackendNode:
     """Another node has handed over."""
@@ -829,7 +820,7 @@ class TestMasquerade:
 
     def test_unknown_device_is_left_to_the_stack(self, datapath: Datapath) -> None:
         """Traffic that leaves by a device which is not of the underlay is not ours to masquerade."""
-        datapath.delete("underlays", struct.pack("=I", dp.LO))
+        datapath.delete("devices", struct.pack("=I", dp.LO))
         packet = tcp(V4, (V4.client, 5000), (V4.outside, 443))
         result = datapath.run("from_pod", packet)
         assert result.verdict == PASS

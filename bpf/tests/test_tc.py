@@ -346,19 +346,6 @@ class TestFromPod:
         assert result.verdict == REDIRECT
         assert result.packet[IPv6].dst == V6.server
 
-    @BOTH
-    def test_last_hop_is_dropped(self, datapath: Datapath, family: Family) -> None:
-        """A TTL of 1 ends here."""
-        packet = tcp(family, (family.client, 40000), (family.server, 8080))
-        network = packet[family.ip]
-        if family is V4:
-            network.ttl = 1
-            del network.chksum
-        else:
-            network.hlim = 1
-        assert datapath.run("from_pod", packet).verdict == SHOT
-        assert datapath.dropped(DropReason.TTL_EXPIRED) == 1
-
     def test_ping_between_pods_is_delivered(self, datapath: Datapath) -> None:
         """ICMP echo needs no flow."""
         echo = Ether(bytes(dp.ethernet() / IP(src=V4.client, dst=V4.server) / ICMP() / b"ping"))

@@ -216,7 +216,7 @@ class TestAddressThatNoServiceHas:
         """One that a pod began by its destination when the range was not known."""
         target = ELSEWHERE[family]
         datapath.no_frontend(target, 0, 0)
-        datapath.delete("underlays", (dp.LO).to_bytes(4, "little"))
+        datapath.delete("devices", (dp.LO).to_bytes(4, "little"))
         packet = udp(family, (family.client, 5000), (target, 53))
         assert datapath.run("from_pod", packet).verdict == PASS
         datapath.service_range((target, 32 if family is V4 else 128))

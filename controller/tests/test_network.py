@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from bpf import bpftool, node
+from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
 from bpf.abi import Node as NodeEntry
-from bpf.abi import NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
 from bpf.address import packed, text
 from bpf.settings import Settings
 from controller import monitor
 from controller.network import NodeNetwork
+from controller.nodes import POD_LINKS
 from controller.peers import State, Target
 from controller.routes import Netlink
 from controller.tests.objects import decoded_node
@@ -424,8 +425,8 @@ def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:
     assert {Remote.unpack(value).ifindex for value in rig.entries()["remotes"].values()} == {int(line.split(":")[0])}
 
 
-def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
-    """Addresses of all nodes, MACs of those on-link, and the address under which pods leave."""
+def test_maps_of_the_network_hold_nodes_and_peers(rig: Rig) -> None:
+    """Addresses of all nodes, and MACs of those on-link."""
     rig.peers.known = State({packed("192.0.2.2"): b"\2\0\0\0\0\2"}, frozenset())
     rig.nodes(OWN, NEAR)
     rig.sync()
@@ -436,14 +437,30 @@ def test_maps_of_the_network_hold_nodes_peers_and_underlays(rig: Rig) -> None:
     assert own == {"127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"}
     assert {text(key) for key in entries["nodes"]} - own == {"192.0.2.2", "2001:db8::2"}
     assert entries["peers"] == {PeerKey(b"\2\0\0\0\0\2").pack(): Peer(packed("192.0.2.2")).pack()}
-    assert entries["underlays"] == {
-        UnderlayKey(ifindex).pack(): Underlay(packed("192.0.2.1"), packed("2001:db8::1")).pack()
-    }
     assert {text(address): text(target.source) for address, target in rig.peers.watched.items()} == {
         "192.0.2.2": "192.0.2.1",
         "2001:db8::2": "2001:db8::1",
     }
     assert {(target.ifindex, target.device) for target in rig.peers.watched.values()} == {(ifindex, "up0")}
+
+
+def test_map_of_devices_holds_what_they_take_and_under_which_address(rig: Rig) -> None:
+    """The underlay's, and, less what a tunnel adds, the overlay's and that of all pod links; an MTU that changes is
+    written anew."""
+    for mtu in (1400, 9000):
+        rig.ip(f"link set up0 mtu {mtu}")
+        rig.nodes(OWN, FAR)
+        rig.sync()
+        (line,) = rig.ip("-o link show up0")
+        found = _overlay(rig)
+        assert found
+        addresses = packed("192.0.2.1"), packed("2001:db8::1")
+        entries = rig.entries()["devices"]
+        assert {DeviceKey.unpack(key).ifindex: Device.unpack(value) for key, value in entries.items()} == {
+            int(line.split(":")[0]): Device(*addresses, mtu, DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6),
+            found[0]: Device(*addresses, mtu - 70, 0),
+            POD_LINKS: Device(*addresses, mtu - 70, 0),
+        }
 
 
 def test_ranges_of_services_stay_over_a_restart_until_all_are_known(rig: Rig) -> None:

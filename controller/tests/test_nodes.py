@@ -3,21 +3,23 @@
 
 import pytest
 
-from bpf.abi import Node, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
+from bpf.abi import Device, DeviceFlag, DeviceKey, Node, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
 from bpf.address import packed, text
 from controller.nodes import (
+    POD_LINKS,
     Hop,
     Network,
     NodeFacts,
     Steering,
     Ways,
+    device_entries,
     facts,
+    link_entry,
     merged,
     node_entries,
     peer_entries,
     pod_mtu,
     underlay,
-    underlay_entries,
     ways,
 )
 from controller.tests.objects import decoded_node, node
@@ -257,10 +259,14 @@ def test_without_its_node_this_one_keeps_its_node_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("masquerade", "v4", "v6"),
-    [("all", "192.0.2.1", "2001:db8::1"), ("ipv4", "192.0.2.1", "::"), ("off", "::", "::")],
+    ("masquerade", "flags"),
+    [
+        ("all", DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6),
+        ("ipv4", DeviceFlag.MASQUERADE_V4),
+        ("off", DeviceFlag(0)),
+    ],
 )
-def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, v4: str, v6: str) -> None:
+def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, flags: DeviceFlag) -> None:
     """Another device, on which the node has no InternalIP, takes the first that is there."""
     addresses = {
         packed(one): ifindex
@@ -272,11 +278,18 @@ def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, v4
             ("203.0.113.7", 5),
         )
     }
-    found = underlay_entries({ETH, 5}, addresses, OWN, masquerade)
-    entries = {UnderlayKey.unpack(key).ifindex: Underlay.unpack(value) for key, value in found.items()}
-    assert (text(entries[ETH].v4), text(entries[ETH].v6)) == (v4, v6)
-    assert text(entries[5].v4) == ("::" if masquerade == "off" else "203.0.113.7")
-    assert text(entries[5].v6) == "::"
+    found = device_entries({ETH: 1500, 5: 9000}, addresses, OWN, masquerade)
+    entries = {DeviceKey.unpack(key).ifindex: Device.unpack(value) for key, value in found.items()}
+    assert entries == {
+        ETH: Device(packed("192.0.2.1"), packed("2001:db8::1"), 1500, flags),
+        5: Device(packed("203.0.113.7"), bytes(16), 9000, flags & DeviceFlag.MASQUERADE_V4),
+    }
+
+
+def test_node_speaks_under_its_internal_addresses_on_links_without_any() -> None:
+    """Those of either family, or none, before its Node is known."""
+    for own, v4, v6 in ((OWN, packed("192.0.2.1"), packed("2001:db8::1")), (None, bytes(16), bytes(16))):
+        assert link_entry(POD_LINKS, 1450, own) == {DeviceKey(0).pack(): Device(v4, v6, 1450, 0).pack()}
 
 
 def test_peers_are_known_by_mac_under_their_first_address() -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod of the lab runs: answers every line over TCP, and every datagram, with who it is and whom it saw.
+"""What a pod of the lab runs: answers every line over TCP, and every datagram, with who it is and whom it saw. To a
+datagram that is longer than that the answer is as long.
 
     {"name": "web-1", "peer": "10.244.1.7", "peer_port": 40112, "local": "10.244.2.3"}
 
@@ -49,8 +50,8 @@ class Datagrams(asyncio.DatagramProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.DatagramTransport", transport)
 
-    def datagram_received(self, _data: bytes, addr: tuple[str, int]) -> None:
-        self._transport.sendto(identity(self._name, addr, ("", 0)), addr)
+    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
+        self._transport.sendto(identity(self._name, addr, ("", 0)).ljust(len(data)), addr)
 
 
 def identity(name: str, peer: tuple[str, int], local: tuple[str, int]) -> bytes:

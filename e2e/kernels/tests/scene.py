@@ -6,7 +6,7 @@ is a network namespace, and a stranger, who is another. All with the programs at
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bpf.abi import DropReason, Node, NodeKey, Remote, RemoteFlag, RemoteKey, Underlay, UnderlayKey
+from bpf.abi import DropReason, Node, NodeKey, Remote, RemoteFlag, RemoteKey
 from bpf.address import packed, prefix_bits
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import Datapath
@@ -122,8 +122,7 @@ class Scene:
             bits = 24 if version == 4 else 64
             self._remote(TUNNELLED[version], bits, FAR[version], RemoteFlag.OVERLAY)
             self._remote(ROUTED[version], bits, FAR[version])
-        underlay = Underlay(packed(NODE[4]), packed(NODE[6]))
-        self.datapath.write("underlays", UnderlayKey(self._underlay).pack(), underlay.pack())
+        self.datapath.device(self._underlay, addresses=(NODE[4], NODE[6]))
 
     def strangers_dropped(self) -> int:
         return self.datapath.dropped(DropReason.NOT_A_NODE, self.overlay)
