@@ -285,6 +285,19 @@ class TestOutsideClients:
         assert result.verdict == PASS
         same(result.packet, too_big(family.node, quoting(request, build, seen.packet)))
 
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("program", ["to_netdev", "to_overlay"])
+    def test_error_of_a_hosts_backend_goes_by_the_entry_node(
+        self, datapath: Datapath, family: Family, build: Build, program: str
+    ) -> None:
+        """By whatever device the host's stack would send it: there it is translated."""
+        datapath.run("from_netdev", arriving(build(family, (family.outside, 5000), (family.node, 8080)), dp.PEER_MAC))
+        seen = build(family, (family.outside, 5000), (family.node, 8080))
+        result = datapath.run(program, too_big(family.node, seen))
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, too_big(family.node, seen, eth_src=LO_MAC, eth_dst=dp.PEER_MAC))
+
 
 class TestHost:
     """A process of the host has sent it, past the socket hooks."""
@@ -367,6 +380,20 @@ class TestOthers:
             assert flow is not None
             assert flow.state == FlowState.NEW
         assert datapath.counter(Counter.FLOWS_CREATED) == 1
+
+    @BOTH
+    def test_error_about_a_flow_that_is_over_is_left_as_it_is(self, datapath: Datapath, family: Family) -> None:
+        """An expired entry is absent, whenever it is looked at."""
+        datapath.service(family.service, 80, dp.TCP_PROTOCOL, [(family.server, 8080)])
+        request = tcp(family, (family.client, 40000), (family.service, 80))
+        seen = datapath.run("from_pod", request).packet
+        answers = key((family.server, 8080), (family.client, 40000))
+        flow = datapath.flow(answers)
+        assert flow is not None
+        datapath.write_flow(answers, flow._replace(expires_ns=1))
+        result = datapath.run("from_pod", too_big(family.server, seen))
+        assert result.verdict == REDIRECT
+        same(result.packet, too_big(family.server, seen, 1280, 1, **TO_POD))
 
     @BOTH
     def test_error_for_a_pod_that_is_gone_is_dropped(self, datapath: Datapath, family: Family) -> None:
