@@ -251,6 +251,12 @@ enum device_flag {
 	DEVICE_MASQUERADE_V6 = 1 << 1,
 };
 
+/* By a remote_key: a range outside the cluster to which pods send under their own addresses. */
+struct unmasqueraded {
+	__u32 flags; /* none yet: 0 */
+};
+ABI_LAYOUT(unmasqueraded, 4);
+
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
 
 enum flow_state {

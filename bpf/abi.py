@@ -746,6 +746,23 @@ class Tuple(NamedTuple):
         return cls(saddr, daddr, ntohs(sport), ntohs(dport), protocol)
 
 
+_UNMASQUERADED = Struct("=I")
+
+
+class Unmasqueraded(NamedTuple):
+    """struct unmasqueraded, 4 bytes."""
+
+    flags: int
+
+    def pack(self) -> bytes:
+        return _UNMASQUERADED.pack(self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Unmasqueraded":
+        (flags,) = _UNMASQUERADED.unpack(data)
+        return cls(flags)
+
+
 _WAY = Struct("=IB3x16s")
 
 
@@ -828,6 +845,7 @@ MAPS = {
     "sockets": MapSpec(9, 32, 48, 65536, 0, "SocketKey", "SocketPeer"),
     "sources": MapSpec(11, 40, 4, 16384, 1, "SourceKey", "Source"),
     "state": MapSpec(2, 4, 8, 3, 0, "", ""),
+    "unmasqueraded": MapSpec(11, 20, 4, 1024, 1, "RemoteKey", "Unmasqueraded"),
 }
 
 # (offset, size) in bytes of each field of a map's structs, but for padding; structs in it have dotted names.
@@ -894,4 +912,5 @@ FIELDS = {
         "address": (24, 16),
     },
     "Tuple": {"saddr": (0, 16), "daddr": (16, 16), "sport_be": (32, 2), "dport_be": (34, 2), "protocol": (36, 1)},
+    "Unmasqueraded": {"flags": (0, 4)},
 }

@@ -99,6 +99,15 @@ struct {
 	__type(value, struct device);
 } devices SEC(".maps");
 
+/* Controller: whither pods' packets are not masqueraded. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct remote_key);
+	__type(value, struct unmasqueraded);
+} unmasqueraded SEC(".maps");
+
 /* Controller and loader: see enum state_index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -22,6 +22,7 @@ PREFIX = "CALICO_EBPF_"
 ENTRIES_MAX = 1 << 26
 SECONDS_MAX = 30 * 86400
 PORT_MAX = 65535
+UNMASQUERADED_MAX = 1024  # entries of the map, bpf/maps.h
 
 
 class Meta(NamedTuple):
@@ -92,6 +93,12 @@ def _check_ranges(text: str) -> None:
 
     for part in filter(None, map(str.strip, text.split(","))):
         ip_network(part)
+
+
+def _check_unmasqueraded(text: str) -> None:
+    _check_ranges(text)
+    if text.count(",") >= UNMASQUERADED_MAX:
+        raise ValueError(f"expected at most {UNMASQUERADED_MAX} ranges")
 
 
 def _check_node_ports(text: str) -> None:
@@ -268,6 +275,14 @@ class Settings:
         "IPv4 alone (`ipv4`), or not at all (`off`).",
         "pods' addresses mean nothing outside, unless the network routes them",
         choices=("all", "ipv4", "off"),
+    )
+    non_masquerade_cidrs: tuple[str, ...] = _setting(
+        (),
+        "Ranges outside the cluster to which pods send under their own addresses, whatever `masquerade` says: up to "
+        "1,024. What is sent to pods and nodes of the cluster is never masqueraded.",
+        "a network that routes pods' addresses to some places and not to others",
+        empty="none",
+        check=_check_unmasqueraded,
     )
     masquerade_port_min: int = _setting(40000, "First port of masquerade.", "above the NodePorts", low=1024, high=65535)
     masquerade_ports: int = _setting(

@@ -89,11 +89,12 @@ static __always_inline int open_service(const struct packet *packet, const struc
  */
 static __always_inline int open_masquerade(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
+	const struct remote_key to = {.prefix_bits = 128, .address = opening->to.daddr};
 	const struct device *device;
 	__u32 ifindex;
 
 	/* Under a node's address a pod could speak for that node in a tunnel. */
-	if (!config.masquerade_port_count || to_tunnel(packet))
+	if (!config.masquerade_port_count || to_tunnel(packet) || bpf_map_lookup_elem(&unmasqueraded, &to))
 		return 0;
 	ifindex = route_out(skb, &packet->tuple.saddr, &opening->to.daddr);
 	device = ifindex ? device_at(ifindex) : NULL;

@@ -19,7 +19,7 @@ from bpf.abi import Frontend, FrontendFlag, HostPort, Slot, SlotKey, StateIndex
 from controller.maps import Maps, Op
 
 # What the network comes to: each is written whole, entry by entry, in no order.
-NETWORK_MAPS = ("nodes", "peers", "devices", "remotes")
+NETWORK_MAPS = ("nodes", "peers", "devices", "remotes", "unmasqueraded")
 
 # Where the frontend stands in a struct source_key.
 SOURCE_FRONTEND = slice(4, 24)

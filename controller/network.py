@@ -233,6 +233,7 @@ class NodeNetwork:
             "remotes": self._services | remotes,
             "nodes": self._node_entries(others, mine),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
+            "unmasqueraded": nodes.unmasqueraded_entries(self._settings.non_masquerade_cidrs),
             "devices": self._device_entries(snapshot, underlay, pod_mtu),
         }
 

@@ -10,7 +10,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
-from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, NodeKey, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
+from bpf.abi import (
+    Device,
+    DeviceFlag,
+    DeviceKey,
+    NodeFlag,
+    NodeKey,
+    Peer,
+    PeerKey,
+    Remote,
+    RemoteFlag,
+    RemoteKey,
+    Unmasqueraded,
+)
 from bpf.abi import Node as NodeEntry
 from bpf.address import is_v4, packed, prefix_bits, text
 from controller.model import Node
@@ -289,6 +301,12 @@ def has_node_ports(entries: Mapping[bytes, bytes]) -> bool:
 def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
     """Entries of the remotes map for ranges of Services' addresses."""
     value = Remote(NOBODY, NOBODY, 0, 0, RemoteFlag.SERVICES).pack()
+    return {_cidr_key(cidr): value for cidr in ranges}
+
+
+def unmasqueraded_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
+    """The unmasqueraded map, for ranges outside the cluster."""
+    value = Unmasqueraded(0).pack()
     return {_cidr_key(cidr): value for cidr in ranges}
 
 

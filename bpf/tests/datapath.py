@@ -55,6 +55,7 @@ from bpf.abi import (
     SourceKey,
     StateIndex,
     Tuple,
+    Unmasqueraded,
 )
 from bpf.address import packed, prefix_bits
 from bpf.tests import kernel
@@ -160,7 +161,8 @@ class Datapath:
         self._maps = loaded.maps
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
-        self._tries: dict[str, set[bytes]] = {"remotes": set(), "sources": set()}  # they are not emptied at once
+        tries = "remotes", "sources", "unmasqueraded"
+        self._tries: dict[str, set[bytes]] = {name: set() for name in tries}  # they are not emptied at once
         summed = self._kernel(kernel.takes_run, loaded.programs["from_netdev"], syscall.CHECKSUM_COMPLETE)  # 6.18 does
         self._run_flags = syscall.CHECKSUM_COMPLETE if summed else 0
 
@@ -241,6 +243,12 @@ class Datapath:
         """A Service's cluster IP as such."""
         value = Frontend(99, 0, 0, 0, FrontendFlag.CLUSTER_IP, 0)
         self.write("frontends", FrontendKey(packed(address), 0, 0).pack(), value.pack())
+
+    def unmasqueraded(self, prefix: tuple[str, int]) -> None:
+        """Has pods send to a range under their own addresses."""
+        address, length = prefix
+        key = RemoteKey(prefix_bits(packed(address), length), packed(address))
+        self.write("unmasqueraded", key.pack(), Unmasqueraded(0).pack())
 
     def allow(self, address: str, port: int, protocol: int, clients: tuple[str, int]) -> None:
         """Has a frontend with FRONTEND_SOURCES serve a range of clients."""

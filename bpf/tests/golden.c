@@ -86,6 +86,7 @@ static const struct device device = {
 	.mtu = 0x02030405,
 	.flags = 0x06070809,
 };
+static const struct unmasqueraded unmasqueraded = {.flags = 0x01020304};
 static const struct way way = {.ifindex = 0x01020304, .kind = 0x05, .end = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
 static const struct flow flow = {
 	.twin = TUPLE(2),
@@ -165,6 +166,7 @@ int main(void)
 	PRINT(peer);
 	PRINT(device_key);
 	PRINT(device);
+	PRINT(unmasqueraded);
 	PRINT(way);
 	PRINT(flow);
 	PRINT(socket_key);

@@ -3,6 +3,7 @@
 layer 2 and in the tunnel, and masquerade. What a tunnel's metadata says is the lab's to see."""
 
 import struct
+from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP
@@ -817,6 +818,28 @@ class TestMasquerade:
         for address, verdict in ((family.node, PASS), (family.other_node, REDIRECT), (family.remote, REDIRECT)):
             result = datapath.run("from_pod", tcp(family, (family.client, 5000), (address, 443)))
             assert (result.verdict, result.packet[family.ip].src) == (verdict, family.client)
+
+    @BOTH
+    @pytest.mark.parametrize("protocol", [tcp, udp])
+    def test_range_that_knows_pods_sees_their_addresses(
+        self, datapath: Datapath, family: Family, protocol: Callable[..., Packet]
+    ) -> None:
+        """The host's stack routes it as it is, and the answer comes to the pod; others are masqueraded as before, and
+        so is what has begun before."""
+        elsewhere = "198.18.7.7" if family is V4 else "2001:db8:7::7"
+        begun = protocol(family, (family.client, 4000), (family.outside, 443))
+        assert datapath.run("from_pod", begun).packet[family.ip].src == family.node
+        datapath.unmasqueraded(("203.0.113.0", 24) if family is V4 else ("2001:db8:ffff::", 48))
+        packet = protocol(family, (family.client, 5000), (family.outside, 443))
+        result = datapath.run("from_pod", packet)
+        assert result.verdict == PASS
+        same(result.packet, packet)
+        answer = arriving(protocol(family, (family.outside, 443), (family.client, 5000)))
+        result = datapath.run("from_netdev", answer)
+        assert result.verdict == REDIRECT
+        same(result.packet, expected(answer, hops=1, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
+        for other in (begun, protocol(family, (family.client, 5000), (elsewhere, 443))):
+            assert datapath.run("from_pod", other).packet[family.ip].src == family.node
 
     def test_unknown_device_is_left_to_the_stack(self, datapath: Datapath) -> None:
         """Traffic that leaves by a device which is not of the underlay is not ours to masquerade."""

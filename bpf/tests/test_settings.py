@@ -102,6 +102,11 @@ def test_load_of_empty_file_gives_defaults(file: Path, text: str) -> None:
         ("flows_max: {a: 1}\n", r":1: flows_max: expected a value or a list"),
         ("underlay_devices: [[eth0]]\n", r":1: underlay_devices: expected a value or a list"),
         ("service_cidrs: [10.96.0.0/16, 10.96.0.1/16]\n", r":1: service_cidrs: 10.96.0.1/16 has host bits set"),
+        ("non_masquerade_cidrs: [10.0.0.1/8]\n", r":1: non_masquerade_cidrs: 10.0.0.1/8 has host bits set"),
+        (
+            f"non_masquerade_cidrs: [{', '.join(['10.0.0.0/8'] * 1025)}]\n",
+            r":1: non_masquerade_cidrs: expected at most 1024 ranges",
+        ),
         ("encapsulation: sometimes\n", r":1: encapsulation: expected one of auto, never, always, not 'sometimes'"),
         ("run_dir: run\n", r":1: run_dir: expected an absolute path"),
         ("run_dir: ''\n", r":1: run_dir: expected an absolute path"),

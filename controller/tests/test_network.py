@@ -463,6 +463,16 @@ def test_map_of_devices_holds_what_they_take_and_under_which_address(rig: Rig) -
         }
 
 
+def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig) -> None:
+    """In both families."""
+    rig.settings = dataclasses.replace(rig.settings, non_masquerade_cidrs=("10.0.0.0/8", "2001:db8:7::/48"))
+    rig.begin()
+    rig.nodes(OWN)
+    rig.sync()
+    found = {RemoteKey.unpack(key) for key in rig.entries()["unmasqueraded"]}
+    assert found == {RemoteKey(104, packed("10.0.0.0")), RemoteKey(48, packed("2001:db8:7::"))}
+
+
 def test_ranges_of_services_stay_over_a_restart_until_all_are_known(rig: Rig) -> None:
     """A node's own prefix comes before one of Services."""
     rig.nodes(OWN, NEAR)

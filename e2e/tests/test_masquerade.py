@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from e2e.lab import network
 from e2e.lab.cluster import Lab
 from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
 from e2e.lab.runtime import tool
@@ -88,6 +89,36 @@ def test_pod_asking_nodes_and_pods_keeps_its_address(outside: Outside, family: s
         finally:
             server.kill()
             server.wait()
+
+
+@pytest.mark.usefixtures("servers")
+def test_range_that_is_not_masqueraded_sees_the_pod(outside: Outside) -> None:
+    """Where a node's settings name it, and pods' addresses are routed back; the other node masquerades on."""
+    node, pod, other = outside.node(1), outside.pod("ask-1"), outside.pod("ask-2")
+    try:
+        for family in FAMILIES:
+            via = pick(node.address, family)
+            outside.client.run("ip", "route", "add", pick(pod.address, family), "via", via, "dev", network.DEVICE)
+        _set_unmasqueraded(node, [f"{CLIENT.v4}/32", f"{CLIENT.v6}/128"])
+        for family in FAMILIES:
+            for protocol in ("tcp", "udp"):
+                seen = {
+                    answer["peer"]
+                    for one in (pod, other)
+                    for answer in ask(one.space, protocol, pick(CLIENT, family), ECHO_PORT, count=3)
+                }
+                assert seen == {pick(pod.address, family), pick(outside.node(2).address, family)}
+    finally:
+        _set_unmasqueraded(node, [])
+        for family in FAMILIES:
+            outside.client.run("ip", "route", "del", pick(pod.address, family), check=False)
+
+
+def _set_unmasqueraded(node: Node, ranges: list[str]) -> None:
+    node.configure(non_masquerade_cidrs=ranges)
+    node.stop(CONTROLLER)
+    node.start(CONTROLLER)
+    node.wait_ready()
 
 
 @pytest.mark.usefixtures("servers")
