@@ -832,7 +832,7 @@ MAPS = {
     "affinities": MapSpec(9, 20, 16, 65536, 0, "AffinityKey", "Affinity"),
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
-    "devices": MapSpec(1, 4, 40, 64, 1, "DeviceKey", "Device"),
+    "devices": MapSpec(1, 4, 40, 256, 1, "DeviceKey", "Device"),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
     "fragments": MapSpec(9, 40, 16, 16384, 0, "FragmentKey", "Fragment"),

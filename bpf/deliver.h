@@ -157,8 +157,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, cons
 {
 	const struct pod *pod = NULL;
 	const struct remote *remote = NULL;
-	bool hop;
-	int error = 0;
+	int error;
 
 	if (way->kind == WAY_DESTINATION) {
 		pod = pod_at(&to->daddr);
@@ -169,23 +168,24 @@ static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, cons
 		if (!pod && !remote && pod_is_gone(skb, packet, to))
 			return -DROP_NO_POD;
 	}
-	/* the host's stack counts the hop itself */
-	hop = pod || remote || (way->kind != WAY_DESTINATION && way->kind != WAY_HOST);
-	if (hop && packet->ttl <= 1)
+	if (way->kind == WAY_HOST || (way->kind == WAY_DESTINATION && !pod && !remote)) {
+		/* the host's stack counts the hop itself */
+		error = rewrite(skb, packet, to);
+		if (error)
+			return error;
+		return way->kind == WAY_HOST ? send_by_way(skb, way) : PASS;
+	}
+	if (packet->ttl <= 1)
 		return -DROP_TTL_EXPIRED;
-	if (hop && !pod) /* a pod takes what came this far */
-		error = fits_on_its_way(skb, packet, remote, way);
-	if (error)
-		return error;
-	error = rewrite(skb, packet, to);
-	if (!error && hop)
+	error = pod ? 0 : fits_on_its_way(skb, packet, remote, way); /* a pod takes what came this far */
+	if (!error)
+		error = rewrite(skb, packet, to);
+	if (!error)
 		error = rewrite_ttl(skb, packet);
 	if (error)
 		return error;
 	if (pod)
 		return send_to_pod(skb, pod);
-	if (!remote && way->kind == WAY_DESTINATION)
-		return PASS;
 	return remote ? send_to_remote(skb, remote) : send_by_way(skb, way);
 }
 

@@ -31,18 +31,16 @@ static __always_inline const struct device *device_at(__u32 ifindex)
 	return bpf_map_lookup_elem(&devices, &key);
 }
 
-/* This node's address in a packet's family where it came in; NULL: it has none. */
+/* This node's address in a packet's family where it came in, else its InternalIP; NULL: it has none. */
 static __always_inline const struct address *own_address_there(struct __sk_buff *skb, bool v6)
 {
 	const struct device *device = device_at(skb->ifindex);
-	const struct address *address;
 
-	if (!device)
+	if (!device || is_unspecified(v6 ? &device->v6 : &device->v4))
 		device = device_at(POD_LINKS);
-	if (!device)
+	if (!device || is_unspecified(v6 ? &device->v6 : &device->v4))
 		return NULL;
-	address = v6 ? &device->v6 : &device->v4;
-	return is_unspecified(address) ? NULL : address;
+	return v6 ? &device->v6 : &device->v4;
 }
 
 /* How large a packet is, or what it will be cut into by the device: bytes from the IP header on. */
@@ -52,13 +50,15 @@ static __always_inline __u32 size_on_link(struct __sk_buff *skb, const struct pa
 	__u8 data_offset;
 
 	if (!skb->gso_size)
-		return skb->len - ETH_HLEN;
+		return packet->end - ETH_HLEN; /* without what a link layer has put behind it */
 	if (packet->tuple.protocol == IPPROTO_UDP)
 		return headers + sizeof(struct udphdr) + skb->gso_size;
 	/* SCTP's chunks are cut where its sender has said, which knows the path */
 	if (packet->tuple.protocol != IPPROTO_TCP ||
 	    bpf_skb_load_bytes(skb, packet->l4_offset + TCP_FLAGS_OFFSET - 1, &data_offset, sizeof(data_offset)))
 		return 0;
+	if (packet->is_v6)
+		headers = sizeof(struct ipv6hdr); /* one of 64 KB and more has a header that its parts have not */
 	return headers + (data_offset >> 4) * 4 + skb->gso_size;
 }
 

@@ -93,7 +93,7 @@ struct {
 /* Controller: the devices by which packets leave this node. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 64);
+	__uint(max_entries, 256);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, struct device_key);
 	__type(value, struct device);

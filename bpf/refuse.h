@@ -14,6 +14,7 @@
 #include "device.h"
 #include "parse.h"
 #include "rewrite.h"
+#include "table.h"
 #include "work.h"
 
 #define REFUSAL_TTL 64
@@ -43,7 +44,8 @@ struct rst_v6 {
 	struct tcphdr tcp;
 };
 
-#define IPV4_HEADER_MAX 60
+#define IPV4_HEADER_MAX  60
+#define IPV6_HEADERS_MAX 64 /* with extensions: those of a packet with more are not quoted */
 
 struct unreachable_v4 {
 	struct iphdr ip;
@@ -54,12 +56,12 @@ struct unreachable_v4 {
 struct unreachable_v6 {
 	struct ipv6hdr ip;
 	struct icmp_error icmp;
-	__u8 quoted[sizeof(struct ipv6hdr) + QUOTED_L4];
+	__u8 quoted[IPV6_HEADERS_MAX + QUOTED_L4];
 };
 
 /* Built as they go onto the wire: no padding. */
 _Static_assert(sizeof(struct rst_v4) == 40 && sizeof(struct rst_v6) == 60, "layout of the RST");
-_Static_assert(sizeof(struct unreachable_v4) == 96 && sizeof(struct unreachable_v6) == 96, "layout of the ICMP error");
+_Static_assert(sizeof(struct unreachable_v4) == 96 && sizeof(struct unreachable_v6) == 120, "layout of the ICMP error");
 
 /* What the checksums of TCP and ICMPv6 cover besides their own bytes; IPv4 addresses count as v4-mapped ones do. */
 struct pseudo_header {
@@ -233,13 +235,46 @@ static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet
 {
 	struct tuple back = {.saddr = *from, .daddr = packet->tuple.saddr};
 	struct unreachable_v6 reply = {.icmp = error_v6(packet, reason)};
-	const __u32 length = sizeof(reply) - sizeof(reply.ip);
+	__u32 quoted = packet->l4_offset - ETH_HLEN + QUOTED_L4; /* without its ports nobody knows what it is about */
+	__u32 length = sizeof(reply.icmp) + quoted;
 
+	if (quoted < sizeof(struct ipv6hdr) + QUOTED_L4 || quoted > sizeof(reply.quoted))
+		return -DROP_BAD_HEADER;
 	fill_v6(&reply.ip, &back, IPPROTO_ICMPV6, length);
-	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, sizeof(reply.quoted)))
+	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, quoted))
 		return -DROP_TRUNCATED;
-	reply.icmp.checksum = checksum(&reply.icmp, length, pseudo_sum(&back, length, IPPROTO_ICMPV6));
-	return replace(skb, &reply, sizeof(reply), sizeof(reply));
+	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip),
+				       pseudo_sum(&back, length, IPPROTO_ICMPV6)); /* zeros add nothing */
+	return replace(skb, &reply, sizeof(reply.ip) + length, sizeof(reply));
+}
+
+/* Whether there may be one who sends from an address: it is neither a group's, nor unspecified, nor a host's own. */
+static __always_inline bool may_be_answered(const struct address *address)
+{
+	__u8 first = bpf_ntohl(is_v4(address) ? address->word_be[3] : address->word_be[0]) >> 24;
+
+	if (is_v4(address))
+		return first && first != 127 && first < 224;
+	return first != 0xff && !is_unspecified(address) && !loopback(address);
+}
+
+/*
+ * Routers limit what they say (RFC 1812, 4.3.2.8; RFC 4443, 2.4): anybody can have them speak to anybody. So often a
+ * second on each CPU, and so many at once.
+ */
+#define ERROR_INTERVAL_NS (SECOND_NS / 1000)
+#define ERRORS_AT_ONCE    100
+
+static __always_inline bool within_limit(struct work *work)
+{
+	__u64 now = flow_clock();
+
+	if (work->next_error_ns < now)
+		work->next_error_ns = now;
+	if (work->next_error_ns - now > ERRORS_AT_ONCE * ERROR_INTERVAL_NS)
+		return false;
+	work->next_error_ns += ERROR_INTERVAL_NS;
+	return true;
 }
 
 /* Whether a refusal may be sent: never to an RST, a later fragment, or what may be an ICMP error (RFC 1122, 3.2.2). */
@@ -248,7 +283,7 @@ static __always_inline bool may_be_refused(const struct packet *packet)
 	__u8 icmp = packet->is_v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 
 	return !(packet->tcp_flags & TCP_RST) && !is_later(packet) && !packet->is_error &&
-	       (packet->tuple.protocol != icmp || packet->is_echo);
+	       (packet->tuple.protocol != icmp || packet->is_echo) && may_be_answered(&packet->tuple.saddr);
 }
 
 /*
@@ -257,7 +292,7 @@ static __always_inline bool may_be_refused(const struct packet *packet)
  */
 __noinline int refuse(struct __sk_buff *skb, int reason)
 {
-	const struct work *work = current_work();
+	struct work *work = current_work();
 	const struct packet *packet;
 	const struct address *from;
 	int error;
@@ -270,7 +305,7 @@ __noinline int refuse(struct __sk_buff *skb, int reason)
 		return reason;
 	if (reason == -DROP_TTL_EXPIRED)
 		from = own_address_there(skb, packet->is_v6);
-	if (!from)
+	if (!from || (said_on_the_way(reason) && !within_limit(work)))
 		return reason;
 	if (packet->tuple.protocol == IPPROTO_TCP && !said_on_the_way(reason))
 		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);

@@ -322,7 +322,7 @@ static __noinline bool out_of_a_node(struct __sk_buff *skb)
 	__u32 vni;
 
 	if (tunnel_of(skb, &end, &vni))
-		return true; /* out of no tunnel at all: the device lets none of these in, only a test run does */
+		return true; /* out of no tunnel at all: to_overlay's refusal, on its way into the host's stack */
 	node = bpf_map_lookup_elem(&nodes, &end);
 	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && node && !(node->flags & NODE_OWN);
 }
@@ -555,7 +555,6 @@ static __noinline int pass_from_outside(struct __sk_buff *skb, struct work *work
 			return -DROP_NO_LOCAL_BACKEND; /* routed from here, it would come back to who has handed it over
 							*/
 	}
-	work->opening.back = (struct way){};
 	if (packet->part == PART_KNOWN && frontend_asked(packet, &key))
 		return -DROP_FRAGMENT; /* at an address of a Service, it would be routed back to where it came from */
 	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(packet);
@@ -580,6 +579,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	}
 	if (flow)
 		return follow_from_outside(skb, work, flow, overlay);
+	work->opening.back = (struct way){};
 	if (!begins_flow(packet))
 		return pod_at(&packet->tuple.daddr) ? forward(skb, &work->packet)
 						    : pass_from_outside(skb, work, overlay);

@@ -35,6 +35,7 @@ struct work {
 	struct opening opening;
 	struct tuple twin; /* of a flow that begins: under which its answers are looked for, and the entry there */
 	struct flow entry;
+	__u64 next_error_ns; /* of this CPU, not of a packet: see within_limit() */
 };
 
 struct {

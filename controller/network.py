@@ -165,7 +165,10 @@ class NodeNetwork:
         self._tell_cni(pod_mtu)
         self._peers.watch(self._targets(snapshot))
         remotes, routes, problems = nodes.merged(self._ways)
-        self.entries = self._entries(snapshot, underlay, remotes, pod_mtu)
+        self.entries = self._entries(snapshot, underlay, remotes)
+        self.entries["devices"] |= nodes.link_entry(nodes.POD_LINKS, pod_mtu, self._own)
+        if overlay:
+            self.entries["devices"] |= nodes.link_entry(overlay.ifindex, overlay_mtu, self._own)
         self._tell_handovers()
         self.problems += problems
         self._sync_unreachable(snapshot.unreachable)
@@ -225,7 +228,7 @@ class NodeNetwork:
         return targets
 
     def _entries(
-        self, snapshot: Snapshot, underlay: set[int], remotes: dict[bytes, bytes], pod_mtu: int
+        self, snapshot: Snapshot, underlay: set[int], remotes: dict[bytes, bytes]
     ) -> dict[str, dict[bytes, bytes]]:
         others = [self._facts[name][0] for name in sorted(self._ways)]
         mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
@@ -234,17 +237,16 @@ class NodeNetwork:
             "nodes": self._node_entries(others, mine),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
             "unmasqueraded": nodes.unmasqueraded_entries(self._settings.non_masquerade_cidrs),
-            "devices": self._device_entries(snapshot, underlay, pod_mtu),
+            "devices": self._device_entries(snapshot, underlay),
         }
 
-    def _device_entries(self, snapshot: Snapshot, underlay: set[int], pod_mtu: int) -> dict[bytes, bytes]:
-        mtus = {ifindex: snapshot.devices[ifindex].mtu for ifindex in underlay}
-        entries = nodes.device_entries(mtus, snapshot.addresses, self._own, self._settings.masquerade)
-        entries |= nodes.link_entry(nodes.POD_LINKS, pod_mtu, self._own)
-        overlay = snapshot.overlay()
-        if overlay:
-            entries |= nodes.link_entry(overlay.ifindex, nodes.overlay_mtu(mtus.values(), self._own), self._own)
-        return entries
+    def _device_entries(self, snapshot: Snapshot, underlay: set[int]) -> dict[bytes, bytes]:
+        others = nodes.leading_out(snapshot.hops) & snapshot.devices.keys() - underlay
+        found: dict[bytes, bytes] = {}
+        for devices, masquerade in ((others, "off"), (underlay, self._settings.masquerade)):
+            mtus = {ifindex: snapshot.devices[ifindex].mtu for ifindex in devices}
+            found |= nodes.device_entries(mtus, snapshot.addresses, self._own, masquerade)
+        return found
 
     def _node_entries(self, others: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
         ranges = self._settings.node_port_addresses

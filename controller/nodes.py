@@ -313,10 +313,10 @@ def unmasqueraded_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
 def device_entries(
     mtus: Mapping[int, int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
 ) -> dict[bytes, bytes]:
-    """The devices map for the underlay: this node's address on each device, its InternalIP before others.
+    """Entries of the devices map: this node's address on each device, its InternalIP before others.
 
     Args:
-        mtus: ifindex -> bytes, of each device of the underlay.
+        mtus: ifindex -> bytes, of each device.
         addresses: each address of the node -> ifindex.
         masquerade: all, ipv4 or off.
     """
@@ -393,6 +393,13 @@ def underlay(own: NodeFacts | None, network: Network, addresses: Mapping[bytes, 
     """
     holding = {addresses[address] for address in (own.addresses if own else ()) if address in addresses}
     return holding | {hop.ifindex for hop in network.hops if hop.length == 0}
+
+
+def leading_out(hops: Iterable[Hop]) -> set[int]:
+    """The devices by which networks are reached. One that leads to single hosts is somebody's container."""
+    return {
+        hop.ifindex for hop in hops if hop.length < (32 if is_v4(hop.prefix) else 128) and not _link_local(hop.prefix)
+    }
 
 
 def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:

@@ -227,11 +227,11 @@ class Datapath:
         value = Pod(ifindex, 0, mac(pod_mac), mac(host_mac), 0)
         self.write("pods", PodKey(packed(address)).pack(), value.pack())
 
-    def remote(self, prefix: tuple[str, int], node: str, flags: int = 0, router: str = "") -> None:
-        """What is another node's; with `router`, that node is behind one."""
+    def remote(self, prefix: tuple[str, int], node: str, flags: int = 0, router: str = "", overlay: int = LO) -> None:
+        """What is another node's; with `router`, that node is behind one. `overlay`: that device's index."""
         address, length = prefix
         key = RemoteKey(prefix_bits(packed(address), length), packed(address))
-        self.write("remotes", key.pack(), Remote(packed(router or node), packed(node), LO, LO, flags).pack())
+        self.write("remotes", key.pack(), Remote(packed(router or node), packed(node), LO, overlay, flags).pack())
 
     def service_range(self, prefix: tuple[str, int]) -> None:
         """A range of Services' addresses."""

@@ -1,17 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 """What this node, as a router, does not send on: its sender is told that it is too big, or that its TTL has run out."""
 
+import os
+import time
 from collections.abc import Callable
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, IPOption_NOP, fragment
-from scapy.layers.inet6 import ICMPv6PacketTooBig, ICMPv6TimeExceeded, IPv6, IPv6ExtHdrFragment, fragment6
-from scapy.layers.l2 import Ether
+from scapy.layers.inet6 import (
+    ICMPv6PacketTooBig,
+    ICMPv6TimeExceeded,
+    IPv6,
+    IPv6ExtHdrDestOpt,
+    IPv6ExtHdrFragment,
+    IPv6ExtHdrHopByHop,
+    Jumbo,
+    PadN,
+    fragment6,
+)
+from scapy.layers.l2 import GRE, Ether
 from scapy.packet import Packet, Raw
 
-from bpf.abi import Counter, DropReason, FrontendFlag, RemoteFlag
+from bpf.abi import Counter, DropReason, FrontendFlag, PodKey, RemoteFlag, Way, WayKind
+from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, same, sctp, tcp, udp
+from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp, tcp, udp
 
 pytestmark = pytest.mark.root
 
@@ -51,15 +64,22 @@ def last_hop(packet: Packet) -> Packet:
 
 
 def told(
-    reporter: str, about: Packet, *, mtu: int = 0, eth_src: str = dp.HOST_MAC, eth_dst: str = dp.POD_MAC
+    reporter: str,
+    about: Packet,
+    *,
+    mtu: int = 0,
+    extensions: int = 0,
+    eth_src: str = dp.HOST_MAC,
+    eth_dst: str = dp.POD_MAC,
 ) -> Packet:
-    """Too big, where an MTU is given, else that its TTL has run out: with its IP header and eight bytes more."""
+    """Too big, where an MTU is given, else that its TTL has run out: with all its headers, so many bytes of IPv6's
+    extensions among them, and eight bytes more."""
     frame = Ether(src=eth_src, dst=eth_dst)
     if IP in about:
         message = ICMP(type=3, code=4, nexthopmtu=mtu) if mtu else ICMP(type=11, code=0)
         quote = Raw(bytes(about[IP])[: about[IP].ihl * 4 + 8])
         return Ether(bytes(frame / IP(src=reporter, dst=about[IP].src, flags="DF", id=0) / message / quote))
-    quote = Raw(bytes(about[IPv6])[:48])
+    quote = Raw(bytes(about[IPv6])[: 48 + extensions])
     error = ICMPv6PacketTooBig(mtu=mtu) if mtu else ICMPv6TimeExceeded()
     return Ether(bytes(frame / IPv6(src=reporter, dst=about[IPv6].src) / error / quote))
 
@@ -228,7 +248,7 @@ class TestTooBig:
         first, second = (Ether(bytes(part)) for part in parts[:2])
         result = datapath.run("from_pod", first, summed=False)
         assert result.verdict == REDIRECT
-        same(result.packet, told(family.remote, first, mtu=MTU))
+        same(result.packet, told(family.remote, first, mtu=MTU, extensions=0 if family is V4 else 8))
         assert datapath.run("from_pod", second, summed=False).verdict == SHOT
         assert (datapath.dropped(DropReason.TOO_BIG), datapath.counter(Counter.REFUSALS)) == (2, 1)
 
@@ -239,6 +259,59 @@ class TestTooBig:
         result = datapath.run("from_pod", large, summed=False)
         assert result.verdict == REDIRECT
         same(result.packet, told(V4.remote, large, mtu=MTU))
+
+    def test_more_extensions_than_are_quoted(self, datapath: Datapath) -> None:
+        """Without ports its sender could not tell which packet is meant: it is counted, and not answered."""
+        network = IPv6(src=V6.client, dst=V6.remote) / IPv6ExtHdrDestOpt(options=[PadN(optdata=bytes(28))])
+        large = Ether(bytes(dp.ethernet() / network / UDP(sport=5000, dport=443) / bytes(MTU)))
+        assert datapath.run("from_pod", large, summed=False).verdict == SHOT
+        assert datapath.dropped(DropReason.TOO_BIG) == 1
+
+    @BOTH
+    def test_overlay_takes_less_than_the_underlay(self, datapath: Datapath, family: Family) -> None:
+        """The MTU is that of the device by which the packet leaves."""
+        overlay = 77
+        datapath.device(overlay, 1350)
+        datapath.remote(family.remote_range, family.other_node, RemoteFlag.OVERLAY, overlay=overlay)
+        large = sized(udp(family, (family.client, 5000), (family.remote, 443)), 1351)
+        same(datapath.run("from_pod", large, summed=False).packet, told(family.remote, large, mtu=1350))
+        datapath.remote(family.remote_range, family.other_node, overlay=overlay)
+        assert datapath.run("from_pod", large).verdict == REDIRECT
+        assert datapath.dropped(DropReason.TOO_BIG) == 1
+
+    @BOTH
+    @pytest.mark.parametrize("program", ["to_netdev", "to_overlay"])
+    def test_host_backend_answering_by_a_tunnel(self, datapath: Datapath, family: Family, program: str) -> None:
+        """By whatever device the stack would have sent its answer."""
+        datapath.device(77, 1350)
+        request = arriving(tcp(family, (family.outside, 5000), (family.node, 8080)), dp.PEER_MAC)
+        assert datapath.run("from_netdev", request).verdict == PASS
+        answers = key((family.node, 8080), (family.outside, 5000))
+        flow = datapath.flow(answers)
+        assert flow is not None
+        datapath.write_flow(answers, flow._replace(way=Way(77, WayKind.TUNNEL, packed(family.other_node))))
+        large = sized(tcp(family, (family.node, 8080), (family.outside, 5000), "A"), 1351)
+        result = datapath.run(program, large, summed=False)
+        assert result.verdict == REDIRECT
+        same(result.packet, told(family.outside, large, mtu=1350))
+
+    @BOTH
+    def test_what_a_link_layer_has_put_behind_a_packet_does_not_count(self, datapath: Datapath, family: Family) -> None:
+        """The kernel cuts it off behind us."""
+        large = sized(udp(family, (family.client, 5000), (family.server, 8080)), MTU)
+        datapath.remote((family.server, 32 if family is V4 else 128), family.other_node)
+        datapath.delete("pods", PodKey(packed(family.server)).pack())
+        assert datapath.run("from_pod", bytes(large) + bytes(4), summed=False).verdict == REDIRECT
+        assert datapath.dropped(DropReason.TOO_BIG) == 0
+
+    def test_header_of_a_jumbo_is_not_in_its_parts(self, datapath: Datapath) -> None:
+        """Linux's own, of TCP in more than 64 KB, which goes when the device cuts it up."""
+        network = IPv6(src=V6.client, dst=V6.remote, plen=0) / IPv6ExtHdrHopByHop(options=[Jumbo(jumboplen=70000)])
+        segment = TCP(sport=5000, dport=443, flags="A") / bytes(2000)
+        large = Ether(bytes(dp.ethernet() / network / segment))
+        result = datapath.run("from_pod", large, summed=False, gso_size=MTU - 60)
+        assert result.verdict == REDIRECT
+        assert datapath.dropped(DropReason.TOO_BIG) == 0
 
     @BOTH
     def test_device_that_is_not_known_takes_everything(self, datapath: Datapath, family: Family) -> None:
@@ -263,10 +336,15 @@ class TestLastHop:
         assert (datapath.dropped(DropReason.TTL_EXPIRED), datapath.counter(Counter.REFUSALS)) == (1, 1)
 
     @BOTH
-    def test_pod_link_has_no_address_of_its_own(self, datapath: Datapath, family: Family) -> None:
-        """The node speaks under the one that stands for all of these links."""
+    @pytest.mark.parametrize("known", [False, True])
+    def test_pod_link_has_no_address_of_its_own(self, datapath: Datapath, family: Family, known: bool) -> None:
+        """The node speaks under the one that stands for all of these links; so it does where a device has none of the
+        family."""
         datapath.device(dp.POD_LINKS, addresses=("198.18.9.9", "2001:db8:9::9"))
-        datapath.delete("devices", dp.LO.to_bytes(4, "little"))
+        if known:
+            datapath.device(dp.LO, addresses=("::", "::"))
+        else:
+            datapath.delete("devices", dp.LO.to_bytes(4, "little"))
         packet = last_hop(udp(family, (family.client, 40000), (family.server, 8080)))
         same(
             datapath.run("from_pod", packet, summed=False).packet,
@@ -275,8 +353,9 @@ class TestLastHop:
 
     @BOTH
     def test_node_without_address_is_silent(self, datapath: Datapath, family: Family) -> None:
-        """It has nothing to say it from."""
+        """It has nothing to say it from, neither there nor otherwise."""
         datapath.device(dp.LO, addresses=("::", "::"))
+        datapath.device(dp.POD_LINKS, addresses=("::", "::"))
         packet = last_hop(udp(family, (family.client, 40000), (family.server, 8080)))
         assert datapath.run("from_pod", packet, summed=False).verdict == SHOT
         assert (datapath.dropped(DropReason.TTL_EXPIRED), datapath.counter(Counter.REFUSALS)) == (1, 0)
@@ -317,6 +396,44 @@ class TestLastHop:
         wanted = expected(request, hops=1)
         quote = bytes(told(family.other_node, wanted)[family.ip].payload)
         assert bytes(network.payload)[8:] == quote[8:]
+
+    @pytest.mark.parametrize(
+        "source", ["0.0.0.0", "127.0.0.1", "224.0.0.1", "255.255.255.255", "::", "::1", "ff02::1", "ff0e::1"]
+    )
+    def test_sender_that_cannot_be_is_not_answered(self, datapath: Datapath, source: str) -> None:
+        """RFC 1122, 3.2.2; RFC 4443, 2.4."""
+        family = V6 if ":" in source else V4
+        node_port(datapath, family, udp, family.remote)
+        packet = last_hop(arriving(udp(family, (source, 5000), (family.node, NODE_PORT))))
+        assert datapath.run("from_netdev", packet, summed=False).verdict == SHOT
+        assert datapath.counter(Counter.REFUSALS) == 0
+
+    @BOTH
+    def test_what_has_no_flow_is_answered_by_its_own_way(self, datapath: Datapath, family: Family) -> None:
+        """Not by that of the packet before it, which another node has handed over."""
+        datapath.run("from_netdev", arriving(tcp(family, (family.outside, 5000), (family.server, 8080)), dp.PEER_MAC))
+        other = Ether(bytes(dp.ethernet() / family.ip(src=family.outside, dst=family.server) / GRE() / b"whatever"))
+        packet = last_hop(arriving(other))
+        result = datapath.run("from_netdev", packet, summed=False)
+        assert result.verdict == REDIRECT
+        same(result.packet, told(family.node, packet, eth_src=LO_MAC, eth_dst=dp.ROUTER_MAC))
+
+    def test_errors_are_limited(self, datapath: Datapath) -> None:
+        """On each CPU to a thousand a second, and a hundred at once; what is not told is counted all the same."""
+        packet, many = bytes(last_hop(udp(V4, (V4.client, 40000), (V4.server, 8080)))), 1000
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, {min(before)})
+        try:
+            began = time.monotonic()
+            for _ in range(many):
+                datapath.run("from_pod", packet, summed=False)
+            elapsed_s = time.monotonic() - began
+        finally:
+            os.sched_setaffinity(0, before)
+        told_of = datapath.counter(Counter.REFUSALS)
+        assert 0 < told_of <= 110 + 1000 * elapsed_s  # of a clock that ticks
+        assert datapath.dropped(DropReason.TTL_EXPIRED) == many
+        print(f"{told_of} of {many} in {elapsed_s:.3f} s")
 
     @BOTH
     def test_error_is_not_answered_by_another(self, datapath: Datapath, family: Family) -> None:

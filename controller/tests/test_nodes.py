@@ -14,6 +14,7 @@ from controller.nodes import (
     Ways,
     device_entries,
     facts,
+    leading_out,
     link_entry,
     merged,
     node_entries,
@@ -290,6 +291,23 @@ def test_node_speaks_under_its_internal_addresses_on_links_without_any() -> None
     """Those of either family, or none, before its Node is known."""
     for own, v4, v6 in ((OWN, packed("192.0.2.1"), packed("2001:db8::1")), (None, bytes(16), bytes(16))):
         assert link_entry(POD_LINKS, 1450, own) == {DeviceKey(0).pack(): Device(v4, v6, 1450, 0).pack()}
+
+
+def test_devices_that_lead_out_are_those_of_networks() -> None:
+    """Neither those of containers, to which single addresses are routed, nor those of link-local routes."""
+    hops = [
+        Hop(packed(prefix), length, ifindex, b"", 0)
+        for prefix, length, ifindex in (
+            ("0.0.0.0", 0, 2),
+            ("192.0.2.0", 24, 3),
+            ("2001:db8::", 64, 4),
+            ("fe80::", 64, 5),
+            ("169.254.0.0", 16, 6),
+            ("10.88.0.7", 32, 7),
+            ("2001:db8::7", 128, 8),
+        )
+    ]
+    assert leading_out(hops) == {2, 3, 4}
 
 
 def test_peers_are_known_by_mac_under_their_first_address() -> None:

@@ -18,6 +18,7 @@ import socket
 import struct
 
 TIMEOUT_S, TRIES, HOPS = 1.0, 4, 8
+ANSWER = "answer"
 _HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
 
 # <linux/in.h>, <linux/in6.h>: the values of socket options, by family
@@ -72,16 +73,21 @@ def hops(address: str, port: int) -> list[str]:
             client.setsockopt(*_RECEIVE_ERRORS[family], 1)
             client.setsockopt(*_TTL[family], ttl)
             client.connect((address, port))
-            client.send(b"?\n")
-            try:
-                client.recv(2048)
-            except TimeoutError:
-                found.append("")
-            except OSError:
-                found.append(_offender(client))
-            else:
-                return [*found, "answer"]
+            found.append(next(filter(None, (_said(client) for _ in range(TRIES))), ""))
+        if found[-1] == ANSWER:
+            break
     return found
+
+
+def _said(client: socket.socket) -> str:
+    client.send(b"?\n")
+    try:
+        client.recv(2048)
+    except TimeoutError:
+        return ""
+    except OSError:
+        return _offender(client)
+    return ANSWER
 
 
 def _offender(client: socket.socket) -> str:
