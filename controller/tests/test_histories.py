@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from bpf.abi import Backend, BackendFlag, BackendKey, Frontend, FrontendKey, Slot, SlotKey
+from bpf.abi import Backend, BackendFlag, BackendKey, DeviceKey, Frontend, FrontendKey, Slot, SlotKey
 from bpf.address import packed
 from controller.dataplane import Dataplane
 from controller.departures import Departures
@@ -28,7 +28,7 @@ from controller.source import Changed, Event, Synced
 from controller.tests import strategies
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import changed, gone, shown_backend, shown_frontend
-from controller.tests.pipeline import Pipeline
+from controller.tests.pipeline import OVERLAY, Pipeline
 from controller.tests.strategies import NODE_IPS, OWN, some
 
 ANY = st.one_of(strategies.services(), strategies.slices(), strategies.slices(), strategies.nodes())
@@ -120,7 +120,9 @@ def meaning(maps: FakeMaps) -> dict[str, Any]:
     for key, value in held["slots"].items():
         backend = held["backends"][BackendKey(Slot.unpack(value).backend_id).pack()]
         lists.setdefault(SlotKey.unpack(key).service_id, []).append(shown_backend(backend))
-    others = held.keys() - {"frontends", "slots", "backends", "state"}
+    others = held.keys() - {"frontends", "slots", "backends", "state", "devices"}
+    # The overlay device stays while a node is out of reach that may have flows in the tunnel.
+    devices = {key: value for key, value in held["devices"].items() if key != DeviceKey(OVERLAY).pack()}
     return {
         "frontends": {shown_frontend(key): one._replace(service_id=0) for key, one in frontends.items()},
         "reached": {shown_frontend(key): reached(held, one) for key, one in frontends.items()},
@@ -130,6 +132,7 @@ def meaning(maps: FakeMaps) -> dict[str, Any]:
         },
         "lists": Counter(tuple(sorted(backends)) for backends in lists.values()),
         "backends": len(held["backends"]),
+        "devices": devices,
         **{name: held[name] for name in others},
     }
 
