@@ -284,6 +284,14 @@ class Settings:
         empty="none",
         check=_check_unmasqueraded,
     )
+    ip_masq_agent_file: Path | None = _setting(
+        None,
+        "ip-masq-agent's file, whose `nonMasqueradeCIDRs` join `non_masquerade_cidrs`, and are read anew when they "
+        "change. The manifests mount the ConfigMap `ip-masq-agent` of kube-system, where there is one: its `config` is "
+        "/etc/config/ip-masq-agent.",
+        "a ConfigMap that somebody has left must not change where packets seem to come from",
+        empty="none is read",
+    )
     masquerade_port_min: int = _setting(40000, "First port of masquerade.", "above the NodePorts", low=1024, high=65535)
     masquerade_ports: int = _setting(
         20000,

@@ -17,7 +17,7 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, health, kubeproxy, memory, monitor, sockets, sweep, web
+from controller import alone, health, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -65,6 +65,7 @@ def run(settings: Settings) -> None:
     _load(settings, pins)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
+    masqagent.watch(settings.ip_masq_agent_file, controller.network_changed)
     remotes = maps.read("remotes")
     peers.remember(remembered(maps.read("peers"), remotes))
     network.remember(remotes)

@@ -2,7 +2,7 @@
 """Manifests: the bytes of a file to the objects in it, and what is wrong with the rest of it, line by line.
 
 JSON and YAML; several documents; List kinds. Kinds that are not followed are passed over. What cannot be read takes
-nothing else with it, and says which earlier object must stay in its place. Pure; the only importer of yaml here.
+nothing else with it, and says which earlier object must stay in its place. Pure.
 """
 
 import hashlib

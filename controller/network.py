@@ -17,9 +17,10 @@ from bpf.abi import Remote, RemoteFlag
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.pins import Pins
-from bpf.settings import Settings
+from bpf.settings import UNMASQUERADED_MAX, Settings
 from controller import nodes
 from controller.errors import NetworkError
+from controller.masqagent import RangesFile
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
@@ -58,6 +59,8 @@ class NodeNetwork:
         self._own_present = False
         self._listed = False
         self._services: dict[bytes, bytes] = {}
+        room = UNMASQUERADED_MAX - len(settings.non_masquerade_cidrs)
+        self._masq_agent = RangesFile(settings.ip_masq_agent_file, room)
         self._ways: dict[str, Ways] = {}
         self._changed: set[str] = set()
         self._network = Network(())
@@ -236,9 +239,14 @@ class NodeNetwork:
             "remotes": self._services | remotes,
             "nodes": self._node_entries(others, mine),
             "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
-            "unmasqueraded": nodes.unmasqueraded_entries(self._settings.non_masquerade_cidrs),
+            "unmasqueraded": nodes.unmasqueraded_entries(self._unmasqueraded()),
             "devices": self._device_entries(snapshot, underlay),
         }
+
+    def _unmasqueraded(self) -> set[str]:
+        found, problems = self._masq_agent.read()
+        self.problems += problems
+        return {*self._settings.non_masquerade_cidrs, *found}
 
     def _device_entries(self, snapshot: Snapshot, underlay: set[int]) -> dict[bytes, bytes]:
         others = nodes.leading_out(snapshot.hops) & snapshot.devices.keys() - underlay

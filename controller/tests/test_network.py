@@ -463,14 +463,26 @@ def test_map_of_devices_holds_what_they_take_and_under_which_address(rig: Rig) -
         }
 
 
-def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig) -> None:
-    """In both families."""
-    rig.settings = dataclasses.replace(rig.settings, non_masquerade_cidrs=("10.0.0.0/8", "2001:db8:7::/48"))
+def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig, tmp_path: Path) -> None:
+    """In both families, and those of ip-masq-agent's file, as they change."""
+    file = tmp_path / "ip-masq-agent"
+    rig.settings = dataclasses.replace(
+        rig.settings, non_masquerade_cidrs=("10.0.0.0/8", "2001:db8:7::/48"), ip_masq_agent_file=file
+    )
     rig.begin()
     rig.nodes(OWN)
-    rig.sync()
-    found = {RemoteKey.unpack(key) for key in rig.entries()["unmasqueraded"]}
-    assert found == {RemoteKey(104, packed("10.0.0.0")), RemoteKey(48, packed("2001:db8:7::"))}
+    named = {RemoteKey(104, packed("10.0.0.0")), RemoteKey(48, packed("2001:db8:7::"))}
+    filed = {RemoteKey(112, packed("172.16.0.0"))}
+    for content, wanted, problems in (
+        ("", named, []),
+        ("nonMasqueradeCIDRs: [172.16.0.0/16, 10.0.0.0/8]", named | filed, []),
+        ("nonMasqueradeCIDRs: [172.16.0.1/16]", named | filed, ["ip-masq-agent"]),
+        ("{}", named, []),
+    ):
+        file.write_text(content)
+        rig.sync()
+        assert {RemoteKey.unpack(key) for key in rig.entries()["unmasqueraded"]} == wanted
+        assert [problem.subject for problem in rig.network.problems] == problems
 
 
 def test_ranges_of_services_stay_over_a_restart_until_all_are_known(rig: Rig) -> None:

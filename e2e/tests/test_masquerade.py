@@ -16,7 +16,7 @@ from e2e.lab.node import CNI_SERVER, CONTROLLER, Node
 from e2e.lab.runtime import tool
 from e2e.lab.space import Space
 from e2e.tests.outside import CLIENT, MODES, Outside, drops
-from e2e.tests.stage import FAMILIES, ask, names, pick
+from e2e.tests.stage import FAMILIES, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
@@ -24,6 +24,7 @@ ECHO_PORT, MANY_PORT = 9100, 9200
 FIRST_PORT, PORTS = 40000, 20000
 FLOWS = 19_000
 RESERVED = "net.ipv4.ip_local_reserved_ports"
+MASQ_AGENT_FILE = "/etc/calico-ebpf/ip-masq-agent"
 
 
 @pytest.fixture
@@ -93,29 +94,38 @@ def test_pod_asking_nodes_and_pods_keeps_its_address(outside: Outside, family: s
 
 @pytest.mark.usefixtures("servers")
 def test_range_that_is_not_masqueraded_sees_the_pod(outside: Outside) -> None:
-    """Where a node's settings name it, and pods' addresses are routed back; the other node masquerades on."""
-    node, pod, other = outside.node(1), outside.pod("ask-1"), outside.pod("ask-2")
+    """Where a node's settings name it, or ip-masq-agent's file as it changes, and pods' addresses are routed back; the
+    other node masquerades on."""
+    node, pod = outside.node(1), outside.pod("ask-1")
+    file = node.space.path(MASQ_AGENT_FILE)
+
+    def seen_as(family: str, protocol: str, name: str = "ask-1") -> set[object]:
+        answers = ask(outside.pod(name).space, protocol, pick(CLIENT, family), ECHO_PORT, count=3)
+        return {answer.get("peer") for answer in answers}
+
     try:
         for family in FAMILIES:
             via = pick(node.address, family)
             outside.client.run("ip", "route", "add", pick(pod.address, family), "via", via, "dev", network.DEVICE)
-        _set_unmasqueraded(node, [f"{CLIENT.v4}/32", f"{CLIENT.v6}/128"])
+        _set_unmasqueraded(node, [f"{CLIENT.v4}/32"], MASQ_AGENT_FILE)
+        assert seen_as("IPv6", "tcp") == {node.address.v6}
+        file.write_text(f"nonMasqueradeCIDRs: ['{CLIENT.v6}/128']")
+        wait(lambda: seen_as("IPv6", "tcp") == {pod.address.v6})
         for family in FAMILIES:
             for protocol in ("tcp", "udp"):
-                seen = {
-                    answer["peer"]
-                    for one in (pod, other)
-                    for answer in ask(one.space, protocol, pick(CLIENT, family), ECHO_PORT, count=3)
-                }
-                assert seen == {pick(pod.address, family), pick(outside.node(2).address, family)}
+                assert seen_as(family, protocol) == {pick(pod.address, family)}
+                assert seen_as(family, protocol, "ask-2") == {pick(outside.node(2).address, family)}
+        file.unlink()
+        wait(lambda: seen_as("IPv6", "tcp") == {node.address.v6})
     finally:
-        _set_unmasqueraded(node, [])
+        file.unlink(missing_ok=True)
+        _set_unmasqueraded(node, [], "")
         for family in FAMILIES:
             outside.client.run("ip", "route", "del", pick(pod.address, family), check=False)
 
 
-def _set_unmasqueraded(node: Node, ranges: list[str]) -> None:
-    node.configure(non_masquerade_cidrs=ranges)
+def _set_unmasqueraded(node: Node, ranges: list[str], file: str) -> None:
+    node.configure(non_masquerade_cidrs=ranges, ip_masq_agent_file=file)
     node.stop(CONTROLLER)
     node.start(CONTROLLER)
     node.wait_ready()

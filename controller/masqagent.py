@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of ip-masq-agent, which names ranges that see pods under their own addresses.
+
+Of its keys `nonMasqueradeCIDRs` counts; how often it is read does not: it is read when it changes. Where there is no
+file there are no ranges; ip-masq-agent itself would take the private ones. Source: its user guide in the documentation
+of Kubernetes.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from ipaddress import ip_network
+from pathlib import Path
+
+import yaml
+
+from controller import inotify
+from controller.source import Problem
+
+RETRY_S = 5.0
+_GONE = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.IGNORED
+
+
+class RangesFile:
+    """What the file says; where it cannot be read, what it said before.
+
+    Args:
+        path: None: there is none.
+        room: it names so many ranges at the most.
+    """
+
+    def __init__(self, path: Path | None, room: int) -> None:
+        self._path = path
+        self._room = room
+        self._ranges: tuple[str, ...] = ()
+
+    def read(self) -> tuple[tuple[str, ...], list[Problem]]:
+        """The ranges, and what is wrong with the file."""
+        if self._path is None:
+            return (), []
+        try:
+            self._ranges, remarks = parse(self._path.read_text(encoding="utf-8"), self._room)
+        except FileNotFoundError:
+            self._ranges, remarks = (), []
+        except (OSError, ValueError) as error:
+            remarks = [f"{error}; what it said before stays"]
+        return self._ranges, [Problem("ip-masq-agent", remark, str(self._path)) for remark in remarks]
+
+
+def parse(content: str, room: int) -> tuple[tuple[str, ...], list[str]]:
+    """The ranges in a file, and what in it has no effect. Raises ValueError."""
+    try:
+        found = yaml.safe_load(content)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    if found is None:
+        found = {}
+    if not isinstance(found, dict):
+        raise ValueError("expected a mapping")
+    ranges = found.get("nonMasqueradeCIDRs") or []
+    if not isinstance(ranges, list) or not all(isinstance(one, str) for one in ranges):
+        raise ValueError("nonMasqueradeCIDRs: expected a list of ranges")
+    if len(ranges) > room:
+        raise ValueError(f"nonMasqueradeCIDRs: {len(ranges)} ranges, and there is room for {room}")
+    try:
+        checked = tuple(str(ip_network(one)) for one in ranges)
+    except ValueError as error:
+        raise ValueError(f"nonMasqueradeCIDRs: {error}") from error
+    without = [key for key in ("masqLinkLocal", "masqLinkLocalIPv6") if found.get(key)]
+    return checked, [f"{key}: packets to link-local addresses are never masqueraded" for key in without]
+
+
+def watch(path: Path | None, changed: Callable[[], None]) -> None:
+    """Starts a thread that calls `changed` when the file may have changed; none where there is no file to be."""
+    if path is not None:
+        threading.Thread(target=_run, args=(path.parent, changed), name="ip-masq-agent", daemon=True).start()
+
+
+def _run(directory: Path, changed: Callable[[], None]) -> None:
+    never, _kept = os.pipe()
+    while True:
+        try:
+            watching = inotify.DirectoryWatch(directory)
+        except OSError:
+            time.sleep(RETRY_S)
+            continue
+        changed()  # it may have come before the watch
+        while not any(one.mask & _GONE for one in watching.wait(never)):
+            changed()
+        watching.close()
+        changed()

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The file of ip-masq-agent: what it says, what is wrong with it, and when it is read."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from controller.masqagent import RangesFile, parse, watch
+
+PATIENCE_S = 10
+
+
+@pytest.mark.parametrize(
+    ("content", "ranges"),
+    [
+        ("", ()),
+        ("nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 2001:db8::/32\nresyncInterval: 60s\n", ("10.0.0.0/8", "2001:db8::/32")),
+        ('{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqLinkLocal": false}', ("10.0.0.0/8",)),
+        ("nonMasqueradeCIDRs:\nmasqLinkLocalIPv6: false\n", ()),
+        ("later: [1]\n", ()),
+    ],
+)
+def test_file_names_ranges(content: str, ranges: tuple[str, ...]) -> None:
+    """In YAML or JSON, as its user guide has it."""
+    assert parse(content, 10) == (ranges, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("nonMasqueradeCIDRs: [10.0.0.1/8]", "nonMasqueradeCIDRs: 10.0.0.1/8 has host bits set"),
+        ("nonMasqueradeCIDRs: [ten]", "nonMasqueradeCIDRs: 'ten' does not appear to be an IPv4 or IPv6 network"),
+        ("nonMasqueradeCIDRs: 10.0.0.0/8", "nonMasqueradeCIDRs: expected a list of ranges"),
+        ("nonMasqueradeCIDRs: [7]", "nonMasqueradeCIDRs: expected a list of ranges"),
+        (
+            "nonMasqueradeCIDRs: [10.0.0.0/8, 11.0.0.0/8, 12.0.0.0/8]",
+            "nonMasqueradeCIDRs: 3 ranges, and there is room for 2",
+        ),
+        ("- 10.0.0.0/8", "expected a mapping"),
+        ("{", "while parsing a flow node"),
+    ],
+)
+def test_file_that_cannot_be_is_named_and_what_it_said_stays(tmp_path: Path, content: str, why: str) -> None:
+    """A mistake must not masquerade what was not."""
+    path = tmp_path / "ip-masq-agent"
+    file = RangesFile(path, 2)
+    path.write_text("nonMasqueradeCIDRs: [10.0.0.0/8]")
+    assert file.read() == (("10.0.0.0/8",), [])
+    path.write_text(content)
+    ranges, (problem,) = file.read()
+    assert ranges == ("10.0.0.0/8",)
+    assert (problem.subject, problem.file) == ("ip-masq-agent", str(path))
+    assert problem.message.startswith(why)
+    assert problem.message.endswith("; what it said before stays")
+
+
+def test_link_local_packets_are_never_masqueraded() -> None:
+    """Said, where the file asks for it."""
+    assert parse("masqLinkLocal: true\nmasqLinkLocalIPv6: true", 2) == (
+        (),
+        [
+            f"{key}: packets to link-local addresses are never masqueraded"
+            for key in ("masqLinkLocal", "masqLinkLocalIPv6")
+        ],
+    )
+
+
+def test_file_that_is_not_there_names_nothing(tmp_path: Path) -> None:
+    """Nor does one that has gone, or that nobody has set."""
+    path = tmp_path / "ip-masq-agent"
+    file = RangesFile(path, 2)
+    assert file.read() == ((), [])
+    path.write_text("nonMasqueradeCIDRs: [10.0.0.0/8]")
+    assert file.read()[0] == ("10.0.0.0/8",)
+    path.unlink()
+    assert file.read() == ((), [])
+    assert RangesFile(None, 2).read() == ((), [])
+
+
+def test_file_is_read_when_it_changes(tmp_path: Path) -> None:
+    """Written, renamed into place as by a mounted ConfigMap, removed."""
+    directory, changed = tmp_path / "config", threading.Event()
+    directory.mkdir()
+    watch(directory / "ip-masq-agent", changed.set)
+    assert changed.wait(PATIENCE_S)
+    steps = (
+        lambda: (directory / "ip-masq-agent").write_text(""),
+        lambda: (directory / "..data_tmp").write_text(""),
+        lambda: (directory / "..data_tmp").rename(directory / "..data"),
+        lambda: (directory / "ip-masq-agent").unlink(),
+    )
+    for step in steps:
+        changed.clear()
+        step()
+        assert changed.wait(PATIENCE_S)
+
+
+def test_directory_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one that comes again."""
+    monkeypatch.setattr("controller.masqagent.RETRY_S", 0.01)
+    directory, changed = tmp_path / "config", threading.Event()
+    watch(directory / "ip-masq-agent", changed.set)
+    for _ in range(2):
+        changed.clear()
+        directory.mkdir()
+        assert changed.wait(PATIENCE_S)
+        changed.clear()
+        directory.rmdir()
+        assert changed.wait(PATIENCE_S)
+
+
+def test_nobody_waits_for_no_file() -> None:
+    """There is nothing to watch."""
+    before = threading.active_count()
+    watch(None, lambda: None)
+    assert threading.active_count() == before
