@@ -19,7 +19,7 @@
  * a new one means what was before. Values of enums are only added.
  */
 enum abi_version {
-	ABI_VERSION = 9,
+	ABI_VERSION = 10,
 };
 
 struct address {
@@ -39,7 +39,7 @@ struct tuple {
 };
 ABI_LAYOUT(tuple, 40);
 
-/* --- Services: frontends -> (service, slots), slots -> backend id, backends -> address --- */
+/* --- Services: frontends -> (service, slots), slots or rows of a table -> backend id, backends -> address --- */
 
 /* What a client talks to; with port and protocol 0 a cluster IP as such: its other ports are refused. */
 struct frontend_key {
@@ -72,6 +72,7 @@ enum frontend_flag {
 	FRONTEND_SOURCES = 1 << 4,      /* for those clients alone that `sources` has */
 	FRONTEND_HOST_ALLOWED = 1 << 5, /* of FRONTEND_SOURCES: this node's own address is among them */
 	FRONTEND_HOST_PORT = 1 << 6,    /* a pod's; under the unspecified address it is met at this node's own alone */
+	FRONTEND_MAGLEV = 1 << 7,       /* what comes from outside has a backend by its Maglev table */
 };
 
 /*
@@ -105,6 +106,25 @@ struct slot {
 	__u32 backend_id;
 };
 ABI_LAYOUT(slot, 4);
+
+/*
+ * A row of a Service's Maglev table: place n of the table is number n % MAGLEV_ROW of row n / MAGLEV_ROW. The place of
+ * a client and the backend that has it are the same on every node.
+ */
+enum maglev {
+	MAGLEV_ROW = 32,
+};
+
+struct maglev_key {
+	__u32 service_id;
+	__u32 row;
+};
+ABI_LAYOUT(maglev_key, 8);
+
+struct maglev_row {
+	__u32 backend_ids[MAGLEV_ROW]; /* 0: behind the table's end */
+};
+ABI_LAYOUT(maglev_row, 128);
 
 struct backend_key {
 	__u32 backend_id; /* never 0 */
@@ -414,7 +434,7 @@ struct config {
 	__u32 coarse_clock;          /* the kernel has bpf_ktime_get_coarse_ns(): 5.11 */
 	__u32 overlay_port;          /* UDP, of the tunnels between nodes */
 	__u32 closes_udp;            /* the kernel closes sockets of the host's whose backend has gone */
-	__u32 pad;
+	__u32 maglev_size;           /* places of a Maglev table */
 };
 ABI_LAYOUT(config, 88);
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class AbiVersion(IntEnum):
     """enum abi_version."""
 
-    VERSION = 9
+    VERSION = 10
 
 
 class BackendFlag(IntFlag):
@@ -106,12 +106,19 @@ class FrontendFlag(IntFlag):
     SOURCES = 16
     HOST_ALLOWED = 32
     HOST_PORT = 64
+    MAGLEV = 128
 
 
 class HostPort(IntEnum):
     """enum host_port."""
 
     IDS = 1073741824
+
+
+class Maglev(IntEnum):
+    """enum maglev."""
+
+    ROW = 32
 
 
 class NodeFlag(IntFlag):
@@ -235,7 +242,7 @@ class BackendKey(NamedTuple):
         return cls(backend_id)
 
 
-_CONFIG = Struct("=QQQQQQQIIIIIII4x")
+_CONFIG = Struct("=QQQQQQQIIIIIIII")
 
 
 class Config(NamedTuple):
@@ -255,6 +262,7 @@ class Config(NamedTuple):
     coarse_clock: int
     overlay_port: int
     closes_udp: int
+    maglev_size: int
 
     def pack(self) -> bytes:
         return _CONFIG.pack(
@@ -272,6 +280,7 @@ class Config(NamedTuple):
             self.coarse_clock,
             self.overlay_port,
             self.closes_udp,
+            self.maglev_size,
         )
 
     @classmethod
@@ -291,6 +300,7 @@ class Config(NamedTuple):
             coarse_clock,
             overlay_port,
             closes_udp,
+            maglev_size,
         ) = _CONFIG.unpack(data)
         return cls(
             host_netns_cookie,
@@ -307,6 +317,7 @@ class Config(NamedTuple):
             coarse_clock,
             overlay_port,
             closes_udp,
+            maglev_size,
         )
 
 
@@ -465,6 +476,41 @@ class FrontendKey(NamedTuple):
     def unpack(cls, data: bytes) -> "FrontendKey":
         address, port, protocol = _FRONTEND_KEY.unpack(data)
         return cls(address, ntohs(port), protocol)
+
+
+_MAGLEV_KEY = Struct("=II")
+
+
+class MaglevKey(NamedTuple):
+    """struct maglev_key, 8 bytes."""
+
+    service_id: int
+    row: int
+
+    def pack(self) -> bytes:
+        return _MAGLEV_KEY.pack(self.service_id, self.row)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "MaglevKey":
+        service_id, row = _MAGLEV_KEY.unpack(data)
+        return cls(service_id, row)
+
+
+_MAGLEV_ROW = Struct("=128s")
+
+
+class MaglevRow(NamedTuple):
+    """struct maglev_row, 128 bytes."""
+
+    backend_ids: bytes
+
+    def pack(self) -> bytes:
+        return _MAGLEV_ROW.pack(self.backend_ids)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "MaglevRow":
+        (backend_ids,) = _MAGLEV_ROW.unpack(data)
+        return cls(backend_ids)
 
 
 _NODE = Struct("=I")
@@ -837,6 +883,7 @@ MAPS = {
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
     "fragments": MapSpec(9, 40, 16, 16384, 0, "FragmentKey", "Fragment"),
     "frontends": MapSpec(1, 20, 24, 131072, 1, "FrontendKey", "Frontend"),
+    "maglev": MapSpec(1, 8, 128, 65536, 1, "MaglevKey", "MaglevRow"),
     "nodes": MapSpec(1, 16, 4, 32768, 1, "NodeKey", "Node"),
     "peers": MapSpec(1, 8, 16, 16384, 1, "PeerKey", "Peer"),
     "pods": MapSpec(1, 16, 32, 4096, 1, "PodKey", "Pod"),
@@ -885,6 +932,8 @@ FIELDS = {
         "affinity_s": (20, 4),
     },
     "FrontendKey": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1)},
+    "MaglevKey": {"service_id": (0, 4), "row": (4, 4)},
+    "MaglevRow": {"backend_ids": (0, 128)},
     "Node": {"flags": (0, 4)},
     "NodeKey": {"address": (0, 16)},
     "Peer": {"address": (0, 16)},

@@ -94,17 +94,19 @@ static __always_inline bool known_backend(const struct socket_key *key, const st
  * Who a socket's process is to session affinity: the address from which it sends. Where it has not chosen one, that is
  * the kernel's to choose later: then all of a network namespace are one client, whose address is of ::/32, as nobody's.
  */
-static __always_inline struct address client_of(struct bpf_sock_addr *ctx, const struct address *source)
+static __always_inline struct client client_of(struct bpf_sock_addr *ctx, const struct address *source)
 {
+	struct client client = {.address = *source, .begins = 1};
 	__u64 cookie;
 
-	if (!is_unspecified(source))
-		return *source;
-	cookie = bpf_get_netns_cookie(ctx);
-	return (struct address){{0, cookie >> 32, cookie, 0}};
+	if (is_unspecified(source)) {
+		cookie = bpf_get_netns_cookie(ctx);
+		client.address = (struct address){{0, cookie >> 32, cookie, 0}};
+	}
+	return client;
 }
 
-static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct socket_key *key, struct address client,
+static __always_inline bool new_backend(struct bpf_sock_addr *ctx, const struct socket_key *key, struct client client,
 					struct socket_peer *backend)
 {
 	const struct tuple asked = {.daddr = key->address, .dport_be = key->port_be, .protocol = key->protocol};

@@ -23,6 +23,7 @@ const volatile struct config config = {
 	.masquerade_port_count = 20000,
 	.overlay_port = 4789,
 	.closes_udp = 1,
+	.maglev_size = 4093,
 };
 
 #endif

@@ -243,6 +243,18 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 		count(COUNTER_FLOWS_RESTORED);
 }
 
+/*
+ * Whether a packet shows that an outside client's connection comes by another node than before. It is of a flow with
+ * `backend_id` and `flags`, and the answers of that flow have the entry of another one, `other`: the same client's port
+ * at the same backend. That cannot be another connection, which would have been given another port as it began.
+ */
+static __always_inline bool has_moved(const struct packet *packet, __u32 backend_id, __u8 flags,
+				      const struct flow *other)
+{
+	return in_mid_stream(packet) && (backend_id || flags & FLOW_HANDED_OVER) && other->flags & FLOW_REPLY &&
+	       other->twin.sport_be == packet->tuple.sport_be && same_address(&other->twin.saddr, &packet->tuple.saddr);
+}
+
 /* Follows a flow's state with a packet of it; both entries are written, at most once a second unless it changes. */
 static __always_inline void flow_follow(struct __sk_buff *skb, const struct packet *packet, struct flow *flow,
 					__u64 now, bool outside)
@@ -254,8 +266,13 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 	if (state == flow->state && !fin && now - flow->seen_ns < REFRESH_NS)
 		return;
 	twin = flow_lookup(&flow->twin);
-	if (twin && !same_tuple(&twin->twin, &packet->tuple))
-		return; /* another flow has that key by now: this is a packet of an old one */
+	if (twin && !same_tuple(&twin->twin, &packet->tuple)) {
+		/* another flow has that key by now: this is a packet of an old one */
+		if (flow->flags & FLOW_REPLY || !has_moved(packet, flow->backend_id, flow->flags, twin))
+			return;
+		bpf_map_delete_elem(&flows, &flow->twin);
+		twin = NULL;
+	}
 	if (fin) {
 		flow->flags |= FLOW_FIN;
 		if (twin && twin->flags & FLOW_FIN)
@@ -311,19 +328,22 @@ static __always_inline __be16 draw_port(__u32 first, __u32 count)
 }
 
 /*
- * Inserts `entry` under `twin`, unless that is another live flow's. Returns 0, -EEXIST, or another negated errno.
+ * Inserts work->entry under work->twin, unless that is another live flow's, of another connection. Returns 0, -EEXIST,
+ * or another negated errno.
  */
-static __always_inline int flow_insert(const struct tuple *key, const struct tuple *twin, const struct flow *entry)
+static __always_inline int flow_insert(const struct work *work)
 {
-	int error = flow_update(twin, entry, BPF_NOEXIST);
+	const struct opening *opening = &work->opening;
+	int error = flow_update(&work->twin, &work->entry, BPF_NOEXIST);
 	const struct flow *other;
 
 	if (error != -EEXIST)
 		return error;
-	other = flow_lookup(twin);
-	if (other && !same_tuple(&other->twin, key) && !flow_expired(other, entry->seen_ns))
+	other = flow_lookup(&work->twin);
+	if (other && !same_tuple(&other->twin, &work->packet.tuple) && !flow_expired(other, work->entry.seen_ns) &&
+	    !has_moved(&work->packet, opening->backend_id, opening->flags, other))
 		return -EEXIST;
-	return flow_update(twin, entry, BPF_ANY);
+	return flow_update(&work->twin, &work->entry, BPF_ANY);
 }
 
 /*
@@ -342,7 +362,7 @@ __noinline int flow_try(struct __sk_buff *skb)
 	/* what the host itself talks to past us has no flow, and answers to it must not be taken for this one's */
 	if ((work->opening.masquerade || work->opening.back.kind == WAY_HOST) && host_socket(skb, &work->twin))
 		return -EEXIST;
-	return flow_insert(&work->packet.tuple, &work->twin, &work->entry);
+	return flow_insert(work);
 }
 
 /* Finds a port for a masqueraded flow's replies. */
@@ -433,9 +453,9 @@ static __always_inline bool leads_to_backends_node(const struct way *way)
 /*
  * Starts the flow of work->packet as work->opening says; a collision changes the source port of opening.to.
  *
- * TCP in mid-stream is followed from here on, but for a FIN or RST: there is nothing to follow any more. While flows
- * are taken over it is dropped: it would go untranslated, and the far end reset the connection. Returns 0 or a negated
- * drop reason.
+ * TCP in mid-stream is followed from here on, but for a FIN or RST: there is nothing to follow any more, unless that is
+ * the first that comes by here of a connection to a backend. While flows are taken over it is dropped: it would go
+ * untranslated, and the far end reset the connection. Returns 0 or a negated drop reason.
  */
 static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 {
@@ -446,7 +466,8 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 
 	if (in_mid_stream(packet) && taking_over())
 		return -DROP_TAKING_OVER;
-	if (closes_connection(packet))
+	/* a backend that every node would choose has a connection whose FIN may come by here first */
+	if (closes_connection(packet) && (packet->tcp_flags & TCP_RST || !opening->backend_id))
 		return 0;
 	work->twin = reverse(&opening->to);
 	*entry = (struct flow){
@@ -460,13 +481,13 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	if (in_mid_stream(packet))
 		count(COUNTER_FLOWS_PICKED_UP);
 	if (in_mid_stream(packet) || (opening->one_way && packet->tuple.protocol == IPPROTO_UDP))
-		entry->state = FLOW_ESTABLISHED;
+		entry->state = packet->tcp_flags & TCP_FIN ? FLOW_CLOSING : FLOW_ESTABLISHED;
 	entry->expires_ns = entry->seen_ns + flow_timeout(packet->tuple.protocol, entry->state);
 	error = flow_claim(skb);
 	if (error)
 		return error;
 	entry->twin = work->twin;
-	entry->flags = opening->flags;
+	entry->flags = opening->flags | (packet->tcp_flags & TCP_FIN ? FLOW_FIN : 0);
 	entry->way = opening->way;
 	if (flow_update(&packet->tuple, entry, BPF_ANY))
 		return -DROP_FLOWS_FULL;

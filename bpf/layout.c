@@ -9,6 +9,7 @@ struct {
 	enum frontend_flag frontend_flag;
 	enum backend_flag backend_flag;
 	enum host_port host_port;
+	enum maglev maglev;
 	enum remote_flag remote_flag;
 	enum node_flag node_flag;
 	enum device_flag device_flag;

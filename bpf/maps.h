@@ -29,6 +29,15 @@ struct {
 	__type(value, struct slot);
 } slots SEC(".maps");
 
+/* Controller: the Maglev tables of Services that have one, in rows. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct maglev_key);
+	__type(value, struct maglev_row);
+} maglev SEC(".maps");
+
 /* Controller: backends by id. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -46,6 +46,7 @@ def config(settings: Settings) -> Config:
         coarse_clock=int(features.kernel()[0] >= features.LATER_HELPERS["bpf_ktime_get_coarse_ns"]),
         overlay_port=settings.overlay_port,
         closes_udp=int(sockdiag.closes()),
+        maglev_size=settings.maglev_table_size,
     )
 
 

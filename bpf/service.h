@@ -10,6 +10,7 @@
 
 #include "address.h"
 #include "config.h"
+#include "maglev.h"
 #include "maps.h"
 #include "owner.h"
 
@@ -22,6 +23,7 @@
 enum service_result {
 	SERVICE_NONE = 0, /* not an address of a Service */
 	SERVICE_SELECTED,
+	SERVICE_AGREED, /* selected as every other node would */
 };
 
 /* Which of a frontend's backends are chosen from. */
@@ -30,6 +32,7 @@ enum service_set {
 	SERVICE_LOCAL,       /* the Local set */
 	SERVICE_HERE,        /* the Local set, seen to be here: what is not to be sent on */
 	SERVICE_NOT_OWN = 4, /* added to a set: but for backends in the host's own network */
+	SERVICE_AGREE = 8,   /* added to the Cluster set: by the frontend's Maglev table, where it has one */
 };
 
 /* The key under which a frontend of this tuple's destination stands, and the frontend, or NULL. */
@@ -154,24 +157,24 @@ static __always_inline bool affinity_claim(const struct affinity_key *client, co
 }
 
 /*
- * Chooses a backend, of a set: that which `client` has by session affinity, or else one at
- * random, which is then remembered. `client` is NULL for what begins no connection.
- * Returns SERVICE_SELECTED with `key` and `backend` filled in, SERVICE_NONE, or -DROP_NO_BACKEND,
- * -DROP_NO_LOCAL_BACKEND or -DROP_NO_SLOT.
+ * Chooses a backend, of a set: that which `client` has by session affinity, or else one by the Maglev table or at
+ * random, which is then remembered. Returns SERVICE_SELECTED or SERVICE_AGREED with `key` and `backend` filled in,
+ * SERVICE_NONE, or -DROP_NO_BACKEND, -DROP_NO_LOCAL_BACKEND or -DROP_NO_SLOT.
  */
-static __noinline int service_select(const struct frontend_key *frontend_key, const struct address *client,
+static __noinline int service_select(const struct frontend_key *frontend_key, const struct client *client,
 				     enum service_set set, struct backend_key *key, struct backend *backend)
 {
 	bool not_own = set & SERVICE_NOT_OWN;
+	bool agree = set & SERVICE_AGREE;
 
-	set &= ~SERVICE_NOT_OWN;
+	set &= ~(SERVICE_NOT_OWN | SERVICE_AGREE);
 	for (int i = 0; i < SELECT_TRIES; i++) {
 		const struct frontend *frontend = bpf_map_lookup_elem(&frontends, frontend_key);
 		struct affinity_key affine = {};
 		struct slot_key slot_key;
 		const struct slot *slot;
 		__u32 start, count;
-		bool sticky;
+		bool sticky, agreed;
 
 		if (!frontend)
 			return SERVICE_NONE;
@@ -181,24 +184,30 @@ static __noinline int service_select(const struct frontend_key *frontend_key, co
 		count = set == SERVICE_CLUSTER ? frontend->slot_count - start : frontend->local_count;
 		if (!count)
 			return set == SERVICE_CLUSTER ? -DROP_NO_BACKEND : -DROP_NO_LOCAL_BACKEND;
-		sticky = client && frontend->affinity_s;
+		agree = agree && frontend->flags & FRONTEND_MAGLEV;
+		sticky = frontend->affinity_s && (client->begins || agree);
 		if (sticky) {
-			affine = (struct affinity_key){.client = *client, .service_id = frontend->service_id};
+			affine = (struct affinity_key){.client = client->address, .service_id = frontend->service_id};
 			if (affinity_take(&affine, frontend->affinity_s, set, not_own, key, backend))
-				return SERVICE_SELECTED;
+				return agree ? SERVICE_AGREED : SERVICE_SELECTED;
 		}
-		slot_key.service_id = frontend->service_id;
-		slot_key.slot = start + bpf_get_prandom_u32() % count;
-		slot = bpf_map_lookup_elem(&slots, &slot_key);
-		if (!slot)
-			continue;
-		key->backend_id = slot->backend_id;
+		/* the last try is at random */
+		key->backend_id = agree && i < SELECT_TRIES - 1 ? maglev_backend(frontend, client) : 0;
+		agreed = key->backend_id;
+		if (!agreed) {
+			slot_key.service_id = frontend->service_id;
+			slot_key.slot = start + bpf_get_prandom_u32() % count;
+			slot = bpf_map_lookup_elem(&slots, &slot_key);
+			if (!slot)
+				continue;
+			key->backend_id = slot->backend_id;
+		}
 		/* while local slots are rearranged, another node's backend may stand among them */
 		if (!take_backend(key, set == SERVICE_HERE, not_own, backend))
 			continue;
 		if (sticky && !affinity_claim(&affine, key))
 			continue;
-		return SERVICE_SELECTED;
+		return agreed ? SERVICE_AGREED : SERVICE_SELECTED;
 	}
 	return -DROP_NO_SLOT;
 }

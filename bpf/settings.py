@@ -269,6 +269,22 @@ class Settings:
         "works in networks that let no node answer under another's address",
         choices=("entry", "direct"),
     )
+    balancing: str = _setting(
+        "random",
+        "How a client from outside is given a backend: at `random`, or by a table that is the same on every node "
+        "(`maglev`); a Service's annotation `calico-ebpf.io/balancing` comes first. By the table a connection to an "
+        "external or load-balancer address goes on when its packets come by another node, as behind a router that "
+        "spreads them over nodes of which one has gone.",
+        "chooses evenly, and takes neither memory nor time",
+        choices=("random", "maglev"),
+    )
+    maglev_table_size: int = _setting(
+        4093,
+        "Places of the Maglev table of a Service port, of either family; the same on every node. A hundred for each "
+        "backend share out clients to a hundredth; a Service with more backends than places is balanced at random.",
+        "40 backends; a table takes 25 kB in the kernel, and 10 ms when its backends change",
+        choices=("251", "509", "1021", "2039", "4093", "8191", "16381", "32749", "65521"),
+    )
     masquerade: str = _setting(
         "all",
         "Whether what pods send out of the cluster leaves under the node's own address: in both families (`all`), in "
@@ -333,6 +349,11 @@ class Settings:
         16384,
         "Ranges of loadBalancerSourceRanges, counted once for each load-balancer address and port.",
         "1,000 such addresses and ports with 16 ranges each",
+    )
+    maglev_max: int = _size(
+        65536,
+        "Rows of Maglev tables, of 32 places each.",
+        "the tables of 512 Service ports, at the default size",
     )
     remotes_max: int = _size(32768, "Prefixes and addresses of other nodes.", "5,000 nodes with both families, twice")
     pods_max: int = _size(4096, "Addresses of this node's pods.", "ten times kubelet's limit, with both families")

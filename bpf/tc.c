@@ -65,14 +65,18 @@ static __always_inline const struct frontend *frontend_asked(const struct packet
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key,
 					enum service_set set, struct opening *opening)
 {
-	const struct address *client = in_mid_stream(packet) ? NULL : &packet->tuple.saddr;
+	const struct client client = {
+		.address = packet->tuple.saddr,
+		.port_be = packet->tuple.sport_be,
+		.begins = !in_mid_stream(packet),
+	};
 	struct backend_key backend_key = {};
 	struct backend backend;
-	int result = service_select(key, client, set, &backend_key, &backend);
+	int result = service_select(key, &client, set, &backend_key, &backend);
 
-	if (result != SERVICE_SELECTED)
+	if (result <= SERVICE_NONE)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
-	if (in_mid_stream(packet))
+	if (in_mid_stream(packet) && result != SERVICE_AGREED)
 		return no_flow();
 	opening->backend_id = backend_key.backend_id;
 	opening->to.daddr = backend.address;
@@ -404,7 +408,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	struct opening *opening = &work->opening;
 	const struct pod *pod = pod_at(&packet->tuple.daddr);
 	const struct frontend *frontend = NULL;
-	enum service_set set = SERVICE_CLUSTER;
+	enum service_set set = SERVICE_CLUSTER | SERVICE_AGREE;
 	struct frontend_key key;
 	bool own = false;
 	int result;

@@ -88,7 +88,14 @@ class Controller:
         self._metrics = metrics
         self._clock = clock
         self._queue: SimpleQueue[Message] = SimpleQueue()
-        self._services = ServiceTracker(Rules(settings.node_name, settings.return_path == "direct"))
+        self._services = ServiceTracker(
+            Rules(
+                settings.node_name,
+                way_back=settings.return_path,
+                balancing=settings.balancing,
+                maglev_size=settings.maglev_table_size,
+            )
+        )
         self._ranges = ServiceRanges(settings.service_cidrs)
         self._standing = Standing()
         self._report = Report(settings.run_dir)

@@ -33,6 +33,7 @@ class Pool(NamedTuple):
     others: the other nodes', in the Cluster set.
     affinity_s: for so long after its last connection a client keeps its backend; 0: not at all.
     sources: the clients for which its frontends with FRONTEND_SOURCES are: (bits that count, address) each.
+    maglev_size: places of the Maglev table of its Cluster set; 0: it has none.
     """
 
     frontends: tuple[tuple[bytes, int], ...]
@@ -41,6 +42,7 @@ class Pool(NamedTuple):
     others: tuple[bytes, ...]
     affinity_s: int = 0
     sources: tuple[tuple[int, bytes], ...] = ()
+    maglev_size: int = 0
 
     @property
     def backends(self) -> tuple[bytes, ...]:

@@ -42,12 +42,12 @@ class Frontends(NamedTuple):
 
 
 def frontends(
-    service: Service, direct: bool, own_addresses: Sequence[bytes]
+    service: Service, asked: FrontendFlag, own_addresses: Sequence[bytes]
 ) -> tuple[dict[PortKey, tuple[str, Frontends]], list[str]]:
     """Each port's name and frontends, and what of the Service makes no sense.
 
     Args:
-        direct: backends' nodes answer outside clients themselves.
+        asked: FRONTEND_DIRECT and FRONTEND_MAGLEV, where its clients outside are to have them.
         own_addresses: this node's, 16 bytes each; of each family the first counts.
     """
     problems: list[str] = []
@@ -55,11 +55,12 @@ def frontends(
     external_ips = _by_family(service.spec.external_ips or [], problems)
     load_balancers = _by_family(_load_balancers(service), problems)
     clients = sourceranges.allowed(service.spec.load_balancer_source_ranges or (), problems) if load_balancers else {}
-    internal, flags = FrontendFlag.CLUSTER_IP, FrontendFlag.EXTERNAL | (FrontendFlag.DIRECT if direct else 0)
+    internal, flags = FrontendFlag.CLUSTER_IP, FrontendFlag.EXTERNAL | asked
     if service.spec.internal_traffic_policy == "Local":
         internal |= FrontendFlag.LOCAL
     if service.spec.external_traffic_policy == "Local":
-        flags |= FrontendFlag.LOCAL
+        # a node's own backends are gone with it: no other node could go on with their connections
+        flags = (flags | FrontendFlag.LOCAL) & ~FrontendFlag.MAGLEV
     found: dict[PortKey, tuple[str, Frontends]] = {
         (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), ()))
         for family, addresses in inside.items()

@@ -5,6 +5,7 @@ frontends   struct frontend_key -> struct frontend
 slots       service id -> its backend ids by slot; 0 where a slot is missing
 backends    backend id -> struct backend
 sources     struct frontend_key -> the struct source_key of each range of its clients
+maglev      service id -> the struct maglev_row of each row of its table
 
 The maps of the network are kept as they are.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterable
 from sys import byteorder
 from typing import Any
 
-from bpf.abi import Frontend, FrontendFlag, HostPort, Slot, SlotKey, StateIndex
+from bpf.abi import Frontend, FrontendFlag, HostPort, MaglevKey, Slot, SlotKey, StateIndex
 from controller.maps import Maps, Op
 
 # What the network comes to: each is written whole, entry by entry, in no order.
@@ -41,6 +42,7 @@ class Mirror:
         self.slots: dict[int, array[int]] = {}
         self.backends: dict[int, bytes] = {}
         self.sources: dict[bytes, set[bytes]] = {}
+        self.maglev: dict[int, dict[int, bytes]] = {}
         self.state: dict[int, int] = {}
         self.network: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
         self.references: dict[int, int] = {}
@@ -53,7 +55,7 @@ class Mirror:
     def read(cls, maps: Maps) -> "Mirror":
         """Raises BpfError."""
         mirror = cls()
-        for name in ("state", "frontends", "backends", "sources", *NETWORK_MAPS):
+        for name in ("state", "frontends", "backends", "sources", "maglev", *NETWORK_MAPS):
             mirror.apply(Op(name, key, value) for key, value in mirror._read(maps, name).items())
         slots = ((SlotKey.unpack(key), value) for key, value in mirror._read(maps, "slots").items())
         for key, value in sorted(slots):
@@ -62,6 +64,8 @@ class Mirror:
 
     def size(self, name: str) -> int:
         """How many entries a map has, host ports' included."""
+        if name == "maglev":
+            return sum(map(len, self.maglev.values()))
         if name in ("slots", "sources"):
             return (self.slot_count if name == "slots" else self.source_count) + self.host_ports[name]
         return len(self.backends if name == "backends" else self._held(name)) + self.host_ports[name]
@@ -79,6 +83,8 @@ class Mirror:
                     self.backends[backend_id] = value
             elif name == "sources":
                 self._set_source(key, value is not None)
+            elif name == "maglev":
+                self._set_row(*MaglevKey.unpack(key), value)
             elif name == "state":
                 self.state[int.from_bytes(key, byteorder)] = int.from_bytes(value or b"", byteorder)
             else:
@@ -94,6 +100,8 @@ class Mirror:
         count += sum(_differences(self.network[name], other.network[name]) for name in NETWORK_MAPS)
         for frontend in self.sources.keys() | other.sources.keys():
             count += len(self.sources.get(frontend, set()) ^ other.sources.get(frontend, set()))
+        for service_id in self.maglev.keys() | other.maglev.keys():
+            count += _differences(self.maglev.get(service_id, {}), other.maglev.get(service_id, {}))
         for service_id in self.slots.keys() | other.slots.keys():
             one, two = self.slots.get(service_id, _NONE), other.slots.get(service_id, _NONE)
             if one != two:
@@ -136,6 +144,15 @@ class Mirror:
         (sources.add if there else sources.discard)(key)
         if not sources:
             del self.sources[frontend]
+
+    def _set_row(self, service_id: int, row: int, value: bytes | None) -> None:
+        rows = self.maglev.setdefault(service_id, {})
+        if value is None:
+            rows.pop(row, None)
+        else:
+            rows[row] = value
+        if not rows:
+            del self.maglev[service_id]
 
     def _refer(self, before: int, now: int) -> None:
         """A slot named `before`, and names `now`; 0: nothing."""

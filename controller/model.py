@@ -88,7 +88,8 @@ class ServiceStatus(_Object):
 
 
 class ServiceAnnotations(_Object):
-    return_path: str = msgspec.field(name="calico-ebpf.io/return", default="")
+    way_back: str = msgspec.field(name="calico-ebpf.io/return", default="")
+    balancing: str = msgspec.field(name="calico-ebpf.io/balancing", default="")
 
 
 class ServiceMetadata(Metadata):

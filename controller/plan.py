@@ -4,8 +4,8 @@
 They stand in an order in which every frontend always leads to filled slots, and every slot to a backend:
 
     for some pools after others: ids reserved -> backends added -> sources added -> frontends narrowed
-                                 -> slots written -> frontends switched
-    and then, for all:           frontends removed -> surplus sources removed -> surplus slots removed
+                                 -> slots and Maglev tables written -> frontends switched
+    and then, for all:           frontends removed -> surplus sources, tables and slots removed
                                  -> surplus backends removed
 
 The first of them can be written while the next are still planned. A pool that gives a frontend to another one comes
@@ -17,7 +17,8 @@ move in, so that who wants a local backend never meets another.
 
 While the ranges of clients change for which a frontend is, it is for those in either, and for nobody who is in neither.
 
-What does not fit into a map is left out: its Service gets the backends that fit, and is named as short of room.
+What does not fit into a map is left out: its Service gets the backends that fit, or no Maglev table, and is named as
+short of room.
 """
 
 from array import array
@@ -25,19 +26,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from itertools import chain
 
-from bpf.abi import FIELDS, BackendKey, Frontend, Slot, SlotKey, Source, StateIndex
+from bpf.abi import FIELDS, BackendKey, Frontend, FrontendFlag, MaglevKey, Slot, SlotKey, Source, StateIndex
+from controller import maglev
 from controller.desired import Desired, Pool, PoolKey
 from controller.ids import Ids
 from controller.maps import Op
 from controller.mirror import Mirror, reserved
 
-SERVICE_MAPS = ("frontends", "slots", "backends", "sources")
+SERVICE_MAPS = ("frontends", "slots", "backends", "sources", "maglev")
 
 # Additions planned before they are given out.
 PIECE_OPS = 4096
 
 _NO_SLOTS: "array[int]" = array("I")
 _NO_SOURCES: frozenset[bytes] = frozenset()
+_NO_ROWS: Mapping[int, bytes] = {}
 _SOURCE = Source(0).pack()
 _FLAGS, _ = FIELDS["Backend"]["flags"]
 _NO_FRONTEND = bytes(len(Frontend(0, 0, 0, 0, 0, 0).pack()))
@@ -74,10 +77,12 @@ class Plan:
         self._sources: list[Op] = []
         self._narrowed: list[Op] = []
         self._slots: list[Op] = []
+        self._rows: list[Op] = []
         self._frontends: list[Op] = []
         self._gone_frontends: list[Op] = []
         self._gone_sources: list[Op] = []
         self._gone_slots: list[Op] = []
+        self._gone_rows: list[Op] = []
 
     def everything(self) -> Iterator[Op]:
         """Additions for all that there should be, and removals of all that there should not."""
@@ -100,7 +105,7 @@ class Plan:
         for group in chain(self._takers_first(ports), self._takers_first(addresses)):
             for key in group:
                 self._pool(key)
-                if len(self._adds) + len(self._sources) + len(self._slots) + len(self._frontends) >= PIECE_OPS:
+                if sum(map(len, (self._adds, self._sources, self._slots, self._rows, self._frontends))) >= PIECE_OPS:
                     yield from self._additions()
             yield from self._additions()
         for key in ordered:
@@ -118,7 +123,13 @@ class Plan:
     def removals(self) -> list[Op]:
         """To be written once every program that ran when the additions were has ended: one that has just read a
         frontend or a slot still looks up what these take away."""
-        return [*self._gone_frontends, *self._gone_sources, *self._gone_slots, *self._gone_backends()]
+        return [
+            *self._gone_frontends,
+            *self._gone_sources,
+            *self._gone_rows,
+            *self._gone_slots,
+            *self._gone_backends(),
+        ]
 
     def _takers_first(self, keys: Sequence[PoolKey]) -> Iterator[list[PoolKey]]:
         """Pools in groups: those that take frontends from others before these. Of pools that exchange some, one gets
@@ -158,9 +169,11 @@ class Plan:
             *self._sources,
             *self._narrowed,
             *self._slots,
+            *self._rows,
             *self._frontends,
         ]
-        self._adds, self._sources, self._narrowed, self._slots, self._frontends = [], [], [], [], []
+        self._adds, self._sources, self._narrowed = [], [], []
+        self._slots, self._rows, self._frontends = [], [], []
         return planned
 
     def _strays(self) -> None:
@@ -168,6 +181,8 @@ class Plan:
         for service_id, slots in self._mirror.slots.items():
             if service_id not in self._numbers.holders:
                 self._drop_slots(service_id, slots, 0)
+        for service_id in self._mirror.maglev.keys() - self._numbers.holders.keys():
+            self._write_table(service_id, ())
         self._gone_slots += [Op("slots", key.pack(), None) for key in self._mirror.strays]
         for backend_id in self._mirror.backends:
             self._references.setdefault(backend_id, 0)
@@ -181,7 +196,10 @@ class Plan:
         self._room["slots"] -= max(len(slots) - len(current), 0)
         self._write_slots(service_id, current, slots)
         sets = (len(slots), len(apart) + len(local), len(apart))
+        rows = self._table(key, pool, service_id, [*local, *others])
+        self._write_table(service_id, rows)
         for frontend, flags in self._desired.frontends(key):
+            flags &= ~(0 if rows else FrontendFlag.MAGLEV)
             self._write_sources(key, frontend, pool.source_keys(frontend, flags))
             self._frontend(key, frontend, Frontend(service_id, *sets, flags, pool.affinity_s))
 
@@ -201,6 +219,7 @@ class Plan:
         if service_id:
             del self._numbers.holders[service_id]
             self._drop_slots(service_id, self._mirror.slots.get(service_id, _NO_SLOTS), 0)
+            self._write_table(service_id, ())
 
     def _service_id(self, key: PoolKey) -> int:
         """The pool's id: the one it has, else that which its frontends have in the kernel, else a new one."""
@@ -265,6 +284,25 @@ class Plan:
             if slots[index]:
                 self._gone_slots.append(Op("slots", SlotKey(service_id, index).pack(), None))
                 self._references[slots[index]] = self._references.get(slots[index], 0) - 1
+
+    def _table(self, key: PoolKey, pool: Pool, service_id: int, backend_ids: Sequence[int]) -> Sequence[bytes]:
+        """The rows of a pool's Maglev table; none where it is to have none, or not all of it fits."""
+        backends = [_whose(backend) for backend in (*pool.local, *pool.others)]
+        if not pool.maglev_size or not backends or len(backend_ids) < len(backends):
+            return ()
+        more = maglev.row_count(pool.maglev_size) - len(self._mirror.maglev.get(service_id, _NO_ROWS))
+        if more > self._room["maglev"]:
+            self.short[key] = "maglev"
+            return ()
+        self._room["maglev"] -= max(more, 0)
+        return maglev.rows(backends, backend_ids, pool.maglev_size)
+
+    def _write_table(self, service_id: int, rows: Sequence[bytes]) -> None:
+        held = self._mirror.maglev.get(service_id, _NO_ROWS)
+        written = ((MaglevKey(service_id, row).pack(), row, value) for row, value in enumerate(rows))
+        self._rows += [Op("maglev", key, value) for key, row, value in written if held.get(row) != value]
+        gone = (MaglevKey(service_id, row) for row in held if row >= len(rows))
+        self._gone_rows += [Op("maglev", key.pack(), None) for key in gone]
 
     def _write_sources(self, pool: PoolKey, frontend: bytes, wanted: Set[bytes]) -> None:
         held = self._mirror.sources.get(frontend, _NO_SOURCES)

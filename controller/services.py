@@ -10,7 +10,7 @@ have ready ones, or hints lead away from its own, they are in the Local set alon
 Local asks for it, or other nodes that hand over. Which set has what is in `endpoints`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from bpf.abi import Backend, BackendFlag, FrontendFlag
@@ -18,7 +18,7 @@ from controller import endpoints, frontends
 from controller.desired import Pool, PoolKey
 from controller.endpoints import Endpoints, Found
 from controller.frontends import PROTOCOLS, Frontends, address_of, is_port
-from controller.model import EndpointSlice, Key, Kind, Service, key_of
+from controller.model import EndpointSlice, Key, Kind, Service, ServiceAnnotations, key_of
 from controller.nodes import some
 from controller.source import Changed, Problem
 
@@ -29,9 +29,12 @@ LABEL_SERVICE = "kubernetes.io/service-name"
 FAMILIES = {"IPv4": 4, "IPv6": 6}
 FAMILY_NAMES = {number: name for name, number in FAMILIES.items()}
 
-# The annotation by which a Service says how answers return to outside clients, and what it may say.
+# The annotations by which a Service says how answers return to outside clients, and how these are given backends; and
+# what they may say.
 RETURN = "calico-ebpf.io/return"
 RETURNS = ("entry", "direct")
+BALANCING = "calico-ebpf.io/balancing"
+BALANCINGS = ("random", "maglev")
 
 # Session affinity's time-out: what the API server puts where none is asked for, and what it takes at most.
 AFFINITY_S = 10800
@@ -46,15 +49,19 @@ class Rules(NamedTuple):
 
     Attributes:
         node_name: endpoints of this node are local.
-        direct: backends' nodes answer outside clients themselves, where a Service does not say otherwise.
         zone: that of this node; "": it has none.
         addresses: this node's own, 16 bytes each.
+        way_back: of RETURNS, where a Service does not say otherwise.
+        balancing: of BALANCINGS, likewise.
+        maglev_size: places of a Maglev table.
     """
 
     node_name: str
-    direct: bool = False
     zone: str = ""
     addresses: tuple[bytes, ...] = ()
+    way_back: str = "entry"
+    balancing: str = "random"
+    maglev_size: int = 4093
 
 
 class HealthPort(NamedTuple):
@@ -172,8 +179,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     """
     problems: list[Problem] = []
     found = _endpoints(sorted(slices, key=key_of), rules, problems)
-    direct = _returns_directly(service, rules, problems)
-    met, troubles = frontends.frontends(service, direct, rules.addresses)
+    met, troubles = frontends.frontends(service, _asked(service, rules, problems), rules.addresses)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     affinity_s = _affinity_s(service, problems)
     namespace, name = key_of(service)
@@ -182,19 +188,38 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     for (family, port, protocol), (port_name, there) in met.items():
         key = PoolKey(namespace, name, port, protocol, family)
         known = found.get((family, port_name, protocol), {})
-        pools[key] = _pool(there, known)._replace(sources=there.sources, affinity_s=affinity_s if port else 0)
+        pool = _pool(there, known)._replace(sources=there.sources, affinity_s=affinity_s if port else 0)
+        pools[key] = pool._replace(maglev_size=_maglev_size(service, pool, rules, problems))
         no_local += [(policy, FAMILY_NAMES[family]) for policy in _policies_without_endpoint(service, there, known)]
     health = _health_port(service, {family for family, _, _ in met}, found, problems)
     return Compiled(pools, problems, health, tuple(no_local))
 
 
-def _returns_directly(service: Service, rules: Rules, problems: list[Problem]) -> bool:
-    """Whether backends' nodes answer its outside clients themselves: it says so itself, or this node's setting does."""
-    asked = service.metadata.annotations.return_path if service.metadata.annotations else ""
-    if asked and asked not in RETURNS:
-        trouble = f"annotation {RETURN}: {asked!r} is neither {' nor '.join(RETURNS)}: this node's setting counts"
+def _asked(service: Service, rules: Rules, problems: list[Problem]) -> FrontendFlag:
+    """What clients outside get by its annotations, or by this node's settings."""
+    annotations = service.metadata.annotations or ServiceAnnotations()
+
+    def said(name: str, text: str, choices: Sequence[str], setting: str) -> str:
+        if text and text not in choices:
+            trouble = f"annotation {name}: {text!r} is neither {' nor '.join(choices)}: this node's setting counts"
+            problems.append(Problem(_label(service), trouble))
+        return text if text in choices else setting
+
+    direct = said(RETURN, annotations.way_back, RETURNS, rules.way_back) == "direct"
+    maglev = said(BALANCING, annotations.balancing, BALANCINGS, rules.balancing) == "maglev"
+    return (FrontendFlag.DIRECT if direct else FrontendFlag(0)) | (FrontendFlag.MAGLEV if maglev else 0)
+
+
+def _maglev_size(service: Service, pool: Pool, rules: Rules, problems: list[Problem]) -> int:
+    """Of its table; 0: it has none."""
+    count = len(pool.local) + len(pool.others)
+    if not any(flags & FrontendFlag.MAGLEV for _, flags in pool.frontends):
+        return 0
+    if count > rules.maglev_size:
+        trouble = f"{count} backends are more than maglev_table_size has places: they are chosen at random"
         problems.append(Problem(_label(service), trouble))
-    return asked == "direct" if asked in RETURNS else rules.direct
+        return 0
+    return rules.maglev_size
 
 
 def _policies_without_endpoint(service: Service, met: Frontends, found: Endpoints) -> list[str]:

@@ -7,7 +7,7 @@ The address plan: a client pod and a server pod on this node, a pod on another n
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -39,6 +39,9 @@ from bpf.abi import (
     Frontend,
     FrontendFlag,
     FrontendKey,
+    Maglev,
+    MaglevKey,
+    MaglevRow,
     Node,
     NodeFlag,
     NodeKey,
@@ -126,6 +129,8 @@ V6 = Family(
     "2001:db8:ffff::9",
 )
 
+MAGLEV_SIZE = 251
+
 # A second of idleness is nothing to these; a test that wants expiry changes an entry's `seen_ns`.
 CONFIG = Config(
     host_netns_cookie=0,
@@ -142,6 +147,7 @@ CONFIG = Config(
     coarse_clock=1,
     overlay_port=4789,
     closes_udp=1,
+    maglev_size=MAGLEV_SIZE,
 )
 
 
@@ -168,7 +174,7 @@ class Datapath:
 
     def reset(self) -> None:
         """Empties the maps and sets every count to 0, as far as this object tells."""
-        services = ("frontends", "slots", "backends", "affinities", "fragments")
+        services = ("frontends", "slots", "backends", "maglev", "affinities", "fragments")
         emptied = (*services, "pods", "nodes", "peers", "devices", "flows")
         self._kernel(kernel.empty, [self._maps[name] for name in emptied])
         for name, keys in self._tries.items():
@@ -287,6 +293,13 @@ class Datapath:
             self.write("slots", SlotKey(number, slot).pack(), Slot(identity).pack())
         key = FrontendKey(packed(address), port, protocol)
         self.write("frontends", key.pack(), Frontend(number, len(backends), local, start, flags, affinity_s).pack())
+
+    def maglev(self, places: Sequence[int], number: int = 1) -> None:
+        """The Maglev table of a Service: the id of the backend at each place."""
+        padded = [*places, *[0] * (-len(places) % Maglev.ROW)]
+        for row in range(len(padded) // Maglev.ROW):
+            value = struct.pack(f"={Maglev.ROW}I", *padded[row * Maglev.ROW : (row + 1) * Maglev.ROW])
+            self.write("maglev", MaglevKey(number, row).pack(), MaglevRow(value).pack())
 
     def affinity(self, client: str, number: int = 1) -> Affinity | None:
         value = self.read("affinities", AffinityKey(packed(client), number).pack())

@@ -37,6 +37,13 @@ static const struct source_key source_key = {
 static const struct source source = {.flags = 0x01020304};
 static const struct slot_key slot_key = {.service_id = 0x01020304, .slot = 0x05060708};
 static const struct slot slot = {.backend_id = 0x01020304};
+static const struct maglev_key maglev_key = {.service_id = 0x01020304, .row = 0x05060708};
+static const struct maglev_row maglev_row = {
+	.backend_ids = {0x01020300, 0x01020301, 0x01020302, 0x01020303, 0x01020304, 0x01020305, 0x01020306, 0x01020307,
+			0x01020308, 0x01020309, 0x0102030a, 0x0102030b, 0x0102030c, 0x0102030d, 0x0102030e, 0x0102030f,
+			0x01020310, 0x01020311, 0x01020312, 0x01020313, 0x01020314, 0x01020315, 0x01020316, 0x01020317,
+			0x01020318, 0x01020319, 0x0102031a, 0x0102031b, 0x0102031c, 0x0102031d, 0x0102031e, 0x0102031f},
+};
 static const struct backend_key backend_key = {.backend_id = 0x01020304};
 static const struct backend backend = {
 	.address = ADDRESS(1),
@@ -129,6 +136,7 @@ static const struct config config = {
 	.coarse_clock = 0xb1b2b3b4,
 	.overlay_port = 0xc1c2c3c4,
 	.closes_udp = 0xd1d2d3d4,
+	.maglev_size = 0xe1e2e3e4,
 };
 
 static void print(const char *name, const void *value, size_t size)
@@ -150,6 +158,8 @@ int main(void)
 	PRINT(source);
 	PRINT(slot_key);
 	PRINT(slot);
+	PRINT(maglev_key);
+	PRINT(maglev_row);
 	PRINT(backend_key);
 	PRINT(backend);
 	PRINT(fragment_key);

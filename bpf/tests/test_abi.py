@@ -32,6 +32,8 @@ VALUES: dict[str, Any] = {
     "source": abi.Source(0x01020304),
     "slot_key": abi.SlotKey(0x01020304, 0x05060708),
     "slot": abi.Slot(0x01020304),
+    "maglev_key": abi.MaglevKey(0x01020304, 0x05060708),
+    "maglev_row": abi.MaglevRow(b"".join((0x01020300 + place).to_bytes(4, "little") for place in range(32))),
     "backend_key": abi.BackendKey(0x01020304),
     "backend": abi.Backend(address(1), 0x0203, 0x04, 0x05),
     "fragment_key": abi.FragmentKey(address(1), address(2), 0x02030405, 0x04),
@@ -78,6 +80,7 @@ VALUES: dict[str, Any] = {
         0xB1B2B3B4,
         0xC1C2C3C4,
         0xD1D2D3D4,
+        0xE1E2E3E4,
     ),
 }
 

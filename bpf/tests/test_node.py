@@ -99,7 +99,17 @@ def test_load_datapath_hands_the_settings_to_the_loader(mounts: Path, monkeypatc
     )
     assert config == node.config(settings)
     assert sizes["flows"] == 1000
-    assert set(sizes) == {"frontends", "slots", "backends", "affinities", "sources", "remotes", "pods", "flows"}
+    assert set(sizes) == {
+        "frontends",
+        "slots",
+        "backends",
+        "maglev",
+        "affinities",
+        "sources",
+        "remotes",
+        "pods",
+        "flows",
+    }
 
 
 @pytest.mark.parametrize(

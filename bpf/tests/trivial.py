@@ -8,7 +8,7 @@ from pathlib import Path
 from bpf import abi, loader, syscall
 from bpf.pins import Pins
 
-CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0, 10, 0)
+CONFIG = abi.Config(0, 1, 2, 3, 4, 5, 6, 0, 7, 8, 9, 0, 10, 0, 251)
 
 # It uses the map `state`, and returns the constant `mark`, where the kernel takes any number.
 SOURCE = """

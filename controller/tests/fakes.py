@@ -9,10 +9,10 @@ from controller.maps import Op
 from controller.mirror import NETWORK_MAPS
 from controller.tests.objects import served
 
-NAMES = ("state", "frontends", "slots", "backends", "sources", *NETWORK_MAPS)
+NAMES = ("state", "frontends", "slots", "backends", "sources", "maglev", *NETWORK_MAPS)
 
 # What a program looks up because another entry has led it there.
-LOOKED_UP = ("slots", "backends", "sources")
+LOOKED_UP = ("slots", "backends", "sources", "maglev")
 
 
 class FakeMaps:

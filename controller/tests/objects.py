@@ -5,11 +5,12 @@ Addresses: Services in 198.51.100.0/24 and 2001:db8:5::/64, pods in 203.0.113.0/
 192.0.2.0/24 and 2001:db8::/64.
 """
 
+from struct import unpack
 from typing import Any
 
 import msgspec
 
-from bpf.abi import Backend, BackendKey, Frontend, FrontendKey, Slot, SlotKey
+from bpf.abi import Backend, BackendKey, Frontend, FrontendFlag, FrontendKey, Maglev, MaglevKey, Slot, SlotKey
 from bpf.address import text
 from controller.model import EndpointSlice, Kind, Node, Object, Pod, Service, ServiceCIDR, key_of
 from controller.source import Changed
@@ -144,4 +145,15 @@ def served(maps: dict[str, dict[bytes, bytes]]) -> dict[str, list[str]]:
             slot = Slot.unpack(maps["slots"][SlotKey(frontend.service_id, index).pack()])
             backends.append(shown_backend(maps["backends"][BackendKey(slot.backend_id).pack()]))
         found[shown_frontend(key)] = sorted(backends)
+        if frontend.flags & FrontendFlag.MAGLEV:
+            assert places(maps, frontend)
+    return found
+
+
+def places(maps: dict[str, dict[bytes, bytes]], frontend: Frontend) -> list[str]:
+    """The backend at each place of a frontend's Maglev table; "" behind its end."""
+    found = []
+    while row := maps["maglev"].get(MaglevKey(frontend.service_id, len(found) // Maglev.ROW).pack()):
+        for backend_id in unpack("<32I", row):
+            found.append(shown_backend(maps["backends"][BackendKey(backend_id).pack()]) if backend_id else "")
     return found

@@ -20,6 +20,7 @@ from controller.tests.fakes import FakeMaps
 from controller.tests.strategies import NODE_IPS, OWN
 
 LO, UNDERLAY, OVERLAY = 1, 1, 9
+MAGLEV_SIZE = 251
 MACS = {packed(address): b"\2\0\0\0\0\5" for address in NODE_IPS["near"]}
 
 
@@ -93,7 +94,9 @@ class Pipeline:
     def __init__(self, maps: FakeMaps, run_dir: Path, **settings: Any) -> None:
         self.maps = maps
         self.netlink = FakeNetlink()
-        self._settings = Settings(node_name=OWN, run_dir=run_dir, sync_interval_ms=1000, **settings)
+        self._settings = Settings(
+            node_name=OWN, run_dir=run_dir, sync_interval_ms=1000, maglev_table_size=MAGLEV_SIZE, **settings
+        )
         self._metrics = Metrics(Pins(run_dir))
         self._now = 0.0
         self.restart()

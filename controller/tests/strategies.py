@@ -76,9 +76,10 @@ HINTS: tuple[JSON, ...] = (
 
 
 def altered(obj: T, other: T, choice: int) -> T:
-    """An object with one field as another one has it: of a Service, its status (choice 0) or one of its spec."""
-    if isinstance(obj, Service) and isinstance(other, Service) and choice:
-        return msgspec.structs.replace(obj, spec=_with_field(obj.spec, other.spec, choice - 1))
+    """An object with one field as another one has it: of a Service, its status (choice 0), metadata (1) or one of its
+    spec."""
+    if isinstance(obj, Service) and isinstance(other, Service) and choice > 1:
+        return msgspec.structs.replace(obj, spec=_with_field(obj.spec, other.spec, choice - 2))
     return _with_field(obj, other, choice - 1)
 
 
@@ -106,6 +107,9 @@ _ODD: tuple[JSON, ...] = (
 )
 
 
+_ANNOTATIONS: tuple[JSON, ...] = ({}, {"calico-ebpf.io/balancing": "maglev"})
+
+
 @st.composite
 def services(draw: st.DrawFn) -> Service:
     """One in five is not ours, or special."""
@@ -124,6 +128,7 @@ def services(draw: st.DrawFn) -> Service:
     addresses = draw(some([*OUTSIDE_IPS[4], *OUTSIDE_IPS[6]]))
     modes = st.sampled_from([{}, {"ipMode": "VIP"}, {"ipMode": "Proxy"}])
     manifest["status"] = {"loadBalancer": {"ingress": [{"ip": one, **draw(modes)} for one in addresses]}}
+    manifest["metadata"]["annotations"] = draw(st.sampled_from(_ANNOTATIONS))
     return decoded_service(manifest)
 
 

@@ -19,6 +19,7 @@ from bpf.abi import (
     FrontendFlag,
     FrontendKey,
     HostPort,
+    MaglevKey,
     Slot,
     SlotKey,
     SourceKey,
@@ -43,11 +44,14 @@ from controller.tests.objects import (
     endpoint_slice,
     gone,
     is_port,
+    places,
     served,
     service,
+    shown_frontend,
 )
 
 RULES = Rules("own")
+MAGLEV = FrontendFlag.MAGLEV
 SERVICES = ("mail", "news", "web")
 PODS = tuple(f"203.0.113.{number}" for number in range(1, 6))
 LOCAL_PODS = {packed(pod) for pod in PODS[:3]}
@@ -695,3 +699,89 @@ def test_remotes_full_keep_what_fits() -> None:
     dataplane.sync()
     assert dataplane.network_short == {"remotes"}
     assert dataplane.sizes()["remotes"] == (2, 2)
+
+
+def _balanced(balancing: str, *pods: str, number: int = 1) -> list[Changed]:
+    """A Service with a NodePort, and its endpoints."""
+    name = f"web-{number}"
+    ports = [{"name": "http", "port": 80, "nodePort": 30080 + number}]
+    made = service(name, [f"198.51.100.{number}"], ports, type="NodePort")
+    made["metadata"]["annotations"] = {"calico-ebpf.io/balancing": balancing}
+    slices = decoded_slice(endpoint_slice(name, [endpoint(one) for one in pods], name))
+    return [changed(decoded_service(made)), changed(slices)]
+
+
+def _synced(rig: Rig, events: Iterable[Changed]) -> None:
+    for event in events:
+        rig.apply(event)
+    rig.sync()
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
+
+
+def _agreeing(maps: FakeMaps) -> dict[str, list[str]]:
+    """The places of each frontend that has a Maglev table."""
+    frontends = {key: Frontend.unpack(value) for key, value in maps.maps["frontends"].items()}
+    return {shown_frontend(key): places(maps.maps, one) for key, one in frontends.items() if one.flags & MAGLEV}
+
+
+def test_table_leads_to_the_backends_there_are_at_every_step() -> None:
+    """Backends come and go, the Service is balanced otherwise and again, a controller dies: each single write is judged
+    by the fake maps, and what is written is what the final objects come to."""
+    rig = Rig(FakeMaps())
+    for balancing, pods in [("maglev", PODS[:2]), ("maglev", PODS), ("random", PODS), ("maglev", PODS[3:])]:
+        _synced(rig, _balanced(balancing, *pods))
+        tables = _agreeing(rig.maps)
+        assert set(tables) == ({"0.0.0.0:30081/6"} if balancing == "maglev" else set())
+        assert all(set(table) - {""} == {f"{pod}:8080" for pod in pods} for table in tables.values())
+        assert len(rig.maps.maps["maglev"]) == (128 if tables else 0)
+        written = rig.maps.written
+        rig.restart()
+        rig.sync()
+        assert rig.maps.written == written
+    rig.apply(gone(decoded_service(service("web-1"))))
+    rig.sync()
+    assert not rig.maps.maps["maglev"]
+
+
+def test_table_is_the_same_on_a_node_that_has_numbered_backends_otherwise() -> None:
+    """One node has seen others come and go, another one has not."""
+    old, new = Rig(FakeMaps()), Rig(FakeMaps())
+    for pods in (PODS[2:], PODS[1:4], PODS):
+        _synced(old, _balanced("maglev", *pods))
+    _synced(new, _balanced("maglev", *reversed(PODS)))
+    assert _agreeing(old.maps) == _agreeing(new.maps) != {}
+    assert old.maps.maps["maglev"] != new.maps.maps["maglev"]
+
+
+def test_table_without_room_leaves_its_service_at_random_until_there_is() -> None:
+    """The map is named, backends are served, and half a table is never written."""
+    maps = FakeMaps(maglev=200)
+    rig = Rig(maps)
+    _synced(rig, [*_balanced("maglev", *PODS), *_balanced("maglev", *PODS, number=2)])
+    assert list(_agreeing(maps)) == ["0.0.0.0:30081/6"]
+    assert list(rig.dataplane.short.values()) == ["maglev"]
+    assert len(maps.maps["maglev"]) == 128
+    assert set(served(maps.maps)) >= {"0.0.0.0:30081/6", "0.0.0.0:30082/6"}
+    _synced(rig, _balanced("random", *PODS))
+    rig.dataplane.retry_short()
+    rig.sync()
+    assert list(_agreeing(maps)) == ["0.0.0.0:30082/6"]
+    assert not rig.dataplane.short
+
+
+def test_drift_of_a_table_is_repaired() -> None:
+    """A row that somebody else has changed, one that is gone, and one of nobody."""
+    maps = FakeMaps()
+    rig = Rig(maps)
+    _synced(rig, _balanced("maglev", *PODS))
+    right = dict(maps.maps["maglev"])
+    first, second, *_ = maps.maps["maglev"]
+    maps.damaged = True
+    maps.maps["maglev"][first] = bytes(128)
+    del maps.maps["maglev"][second]
+    maps.maps["maglev"][MaglevKey(999, 0).pack()] = bytes(128)
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 3
+    rig.dataplane.sync()
+    assert maps.maps["maglev"] == right

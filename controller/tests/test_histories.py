@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
-from bpf.abi import Backend, BackendFlag, BackendKey, DeviceKey, Frontend, FrontendKey, Slot, SlotKey
+from bpf.abi import Backend, BackendFlag, BackendKey, DeviceKey, Frontend, FrontendFlag, FrontendKey, Slot, SlotKey
 from bpf.address import packed
 from controller.dataplane import Dataplane
 from controller.departures import Departures
@@ -27,7 +27,7 @@ from controller.services import Rules, ServiceTracker
 from controller.source import Changed, Event, Synced
 from controller.tests import strategies
 from controller.tests.fakes import FakeMaps
-from controller.tests.objects import changed, gone, shown_backend, shown_frontend
+from controller.tests.objects import changed, gone, places, shown_backend, shown_frontend
 from controller.tests.pipeline import OVERLAY, Pipeline
 from controller.tests.strategies import NODE_IPS, OWN, some
 
@@ -120,7 +120,8 @@ def meaning(maps: FakeMaps) -> dict[str, Any]:
     for key, value in held["slots"].items():
         backend = held["backends"][BackendKey(Slot.unpack(value).backend_id).pack()]
         lists.setdefault(SlotKey.unpack(key).service_id, []).append(shown_backend(backend))
-    others = held.keys() - {"frontends", "slots", "backends", "state", "devices"}
+    others = held.keys() - {"frontends", "slots", "backends", "maglev", "state", "devices"}
+    agreed = {key: one for key, one in frontends.items() if one.flags & FrontendFlag.MAGLEV}
     # The overlay device stays while a node is out of reach that may have flows in the tunnel.
     devices = {key: value for key, value in held["devices"].items() if key != DeviceKey(OVERLAY).pack()}
     return {
@@ -132,6 +133,8 @@ def meaning(maps: FakeMaps) -> dict[str, Any]:
         },
         "lists": Counter(tuple(sorted(backends)) for backends in lists.values()),
         "backends": len(held["backends"]),
+        "tables": {shown_frontend(key): places(held, one) for key, one in agreed.items()},
+        "rows": len(held["maglev"]),
         "devices": devices,
         **{name: held[name] for name in others},
     }
@@ -169,7 +172,7 @@ class Histories(RuleBasedStateMachine):
         for kind in order:
             self.relist(kind, shuffle)
 
-    @rule(obj=ANY, choice=st.integers(0, 9))
+    @rule(obj=ANY, choice=st.integers(0, 10))
     def change(self, obj: Object, choice: int) -> None:
         """An object is made, or one field of it is another, or is said once more to be as it is."""
         event = changed(obj)

@@ -41,9 +41,9 @@ def _service(*ports: JSON, **spec: Any) -> JSON:
     return service("bad", spec.pop("ips", ["198.51.100.1"]), list(ports or [HTTP]), **spec)
 
 
-def _annotated(way_back: object) -> JSON:
+def _annotated(name: str, value: object) -> JSON:
     manifest = _service()
-    return manifest | {"metadata": manifest["metadata"] | {"annotations": {"calico-ebpf.io/return": way_back}}}
+    return manifest | {"metadata": manifest["metadata"] | {"annotations": {f"calico-ebpf.io/{name}": value}}}
 
 
 def _slice(*endpoints: JSON, **fields: Any) -> JSON:
@@ -83,12 +83,18 @@ ROWS = [
     _row("no ports", [_less(_service(), "spec", "ports"), _slice()], None),
     _row("port without number", [_service({"name": "http"}), _slice()], None, "missing required field `port`"),
     _row("port is a text", [_service({"port": "80"}), _slice()], None, "Expected `int`, got `str`"),
-    _row("annotation is a number", [_annotated(1), _slice()], None, "Expected `str`, got `int`"),
+    _row("annotation is a number", [_annotated("return", 1), _slice()], None, "Expected `str`, got `int`"),
     _row(
         "unknown way back",
-        [_annotated("Direct"), _slice()],
+        [_annotated("return", "Direct"), _slice()],
         A_SERVED,
         "annotation calico-ebpf.io/return: 'Direct' is neither entry nor direct: this node's setting counts",
+    ),
+    _row(
+        "unknown balancing",
+        [_annotated("balancing", "hash"), _slice()],
+        A_SERVED,
+        "annotation calico-ebpf.io/balancing: 'hash' is neither random nor maglev: this node's setting counts",
     ),
     _row("label is a number", [_service(labels={"app": 1}), _slice()], None, "Expected `str`, got `int`"),
     # Services: values that cannot be

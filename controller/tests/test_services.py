@@ -73,12 +73,13 @@ def test_endpoints_by_condition_select_as_the_api_says(endpoints: list[JSON], ex
 
 NODE_PORT = [{"name": "http", "port": 80, "nodePort": 30080}]
 INGRESS = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}]}}
-E, L, D = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
+E, L, D, M = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT, FrontendFlag.MAGLEV
 
 
-def _external(manifest: JSON, direct: bool = False) -> dict[str, int]:
+def _external(manifest: JSON, way_back: str = "entry", balancing: str = "random") -> dict[str, int]:
     """External frontend -> flags."""
-    compiled = compile_service(decoded_service(manifest), [], Rules("own", direct))
+    rules = Rules("own", way_back=way_back, balancing=balancing)
+    compiled = compile_service(decoded_service(manifest), [], rules)
     assert not compiled.problems
     return {
         shown_frontend(frontend): flags
@@ -145,16 +146,51 @@ def test_external_frontends_by_type_and_status(fields: JSON, status: JSON, expec
     """Exactly those that the Service has now."""
     manifest = service(**fields) | {"status": status}
     assert _external(manifest) == expected
-    assert _external(manifest, direct=True) == {frontend: flags | D for frontend, flags in expected.items()}
+    assert _external(manifest, "direct") == {frontend: flags | D for frontend, flags in expected.items()}
+    agreed = {frontend: flags if flags & L else flags | M for frontend, flags in expected.items()}
+    assert _external(manifest, balancing="maglev") == agreed
 
 
-@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("setting", ["entry", "direct"])
 @pytest.mark.parametrize("asked", ["entry", "direct"])
-def test_service_says_itself_how_its_answers_return(asked: str, direct: bool) -> None:
+def test_service_says_itself_how_its_answers_return(asked: str, setting: str) -> None:
     """Whatever this node's setting is."""
     manifest = service(type="NodePort", ports=NODE_PORT)
     manifest["metadata"]["annotations"] = {"calico-ebpf.io/return": asked, "other": "annotation"}
-    assert _external(manifest, direct) == {"0.0.0.0:30080/6": E | D if asked == "direct" else E}
+    assert _external(manifest, setting) == {"0.0.0.0:30080/6": E | D if asked == "direct" else E}
+
+
+@pytest.mark.parametrize("setting", ["random", "maglev"])
+@pytest.mark.parametrize("asked", ["random", "maglev"])
+def test_service_says_itself_how_its_clients_get_a_backend(asked: str, setting: str) -> None:
+    """Whatever this node's setting is."""
+    manifest = service(type="NodePort", ports=NODE_PORT)
+    manifest["metadata"]["annotations"] = {"calico-ebpf.io/balancing": asked}
+    assert _external(manifest, balancing=setting) == {"0.0.0.0:30080/6": E | M if asked == "maglev" else E}
+
+
+@pytest.mark.parametrize(
+    ("fields", "backends", "size"),
+    [
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 2, 3, id="NodePort"),
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 3, 3, id="as many backends as places"),
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 4, 0, id="more backends than places"),
+        pytest.param({}, 2, 0, id="a cluster IP alone"),
+        pytest.param(
+            {"type": "NodePort", "ports": NODE_PORT, "externalTrafficPolicy": "Local"}, 2, 0, id="policy Local"
+        ),
+    ],
+)
+def test_table_is_for_clients_outside_of_all_nodes_backends(fields: JSON, backends: int, size: int) -> None:
+    """Of the ports, never of the cluster IP as such; where it cannot be, that is said."""
+    endpoints = [endpoint(f"203.0.113.{number}") for number in range(1, backends + 1)]
+    rules = Rules("own", balancing="maglev", maglev_size=3)
+    compiled = compile_service(
+        decoded_service(service(**fields)), [decoded_slice(endpoint_slice("s1", endpoints))], rules
+    )
+    assert {key.port: pool.maglev_size for key, pool in compiled.pools.items()} == {0: 0, 80: size}
+    told = "4 backends are more than maglev_table_size has places: they are chosen at random"
+    assert [problem.message for problem in compiled.problems] == ([told] if backends == 4 else [])
 
 
 def test_node_port_of_both_families_and_two_protocols() -> None:

@@ -18,7 +18,18 @@ from e2e.kernels.rootfs import TREE
 
 FILES = tuple(
     f"bpf/tests/test_{name}.py"
-    for name in ("tc", "external", "affinity", "fragments", "host_port", "sctp", "unserved", "sources", "sweep")
+    for name in (
+        "tc",
+        "external",
+        "affinity",
+        "fragments",
+        "host_port",
+        "sctp",
+        "unserved",
+        "sources",
+        "sweep",
+        "maglev",
+    )
 )
 
 # An emulated CPU takes seconds for what fills the table of flows.

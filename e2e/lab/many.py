@@ -5,7 +5,7 @@
     python -I -S many.py ask tcp 192.168.206.200 9000 --count 9500
 
 Asking prints a line of JSON once every flow was answered or given up, and holds those that were answered. At SIGUSR1 it
-asks on each of them once more, prints another line, and ends.
+asks on each of them once more, and prints another line; it ends after so many times.
 
     {"answered": 9500, "silent": 0, "failed": {}, "slowest_ms": 12.1}
 
@@ -136,9 +136,9 @@ class Asker:
     def _step(self, flow: socket.socket, events: int) -> None:
         try:
             if events & selectors.EVENT_WRITE:
-                flow.send(b"?")
+                flow.send(b"?\n")
                 self._selector.modify(flow, selectors.EVENT_READ)
-            elif flow.recv(16):
+            elif flow.recv(2048):
                 self._slowest_s = max(self._slowest_s, time.monotonic() - self._asked[flow])
                 self.sockets.append(flow)
                 self._forget(flow)
@@ -178,6 +178,7 @@ def main() -> None:
         "--first-port", type=int, default=0, help="source ports from this one on; 0: the kernel's choice"
     )
     asking.add_argument("--timeout", type=float, default=5.0, help="seconds until a flow is given up")
+    asking.add_argument("--again", type=int, default=1, help="how often it asks once more")
     arguments = parser.parse_args()
     if arguments.command == "serve":
         serve(arguments.port)
@@ -186,9 +187,10 @@ def main() -> None:
     asker = Asker(arguments.protocol, server, arguments.timeout, arguments.first_port)
     asker.ask(arguments.count)
     print(asker.report(), flush=True)
-    signal.sigwait({signal.SIGUSR1})
-    asker.ask_again()
-    print(asker.report(), flush=True)
+    for _ in range(arguments.again):
+        signal.sigwait({signal.SIGUSR1})
+        asker.ask_again()
+        print(asker.report(), flush=True)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ CONFIG = abi.Config(
     coarse_clock=0,
     overlay_port=4789,
     closes_udp=1,
+    maglev_size=4093,
 )
 
 
