@@ -41,7 +41,10 @@ ABI_LAYOUT(tuple, 40);
 
 /* --- Services: frontends -> (service, slots), slots or rows of a table -> backend id, backends -> address --- */
 
-/* What a client talks to; with port and protocol 0 a cluster IP as such: its other ports are refused. */
+/*
+ * What a client talks to; with port and protocol 0 a cluster IP as such: its other ports are refused; with port 0 and
+ * ICMP a load balancer's address as such: it answers echo.
+ */
 struct frontend_key {
 	struct address address;
 	__be16 port_be;

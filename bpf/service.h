@@ -47,9 +47,12 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 		.protocol = tuple->protocol,
 	};
 	frontend = bpf_map_lookup_elem(&frontends, key);
-	if (frontend)
+	if (frontend && key->port_be)
 		return frontend;
 	node = bpf_map_lookup_elem(&nodes, &tuple->daddr);
+	if (frontend)
+		return node ? NULL
+			    : frontend; /* echo: a node answers it itself, though a Service may have its address */
 	if (!node)
 		return NULL;
 	key->address = (struct address){{0, 0, is_v4(&tuple->daddr) ? V4_MARK : 0, 0}};

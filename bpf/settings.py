@@ -285,6 +285,13 @@ class Settings:
         "40 backends; a table takes 25 kB in the kernel, and 10 ms when its backends change",
         choices=("251", "509", "1021", "2039", "4093", "8191", "16381", "32749", "65521"),
     )
+    load_balancer_echo: str = _setting(
+        "answer",
+        "Whether ping is answered at load-balancer addresses, by the node that it comes to, for those clients whom the "
+        "addresses are for (`answer`), or left to the network's routes (`ignore`).",
+        "monitoring asks; and left to routes it may go to and fro between router and node until its TTL has run out",
+        choices=("answer", "ignore"),
+    )
     masquerade: str = _setting(
         "all",
         "Whether what pods send out of the cluster leaves under the node's own address: in both families (`all`), in "
@@ -347,7 +354,8 @@ class Settings:
     )
     sources_max: int = _size(
         16384,
-        "Ranges of loadBalancerSourceRanges, counted once for each load-balancer address and port.",
+        "Ranges of loadBalancerSourceRanges, counted once for each load-balancer address and port, and once more for "
+        "its echo.",
         "1,000 such addresses and ports with 16 ranges each",
     )
     maglev_max: int = _size(

@@ -25,8 +25,26 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 static __always_inline bool refused(const struct packet *packet, int result)
 {
 	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW || result == -DROP_NO_SUCH_PORT ||
-	       result == -DROP_UNTRANSLATED || said_on_the_way(result) ||
+	       result == -DROP_UNTRANSLATED || result == ECHO_ANSWERED || said_on_the_way(result) ||
 	       (result == -DROP_NO_POD && in_mid_stream(packet));
+}
+
+/*
+ * Makes a packet the answer to itself: a refusal, which is counted as a drop all the same, or to an echo.
+ * Returns 0; or, where there is none to send, a negated drop reason, counted.
+ */
+static __always_inline int answer(struct __sk_buff *skb, int result)
+{
+	int error;
+
+	if (result != ECHO_ANSWERED) {
+		drop(skb, result);
+		return refuse(skb, result);
+	}
+	error = answer_echo(skb);
+	if (error)
+		drop(skb, error);
+	return error;
 }
 
 static __always_inline bool to_tunnel(const struct packet *packet)
@@ -61,7 +79,7 @@ static __always_inline const struct frontend *frontend_asked(const struct packet
 	return loopback(&packet->tuple.daddr) ? NULL : frontend_at(&packet->tuple, key);
 }
 
-/* Chooses a backend for a new flow's packet. Returns 0 or a negated drop reason. */
+/* Chooses a backend for a new flow's packet. Returns 0, ECHO_ANSWERED or a negated drop reason. */
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key,
 					enum service_set set, struct opening *opening)
 {
@@ -72,8 +90,11 @@ static __always_inline int open_service(const struct packet *packet, const struc
 	};
 	struct backend_key backend_key = {};
 	struct backend backend;
-	int result = service_select(key, &client, set, &backend_key, &backend);
+	int result;
 
+	if (packet->is_echo)
+		return ECHO_ANSWERED; /* a frontend of this protocol stands for the address as such */
+	result = service_select(key, &client, set, &backend_key, &backend);
 	if (result <= SERVICE_NONE)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
 	if (in_mid_stream(packet) && result != SERVICE_AGREED)
@@ -137,15 +158,12 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	return result ? result : open_masquerade(skb, packet, opening);
 }
 
-/* The verdict on a pod's packet: where it is refused, that goes back into the pod. It is counted as a drop all the
- * same.
- */
+/* The verdict on a pod's packet: where it is answered, that goes back into the pod. */
 static __always_inline int verdict_for_pod(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
 	if (!refused(packet, reason))
 		return verdict(skb, reason);
-	drop(skb, reason);
-	if (refuse(skb, reason))
+	if (answer(skb, reason))
 		return TC_ACT_SHOT;
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
@@ -534,8 +552,7 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 
 	if (!refused(packet, result) && !(to_node && work->arrival.handed_over))
 		return verdict(skb, result);
-	drop(skb, result);
-	if (refuse(skb, result))
+	if (answer(skb, result))
 		return TC_ACT_SHOT;
 	if (work->opening.back.kind != WAY_DESTINATION)
 		return send_by_way(skb, &work->opening.back);
@@ -723,8 +740,7 @@ static __always_inline int verdict_for_host(struct __sk_buff *skb, const struct 
 {
 	if (!refused(packet, result))
 		return verdict(skb, result);
-	drop(skb, result);
-	if (refuse(skb, result))
+	if (answer(skb, result))
 		return TC_ACT_SHOT;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

@@ -94,6 +94,7 @@ class Controller:
                 way_back=settings.return_path,
                 balancing=settings.balancing,
                 maglev_size=settings.maglev_table_size,
+                echo=settings.load_balancer_echo == "answer",
             )
         )
         self._ranges = ServiceRanges(settings.service_cidrs)
@@ -315,6 +316,8 @@ class Controller:
             problems.append(Problem(f"map {name}", f"full: {advice}"))
         claimed: dict[tuple[str, str], list[str]] = {}
         for frontend, keys in self._dataplane.contested().items():
+            if frontends.is_echo(frontend):
+                continue  # of an address that Services share, each with ports of its own
             first, *others = (f"{key.namespace}/{key.name}" for key in keys)
             for other in others:
                 claimed.setdefault((other, first), []).append(frontends.shown(frontend))

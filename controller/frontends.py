@@ -3,12 +3,13 @@
 
 Cluster IPs; and for clients outside, NodePorts, external IPs and load-balancer addresses. A NodePort stands under the
 unspecified address of its family, which the programs look up where a packet's own is a node's. A cluster IP stands by
-itself as well, under port and protocol 0: what asks it for a port that the Service does not have is refused. The
-families are those of the cluster IPs. Source: pkg/proxy of Kubernetes; KEP-1860 for ipMode.
+itself as well, under port and protocol 0: what asks it for a port that the Service does not have is refused; a load
+balancer's address under port 0 and ICMP, where echo is answered. The families are those of the cluster IPs. Source:
+pkg/proxy of Kubernetes; KEP-1860 for ipMode.
 """
 
 from collections.abc import Iterable, Sequence
-from socket import IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
+from socket import IPPROTO_ICMP, IPPROTO_ICMPV6, IPPROTO_SCTP, IPPROTO_TCP, IPPROTO_UDP
 from typing import NamedTuple
 
 from bpf.abi import FrontendFlag, FrontendKey
@@ -19,9 +20,11 @@ from controller.model import Service, ServicePort
 from controller.sourceranges import Ranges
 
 PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
+ICMP = {4: IPPROTO_ICMP, 6: IPPROTO_ICMPV6}
 ANY = {4: packed("0.0.0.0"), 6: packed("::")}
 
-# A Service port in one family: family, port, protocol; port and protocol 0: the family's cluster IPs.
+# A Service port in one family: family, port, protocol; port and protocol 0: the family's cluster IPs; port 0 and ICMP:
+# its load balancers' addresses.
 PortKey = tuple[int, int, int]
 
 
@@ -42,13 +45,14 @@ class Frontends(NamedTuple):
 
 
 def frontends(
-    service: Service, asked: FrontendFlag, own_addresses: Sequence[bytes]
+    service: Service, asked: FrontendFlag, own_addresses: Sequence[bytes], echo: bool
 ) -> tuple[dict[PortKey, tuple[str, Frontends]], list[str]]:
     """Each port's name and frontends, and what of the Service makes no sense.
 
     Args:
         asked: FRONTEND_DIRECT and FRONTEND_MAGLEV, where its clients outside are to have them.
         own_addresses: this node's, 16 bytes each; of each family the first counts.
+        echo: load-balancer addresses answer it.
     """
     problems: list[str] = []
     inside = _by_family(service.spec.cluster_ips or [service.spec.cluster_ip], problems)
@@ -65,6 +69,10 @@ def frontends(
         (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), ()))
         for family, addresses in inside.items()
     }
+    limits = {family: _restriction(ranges, family, own_addresses) for family, ranges in clients.items()}
+    for family in (inside.keys() & load_balancers.keys()) if echo else ():
+        met = _inside(load_balancers[family], 0, ICMP[family], FrontendFlag.EXTERNAL | limits.get(family, 0))
+        found[family, 0, ICMP[family]] = "", Frontends((), met, clients.get(family, ()))
     node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
         protocol = PROTOCOLS.get(port.protocol)
@@ -77,8 +85,8 @@ def frontends(
         node_port = _node_port(service, port, node_ports, problems)
         for family, addresses in inside.items():
             cluster = _inside(addresses, port.port, protocol, internal)
-            balanced = flags | (_restriction(clients[family], family, own_addresses) if family in clients else 0)
             external = [(FrontendKey(one, port.port, protocol), flags) for one in external_ips.get(family, ())]
+            balanced = flags | limits.get(family, 0)
             external += [(FrontendKey(one, port.port, protocol), balanced) for one in load_balancers.get(family, ())]
             external += [(FrontendKey(ANY[family], node_port, protocol), flags)] if node_port else []
             found[family, port.port, protocol] = (
@@ -107,6 +115,12 @@ def address_of(text: str, family: int) -> bytes:
 
 def is_port(number: int) -> bool:
     return 0 < number < 65536
+
+
+def is_echo(frontend: bytes) -> bool:
+    """Whether a struct frontend_key stands for an address that answers echo."""
+    key = FrontendKey.unpack(frontend)
+    return not key.port and key.protocol in ICMP.values()
 
 
 def shown(frontend: bytes) -> str:

@@ -54,6 +54,7 @@ class Rules(NamedTuple):
         way_back: of RETURNS, where a Service does not say otherwise.
         balancing: of BALANCINGS, likewise.
         maglev_size: places of a Maglev table.
+        echo: load-balancer addresses answer it.
     """
 
     node_name: str
@@ -62,6 +63,7 @@ class Rules(NamedTuple):
     way_back: str = "entry"
     balancing: str = "random"
     maglev_size: int = 4093
+    echo: bool = True
 
 
 class HealthPort(NamedTuple):
@@ -179,7 +181,7 @@ def compile_service(service: Service, slices: Iterable[EndpointSlice], rules: Ru
     """
     problems: list[Problem] = []
     found = _endpoints(sorted(slices, key=key_of), rules, problems)
-    met, troubles = frontends.frontends(service, _asked(service, rules, problems), rules.addresses)
+    met, troubles = frontends.frontends(service, _asked(service, rules, problems), rules.addresses, rules.echo)
     problems += [Problem(_label(service), trouble) for trouble in troubles]
     affinity_s = _affinity_s(service, problems)
     namespace, name = key_of(service)

@@ -125,7 +125,8 @@ def is_port(key: bytes) -> bool:
 
 def cluster_ips(maps: dict[str, dict[bytes, bytes]]) -> set[str]:
     """Those whose other ports are refused."""
-    return {text(FrontendKey.unpack(key).address) for key in maps["frontends"] if not is_port(key)}
+    keys = map(FrontendKey.unpack, maps["frontends"])
+    return {text(key.address) for key in keys if not key.port and not key.protocol}
 
 
 def shown_backend(value: bytes) -> str:

@@ -50,7 +50,7 @@ from controller.tests.objects import (
     shown_frontend,
 )
 
-RULES = Rules("own")
+RULES = Rules("own", echo=False)
 MAGLEV = FrontendFlag.MAGLEV
 SERVICES = ("mail", "news", "web")
 PODS = tuple(f"203.0.113.{number}" for number in range(1, 6))

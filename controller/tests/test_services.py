@@ -7,7 +7,7 @@ import pytest
 
 from bpf.abi import Backend, BackendFlag, FrontendFlag, FrontendKey, SourceKey
 from bpf.address import packed
-from controller.desired import Pool
+from controller.desired import Pool, PoolKey
 from controller.services import Compiled, Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
@@ -85,7 +85,7 @@ def _external(manifest: JSON, way_back: str = "entry", balancing: str = "random"
         shown_frontend(frontend): flags
         for pool in compiled.pools.values()
         for frontend, flags in pool.frontends
-        if not flags & FrontendFlag.CLUSTER_IP
+        if not flags & FrontendFlag.CLUSTER_IP and is_port(frontend)
     }
 
 
@@ -151,6 +151,18 @@ def test_external_frontends_by_type_and_status(fields: JSON, status: JSON, expec
     assert _external(manifest, balancing="maglev") == agreed
 
 
+@pytest.mark.parametrize("echo", [True, False])
+def test_load_balancer_addresses_answer_echo_where_they_are_to(echo: bool) -> None:
+    """Each once, however many ports the Service has, in the families that it has; external IPs do not."""
+    ingress = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}, {"ip": "192.0.2.81"}, {"ip": "2001:db8::80"}]}}
+    ports = [{"name": "http", "port": 80}, {"name": "https", "port": 443}]
+    manifest = service(type="LoadBalancer", ports=ports, externalIPs=["192.0.2.90"]) | {"status": ingress}
+    compiled = compile_service(decoded_service(manifest), [], RULES._replace(echo=echo))
+    found = {key: pool.frontends for key, pool in compiled.pools.items() if not key.port and key.protocol}
+    answering = tuple((FrontendKey(packed(one), 0, 1).pack(), int(E)) for one in ("192.0.2.80", "192.0.2.81"))
+    assert found == ({PoolKey("shop", "web", 0, 1, 4): answering} if echo else {})
+
+
 @pytest.mark.parametrize("setting", ["entry", "direct"])
 @pytest.mark.parametrize("asked", ["entry", "direct"])
 def test_service_says_itself_how_its_answers_return(asked: str, setting: str) -> None:
@@ -201,7 +213,7 @@ def test_node_port_of_both_families_and_two_protocols() -> None:
 
 
 def test_cluster_ips_stand_by_themselves() -> None:
-    """Each once, whatever the Service's ports; without backends, and none of the external addresses."""
+    """Each once, whatever the Service's ports; without backends, and, of the others, load balancers' for their echo."""
     ports = [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 443}, {"name": "c", "port": 99999}]
     ips = ["198.51.100.1", "2001:db8:5::1"]
     manifest = service(ips=ips, ports=ports, type="LoadBalancer", externalIPs=["192.0.2.90"]) | {"status": INGRESS}
@@ -212,7 +224,8 @@ def test_cluster_ips_stand_by_themselves() -> None:
         for frontend, flags in pool.frontends
         if not is_port(frontend)
     }
-    assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips}
+    answering = {"192.0.2.80:0/1": (E, ())}
+    assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips} | answering
 
 
 S, H = FrontendFlag.SOURCES, FrontendFlag.HOST_ALLOWED
@@ -250,7 +263,9 @@ def test_source_ranges_are_of_load_balancer_addresses_alone(
         if flags != FrontendFlag.CLUSTER_IP
     } == {
         "192.0.2.80:80/6": v4,
+        "192.0.2.80:0/1": v4,
         "2001:db8::80:80/6": v6,
+        "2001:db8::80:0/58": v6,
         "192.0.2.90:80/6": E,
         "0.0.0.0:30080/6": E,
         ":::30080/6": E,
@@ -265,8 +280,12 @@ def test_clients_of_a_load_balancer_address_are_those_of_its_family() -> None:
     slices = [decoded_slice(endpoint_slice("s", [_on("own", A, **DYING), _on("other", B)]))]
     pools = compile_service(manifest, slices, RULES).pools.values()
     found = {shown_frontend(one): pool.source_keys(one, flags) for pool in pools for one, flags in pool.frontends}
-    key = SourceKey(160 + 96 + 26, FrontendKey(packed("192.0.2.80"), 80, 6), packed("192.0.2.64"))
-    assert {frontend: keys for frontend, keys in found.items() if keys} == {"192.0.2.80:80/6": {key.pack()}}
+    key, echo = (
+        SourceKey(160 + 96 + 26, FrontendKey(packed("192.0.2.80"), *one), packed("192.0.2.64")).pack()
+        for one in ((80, 6), (0, 1))
+    )
+    restricted = {frontend: keys for frontend, keys in found.items() if keys}
+    assert restricted == {"192.0.2.80:80/6": {key}, "192.0.2.80:0/1": {echo}}
 
 
 def test_node_that_gets_an_address_has_restricted_services_compiled_again() -> None:

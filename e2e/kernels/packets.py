@@ -29,6 +29,7 @@ FILES = tuple(
         "sources",
         "sweep",
         "maglev",
+        "echo",
     )
 )
 
