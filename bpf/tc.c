@@ -418,6 +418,20 @@ static __always_inline int leave_to_host(const struct packet *packet)
 											       : PASS;
 }
 
+/*
+ * What asks the host itself needs no flow, unless its answers would be taken for those of one: of a Service whose
+ * backend is in the host's network, which was asked from the same port. Returns 0: it gets a flow, and there another
+ * port, or PASS.
+ */
+static __always_inline int open_to_host(struct work *work)
+{
+	const struct flow *other;
+
+	work->twin = reverse(&work->packet.tuple);
+	other = flow_lookup(&work->twin);
+	return other && other->flags & FLOW_REPLY && !flow_expired(other, flow_clock()) ? 0 : PASS;
+}
+
 /* How a new flow's packet that comes in goes on. Returns 0, PASS, or a negated drop reason. */
 static __always_inline int open_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -446,7 +460,9 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	if (pod)
 		return 0;
 	if (!frontend && !arrival->handed_over) {
-		result = own ? 0 : unserved_on_its_way(packet);
+		if (own)
+			return open_to_host(work);
+		result = unserved_on_its_way(packet);
 		if (!result && pod_is_gone(skb, packet, &packet->tuple))
 			result = -DROP_NO_POD;
 		return result ? result : PASS;

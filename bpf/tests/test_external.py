@@ -690,6 +690,50 @@ class TestBackendInTheHostsNetwork:
         same(result.packet, expected(answer, src=family.other_node, sport=NODE_PORT))
 
     @BOTH
+    @BUILD
+    @pytest.mark.parametrize("asker", ["outside", "remote"])
+    def test_client_port_that_asks_the_host_itself_as_well_is_exchanged(
+        self, datapath: Datapath, family: Family, build: object, asker: str
+    ) -> None:
+        """While its flow to the NodePort lasts: either is answered from where it has asked."""
+        node_port(datapath, family, protocol_of(build), family.node, LOCAL, local=1)
+        client, itself = (getattr(family, asker), 5000), (family.node, 8080)
+        datapath.run("from_netdev", arriving(build(family, client, (family.node, NODE_PORT))))
+        request = arriving(build(family, client, itself))
+        result = datapath.run("from_netdev", request)
+        assert result.verdict == PASS
+        port = int(result.packet.sport)
+        assert port != client[1]
+        same(result.packet, expected(request, sport=port))
+        for asked_by, change in ((port, {"dport": client[1]}), (client[1], {"sport": NODE_PORT})):
+            answer = build(family, itself, (client[0], asked_by), **answer_flags(build))
+            result = datapath.run("to_netdev", answer)
+            assert result.verdict == PASS
+            same(result.packet, expected(answer, **change))
+
+    @BOTH
+    @BUILD
+    def test_client_port_whose_flow_to_the_node_port_is_over_is_its_own(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """What asks the host itself passes then as it is, leaves no flow, and is answered likewise."""
+        node_port(datapath, family, protocol_of(build), family.node, local=1)
+        client, itself = (family.outside, 5000), (family.node, 8080)
+        datapath.run("from_netdev", arriving(build(family, client, (family.node, NODE_PORT))))
+        answered = key(itself, client, protocol_of(build))
+        flow = datapath.flow(answered)
+        assert flow is not None
+        datapath.write_flow(answered, flow._replace(expires_ns=1))
+        for program, packet in (
+            ("from_netdev", arriving(build(family, client, itself))),
+            ("to_netdev", build(family, itself, client, **answer_flags(build))),
+        ):
+            result = datapath.run(program, packet)
+            assert result.verdict == PASS
+            same(result.packet, packet)
+        assert datapath.flow(key(client, itself, protocol_of(build))) is None
+
+    @BOTH
     def test_answer_to_a_port_that_is_a_node_port_as_well_passes(self, datapath: Datapath, family: Family) -> None:
         """Another node's process has it for its own connection."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
