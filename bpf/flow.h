@@ -327,21 +327,44 @@ static __always_inline __be16 draw_port(__u32 first, __u32 count)
 	return bpf_htons(first + bpf_get_prandom_u32() % (count ? count : 1));
 }
 
+static __always_inline bool same_way(const struct way *a, const struct way *b)
+{
+	__u64 x[3], y[3];
+
+	__builtin_memcpy(x, a, sizeof(x));
+	__builtin_memcpy(y, b, sizeof(y));
+	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+}
+
+/*
+ * Whether an entry that is there keeps its place: it is another live flow's. Of two connections under one key these are
+ * two where one is over, and its answers went another way: then the client knows the server by two names (straight, and
+ * through an entry node), and the server's TIME_WAIT would take a segment of the new one for a stray of the old one.
+ */
+static __always_inline bool keeps_place(const struct flow *other, const struct work *work)
+{
+	const struct opening *opening = &work->opening;
+
+	if (flow_expired(other, work->entry.seen_ns))
+		return false;
+	if (same_tuple(&other->twin, &work->packet.tuple))
+		return other->state >= FLOW_CLOSING && !same_way(&other->way, &work->entry.way);
+	return !has_moved(&work->packet, opening->backend_id, opening->flags, other);
+}
+
 /*
  * Inserts work->entry under work->twin, unless that is another live flow's, of another connection. Returns 0, -EEXIST,
  * or another negated errno.
  */
 static __always_inline int flow_insert(const struct work *work)
 {
-	const struct opening *opening = &work->opening;
 	int error = flow_update(&work->twin, &work->entry, BPF_NOEXIST);
 	const struct flow *other;
 
 	if (error != -EEXIST)
 		return error;
 	other = flow_lookup(&work->twin);
-	if (other && !same_tuple(&other->twin, &work->packet.tuple) && !flow_expired(other, work->entry.seen_ns) &&
-	    !has_moved(&work->packet, opening->backend_id, opening->flags, other))
+	if (other && keeps_place(other, work))
 		return -EEXIST;
 	return flow_update(&work->twin, &work->entry, BPF_ANY);
 }

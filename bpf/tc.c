@@ -501,15 +501,6 @@ static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *wor
 	return result ? result : flow_create(skb, work);
 }
 
-static __always_inline bool same_way(const struct way *a, const struct way *b)
-{
-	__u64 x[3], y[3];
-
-	__builtin_memcpy(x, a, sizeof(x));
-	__builtin_memcpy(y, b, sizeof(y));
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
-}
-
 /*
  * The answers of a flow that was handed over follow its sender: an entry node may have given way to another. Each
  * packet's sender is compared with the last one's, which the entry knows; only another one is looked up.

@@ -416,6 +416,45 @@ class TestBackendNode:
         assert result.packet[Ether].dst == dp.PEER_MAC
 
     @BOTH
+    @pytest.mark.parametrize("order", [1, -1], ids=["straight first", "handed over first"])
+    def test_client_port_reused_by_another_way_is_another_one_for_the_pod(
+        self, datapath: Datapath, family: Family, order: int
+    ) -> None:
+        """Straight to a pod and through an entry node a client knows it by two names, from one port: to the pod's
+        TIME_WAIT of one a connection by the other would be an old segment. Last answers of the first go its own way."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        first, second = (dp.ROUTER_MAC, dp.PEER_MAC)[::order]
+        for flags in ("S", "A", "FA"):
+            datapath.run("from_netdev", arriving(tcp(family, client, server, flags), first))
+        last = tcp(family, server, client, "FA")
+        datapath.run("from_pod", last)
+        syn = arriving(tcp(family, client, server), second)
+        packet = datapath.run("from_netdev", syn).packet
+        port = int(packet[TCP].sport)
+        assert port != 5000
+        same(packet, expected(syn, hops=1, sport=port, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC))
+        answer = tcp(family, server, (family.outside, port), "SA")
+        for sent, sender in ((answer, second), (last, first)):
+            result = datapath.run("from_pod", sent)
+            if sender == dp.PEER_MAC:
+                assert result.verdict == REDIRECT
+                same(result.packet, expected(sent, hops=1, dport=5000, eth_src=LO_MAC, eth_dst=dp.PEER_MAC))
+            else:
+                assert result.verdict == PASS
+                same(result.packet, expected(sent, dport=5000))
+
+    @BOTH
+    @pytest.mark.parametrize("sender", [dp.PEER_MAC, dp.ROUTER_MAC], ids=["handed over", "straight"])
+    def test_client_port_reused_by_the_same_way_is_kept(self, datapath: Datapath, family: Family, sender: str) -> None:
+        """Client and pod are of one mind about it: nothing is changed."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        for flags in ("S", "A", "FA", "S"):
+            packet = arriving(tcp(family, client, server, flags), sender)
+            wanted = expected(packet, hops=1, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC)
+            same(datapath.run("from_netdev", packet).packet, wanted)
+        assert datapath.counter(Counter.PORTS_REWRITTEN) == 0
+
+    @BOTH
     def test_own_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
         """It is forged, and the backend's node would hand it over again."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
