@@ -295,6 +295,7 @@ enum flow_flag {
 	FLOW_REPLY = 1 << 0,       /* this entry is for the answering direction */
 	FLOW_FIN = 1 << 1,         /* this entry's direction has sent its FIN */
 	FLOW_HANDED_OVER = 1 << 2, /* another node sends these packets: by their destination, the answers by `way` */
+	FLOW_RST = 1 << 3,         /* either direction has sent an RST, and no second of traffic has disproved it */
 };
 
 /* How packets that match an entry leave this node. */

@@ -84,6 +84,7 @@ class FlowFlag(IntFlag):
     REPLY = 1
     FIN = 2
     HANDED_OVER = 4
+    RST = 8
 
 
 class FlowState(IntEnum):

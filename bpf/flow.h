@@ -176,6 +176,12 @@ static __always_inline bool backend_exists(__u32 backend_id)
 	return bpf_map_lookup_elem(&backends, &key);
 }
 
+/* What one side sends while the other's RST is on its way to it revives a flow that is over all the same. */
+static __always_inline bool may_be_over(const struct flow *flow)
+{
+	return flow->state >= FLOW_CLOSING || flow->flags & FLOW_RST;
+}
+
 /* Whether an entry that was found is the one by which this packet goes; `services`: it may be for a Service. */
 static __always_inline bool flow_matches(const struct packet *packet, const struct flow *flow, __u64 now, bool services)
 {
@@ -185,7 +191,7 @@ static __always_inline bool flow_matches(const struct packet *packet, const stru
 	if (flow_expired(flow, now))
 		return false;
 	/* Its port may be another connection's by now: a SYN's, or one's whose flow is still in the other layout. */
-	if (flow->state >= FLOW_CLOSING && (opens || taking_over()))
+	if (may_be_over(flow) && (opens || taking_over()))
 		return false;
 	if (flow->flags & FLOW_REPLY || !(opens || packet->tuple.protocol == IPPROTO_UDP))
 		return true;
@@ -278,6 +284,10 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 		if (twin && twin->flags & FLOW_FIN)
 			state = FLOW_CLOSED;
 	}
+	if (packet->tcp_flags & TCP_RST && state == FLOW_RESET)
+		flow->flags |= FLOW_RST;
+	else if (now - flow->seen_ns >= REFRESH_NS)
+		flow->flags &= ~FLOW_RST;
 	flow->state = state;
 	flow->seen_ns = now;
 	flow->expires_ns = now + flow_timeout(packet->tuple.protocol, state);
@@ -285,6 +295,7 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 		flow_restore(skb, &packet->tuple, flow, outside);
 		return;
 	}
+	twin->flags = (twin->flags & ~FLOW_RST) | (flow->flags & FLOW_RST);
 	twin->state = state;
 	twin->seen_ns = now;
 	twin->expires_ns = flow->expires_ns;
@@ -348,7 +359,7 @@ static __always_inline bool keeps_place(const struct flow *other, const struct w
 	if (flow_expired(other, work->entry.seen_ns))
 		return false;
 	if (same_tuple(&other->twin, &work->packet.tuple))
-		return other->state >= FLOW_CLOSING && !same_way(&other->way, &work->entry.way);
+		return may_be_over(other) && !same_way(&other->way, &work->entry.way);
 	return !has_moved(&work->packet, opening->backend_id, opening->flags, other);
 }
 

@@ -460,6 +460,32 @@ class TestFlows:
         datapath.run("from_pod", tcp(V4, client, server, "PA"))
         assert _state(datapath, key(client, server)) == FlowState.ESTABLISHED
 
+    @pytest.mark.parametrize("order", [1, -1], ids=["server's", "client's"])
+    def test_syn_after_an_rst_that_was_crossed_starts_anew(self, datapath: Datapath, order: int) -> None:
+        """Who has not heard of the RST sends on, and revives the flow; but the client knows that it is over."""
+        client, server = (V4.client, 40000), (V4.server, 8080)
+        open_connection(datapath, V4, client, server)
+        sender, other = (server, client)[::order]
+        datapath.run("from_pod", tcp(V4, sender, other, "R"))
+        datapath.run("from_pod", tcp(V4, other, sender, "A"))
+        assert _state(datapath, key(client, server)) == FlowState.ESTABLISHED
+        datapath.run("from_pod", tcp(V4, client, server))
+        assert _state(datapath, key(client, server)) == FlowState.NEW
+
+    @pytest.mark.parametrize("order", [1, -1], ids=["server's", "client's"])
+    def test_rst_is_disproved_by_a_second_of_traffic(self, datapath: Datapath, order: int) -> None:
+        """A SYN in the midst of a connection that goes on is a part of it."""
+        client, server = (V4.client, 40000), (V4.server, 8080)
+        open_connection(datapath, V4, client, server)
+        sender, other = (server, client)[::order]
+        datapath.run("from_pod", tcp(V4, sender, other, "R"))
+        datapath.run("from_pod", tcp(V4, other, sender, "A"))
+        for one in (key(client, server), key(server, client)):
+            _age(datapath, one, 2 * SECOND)
+        datapath.run("from_pod", tcp(V4, other, sender, "PA"))
+        datapath.run("from_pod", tcp(V4, client, server))
+        assert _state(datapath, key(client, server)) == FlowState.ESTABLISHED
+
     def test_dying_connections_ack_and_its_rst_leave_the_new_flow_open(self, datapath: Datapath) -> None:
         """Neither the server's ACK out of its TIME_WAIT nor the client's RST that answers it ends what a SYN began."""
         datapath.service(V4.service, 80, dp.TCP_PROTOCOL, [(V4.server, 8080)])
