@@ -21,6 +21,7 @@ CASES = {
     "control-plane": "e2e.bench.control_plane",
     "connect": "e2e.bench.connect",
     "nodeport": "e2e.bench.nodeport",
+    "transfer": "e2e.bench.transfer",
     "sweep": "e2e.bench.sweep",
     "pods": "e2e.bench.pods",
     "install": "e2e.bench.install",

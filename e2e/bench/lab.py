@@ -37,10 +37,16 @@ class BenchNode(Node):
 
 
 class BenchLab(Lab):
-    """A lab that is gone with the case."""
+    """A lab that is gone with the case.
 
-    def __init__(self, case: str) -> None:
+    Args:
+        mtu: of all hosts' devices, in bytes.
+    """
+
+    def __init__(self, case: str, mtu: int = 1500) -> None:
         super().__init__(f"bench-{os.getpid()}-{case}")
+        self._mtu = mtu
+        network.resize(self.switch, self.client, mtu)
         make_wire(self.switch)
 
     def __enter__(self) -> "BenchLab":
@@ -51,7 +57,7 @@ class BenchLab(Lab):
         index = len(self.nodes) + 1
         address = addresses.underlay(addresses.FIRST_NODE + index - 1)
         node = kind(self._space(f"node{index}"), index, address, self.logs)
-        network.plug(self.switch, node.space, address)
+        network.plug(self.switch, node.space, address, self._mtu)
         self.nodes.append(node)
         return node
 

@@ -31,6 +31,12 @@ def plug(switch: Space, space: Space, address: Dual, mtu: int = 1500) -> None:
     _batch(space, [f"route add default via {gateway.v4}", f"route add default via {gateway.v6} dev {DEVICE}"])
 
 
+def resize(switch: Space, space: Space, mtu: int) -> None:
+    """Gives a space's link to the switch another MTU, at both ends."""
+    for one, device in ((switch, space.name), (space, DEVICE)):
+        _batch(one, [f"link set {device} mtu {mtu}"])
+
+
 def route(space: Space, gateway: Dual, prefixes: Iterable[str]) -> None:
     """Leads to what is behind a host: by its address of a prefix's family."""
     _batch(space, [f"route replace {prefix} via {gateway.v6 if ':' in prefix else gateway.v4}" for prefix in prefixes])
