@@ -122,7 +122,7 @@ test-kernels: build kernels ## of the tests, those on Debian's cloud kernels
 soak: build ## the combinations of external traffic that `make test` leaves out, property tests for long: 25 minutes
 	$(VENV)/bin/pytest -m soak e2e
 	$(VENV)/bin/pytest --hypothesis-profile soak --timeout 3600 \
-		controller/tests/test_histories.py controller/tests/test_selection.py
+		controller/tests/test_histories.py controller/tests/test_selection.py bpf/tests/test_malformed_packets.py
 
 .PHONY: demo
 demo: build ## a cluster of two nodes in network namespaces, shown at work (KEEP=1 leaves it standing)

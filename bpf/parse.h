@@ -77,14 +77,21 @@ struct packet {
 	__u8 is_error;    /* of ICMP; once its flow is found, `tuple` is that of the flow's packets in its direction */
 	__u8 quoted_size; /* of the IP header that it quotes, with the fragment header, in bytes */
 	__u8 no_checksum; /* UDP that says so */
-	__u32 identification; /* of the datagram that it is a part of, as it is on the wire */
-	__u32 mtu;            /* of what it is too big for, in bytes; 0: it is not, or its sender is not to know */
+	__u32 identification;  /* of the datagram that it is a part of, as it is on the wire */
+	__u32 fragment_offset; /* bytes of that datagram before it, of a later fragment */
+	__u32 mtu;             /* of what it is too big for, in bytes; 0: it is not, or its sender is not to know */
 };
 
 /* Whether a packet is a fragment without transport header. */
 static __always_inline bool is_later(const struct packet *packet)
 {
 	return packet->part >= PART_KNOWN;
+}
+
+/* Bytes between the IP headers and the packet's end. */
+static __always_inline __u32 l4_size(const struct packet *packet)
+{
+	return packet->end - packet->l4_offset;
 }
 
 /* Whether a protocol's flows are connections, which say themselves when they begin and end. */
@@ -169,6 +176,15 @@ static __always_inline void *l4_header(const struct __sk_buff *skb, const struct
 	return start + size <= packet_end(skb) ? start : NULL;
 }
 
+/*
+ * Where a packet ends that says so many bytes from `offset` on. What a device is to cut up may be larger than its
+ * header can say, and says 0 (BIG TCP).
+ */
+static __always_inline __u32 end_of(const struct __sk_buff *skb, __u32 offset, __be16 length_be)
+{
+	return length_be || !skb->gso_size ? offset + bpf_ntohs(length_be) : skb->len;
+}
+
 static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet)
 {
 	const struct iphdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
@@ -182,12 +198,14 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *packet
 	packet->tuple.protocol = ip->protocol;
 	packet->ttl = ip->ttl;
 	packet->l4_offset = ETH_HLEN + ip->ihl * 4;
-	packet->end = ETH_HLEN + bpf_ntohs(ip->tot_len);
+	packet->end = end_of(skb, ETH_HLEN, ip->tot_len);
 	packet->identification = ip->id;
-	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET))
+	if (ip->frag_off & bpf_htons(IPV4_FRAGMENT_OFFSET)) {
 		packet->part = PART_UNKNOWN;
-	else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS))
+		packet->fragment_offset = (bpf_ntohs(ip->frag_off) & IPV4_FRAGMENT_OFFSET) * 8;
+	} else if (ip->frag_off & bpf_htons(IPV4_MORE_FRAGMENTS)) {
 		packet->part = PART_FIRST;
+	}
 	return 0;
 }
 
@@ -206,6 +224,12 @@ static __always_inline __u8 part_v6(__be16 field_be)
 	return field_be & bpf_htons(IPV6_MORE_FRAGMENTS) ? PART_FIRST : PART_WHOLE;
 }
 
+static __always_inline bool is_extension(__u8 next)
+{
+	return next == IPPROTO_HOPOPTS || next == IPPROTO_ROUTING || next == IPPROTO_DSTOPTS ||
+	       next == IPPROTO_FRAGMENT;
+}
+
 static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet)
 {
 	const struct ipv6hdr *ip = header(skb, ETH_HLEN, sizeof(*ip));
@@ -219,29 +243,32 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 	__builtin_memcpy(&packet->tuple.saddr, &ip->saddr, sizeof(struct address));
 	__builtin_memcpy(&packet->tuple.daddr, &ip->daddr, sizeof(struct address));
 	packet->is_v6 = 1;
-	packet->end = offset + bpf_ntohs(ip->payload_len);
+	packet->end = end_of(skb, offset, ip->payload_len);
 	packet->ttl = ip->hop_limit;
 	next = ip->nexthdr;
 	for (int i = 0; i < EXTENSIONS_MAX; i++) {
 		struct extension extension;
 
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_ROUTING && next != IPPROTO_DSTOPTS &&
-		    next != IPPROTO_FRAGMENT)
+		/* behind a later fragment's header is the datagram's middle, whatever `next` says */
+		if (!is_extension(next) || is_later(packet))
 			break;
 		/* Not header(): a variable offset that grows in a loop is more than the verifier of 5.10 follows. */
 		if (bpf_skb_load_bytes(skb, offset, &extension, sizeof(extension)))
 			return -DROP_TRUNCATED;
 		if (next == IPPROTO_FRAGMENT) {
+			if (packet->part)
+				return -DROP_BAD_HEADER; /* a fragment's fragment: which of them has which ports? */
 			packet->part = part_v6(extension.fragment_be);
 			packet->identification = extension.identification;
+			packet->fragment_offset = bpf_ntohs(extension.fragment_be) & IPV6_FRAGMENT_OFFSET;
 			offset += 8;
 		} else {
 			offset += 8 * (extension.length + 1);
 		}
 		next = extension.next;
-		if (is_later(packet))
-			break; /* what follows is the datagram's middle, whatever `next` says */
 	}
+	if (is_extension(next) && !is_later(packet))
+		return -DROP_BAD_HEADER; /* what it carries is not known */
 	packet->tuple.protocol = next;
 	packet->l4_offset = offset;
 	return 0;
@@ -271,7 +298,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *pack
 {
 	struct echo echo;
 
-	if (bpf_skb_load_bytes(skb, packet->l4_offset, &echo, sizeof(echo)))
+	if (l4_size(packet) < sizeof(echo) || bpf_skb_load_bytes(skb, packet->l4_offset, &echo, sizeof(echo)))
 		return -DROP_TRUNCATED;
 	packet->is_echo = echo_ports(&echo, packet->is_v6, &packet->tuple);
 	packet->is_error = quotes(echo.type, packet->is_v6);
@@ -297,6 +324,26 @@ static __always_inline __u8 sctp_flags(__u8 chunk)
 	}
 }
 
+/*
+ * Whether a later fragment can be: within the largest datagram, and behind a header with which its first one is held to
+ * come (RFC 1858, RFC 3128), so that it replaces nothing of what was read there. Receivers put neither together.
+ */
+static __always_inline bool may_follow(const struct packet *packet)
+{
+	return packet->fragment_offset + l4_size(packet) <= 0xffff &&
+	       (packet->fragment_offset >= sizeof(struct tcphdr) || !connects(packet->tuple.protocol));
+}
+
+/* The IP headers' own word on where they and the packet end. */
+static __always_inline int check_lengths(const struct __sk_buff *skb, const struct packet *packet)
+{
+	if (packet->l4_offset > packet->end)
+		return -DROP_BAD_HEADER;
+	if (packet->end > skb->len)
+		return -DROP_TRUNCATED;
+	return is_later(packet) && !may_follow(packet) ? -DROP_BAD_HEADER : 0;
+}
+
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet)
 {
 	__u8 protocol = packet->tuple.protocol;
@@ -318,18 +365,30 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 		size = sizeof(copied.tcp);
 	else if (protocol == IPPROTO_SCTP)
 		size = SCTP_SIZE;
+	if (l4_size(packet) < size)
+		return -DROP_TRUNCATED;
 	l4 = l4_header(skb, packet, sizeof(copied));
 	if (!l4) {
 		if (bpf_skb_load_bytes(skb, packet->l4_offset, &copied, size))
 			return -DROP_TRUNCATED;
 		l4 = &copied;
 	}
-	if (protocol == IPPROTO_TCP)
+	if (protocol == IPPROTO_TCP) {
+		size = l4->tcp.doff * 4;
+		if (size < sizeof(l4->tcp))
+			return -DROP_BAD_HEADER;
 		packet->tcp_flags = l4->bytes[TCP_FLAGS_OFFSET];
-	else if (protocol == IPPROTO_SCTP)
+	} else if (protocol == IPPROTO_SCTP) {
 		packet->tcp_flags = sctp_flags(l4->sctp.chunk);
-	else
+	} else {
+		size = bpf_ntohs(l4->udp.len);
+		if (size < sizeof(l4->udp))
+			return -DROP_BAD_HEADER;
 		packet->no_checksum = !l4->udp.check;
+	}
+	/* of a datagram's first fragment it is in the others */
+	if (size > l4_size(packet) && !packet->part)
+		return -DROP_BAD_HEADER;
 	packet->tuple.sport_be = l4->tcp.source; /* the others' ports stand where TCP's do */
 	packet->tuple.dport_be = l4->tcp.dest;
 	return 0;
@@ -347,8 +406,8 @@ static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 	else
 		return PARSE_NOT_IP;
 	if (!error)
-		error = parse_l4(skb, packet);
-	return error;
+		error = check_lengths(skb, packet);
+	return error ? error : parse_l4(skb, packet);
 }
 
 #endif

@@ -615,19 +615,36 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 	return result ? result : go_on(skb, work);
 }
 
+/*
+ * What cannot be read and comes in. For this node itself it is the host's stack's, which may know better, and has
+ * counters of its own. For others the stack would send it on as it is, past its flow.
+ */
+static __noinline int unreadable(struct __sk_buff *skb, const struct packet *packet, int result)
+{
+	const struct address *to = &packet->tuple.daddr; /* unspecified, where not even that is known */
+
+	if (result == PARSE_NOT_IP || own_address(to) || (link_scoped(to) && !is_unspecified(to)))
+		return PASS;
+	return drop(skb, result);
+}
+
 SEC("classifier")
 int from_netdev(struct __sk_buff *skb)
 {
 	struct work *work = new_work();
+	int result;
 
 	if (skb->mark == config.mark) {
 		skb->mark = 0; /* nobody behind us is to go by it */
 		return PASS;   /* an answer on its way into the host's stack */
 	}
-	/* A bridge floods, and a capture sees, frames that are for others. The host's stack judges what cannot be read.
-	 */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work || parse_known(skb, &work->packet) ||
-	    (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)))
+	/* A bridge floods, and a capture sees, frames that are for others. */
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work)
+		return PASS;
+	result = parse_known(skb, &work->packet);
+	if (result)
+		return unreadable(skb, &work->packet, result);
+	if (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
@@ -636,11 +653,15 @@ SEC("classifier")
 int from_overlay(struct __sk_buff *skb)
 {
 	struct work *work = new_work();
+	int result;
 
 	if (!out_of_a_node(skb))
 		return drop(skb, -DROP_NOT_A_NODE);
-	if (!work || parse_known(skb, &work->packet))
+	if (!work)
 		return PASS;
+	result = parse_known(skb, &work->packet);
+	if (result)
+		return unreadable(skb, &work->packet, result);
 	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
 
@@ -789,14 +810,18 @@ int to_overlay(struct __sk_buff *skb)
 	const struct packet *packet;
 	const struct remote *remote;
 	const struct flow *flow;
-	int result = PASS;
+	int result;
 
 	if (skb->mark == config.mark)
 		return PASS; /* sent by us, with its tunnel set */
 	work = new_work();
-	if (!work || parse_known(skb, &work->packet))
-		return PASS;
+	if (!work)
+		return TC_ACT_SHOT;
 	packet = &work->packet;
+	result = parse_known(skb, &work->packet);
+	if (result)
+		return result == PARSE_NOT_IP ? PASS : drop(skb, result); /* to which node? */
+	result = PASS;
 	if (link_scoped(&packet->tuple.daddr))
 		return TC_ACT_SHOT; /* the device's own multicast has no far end, and is nobody's loss: uncounted */
 	flow = flow_of_host(skb, &work->packet);

@@ -9,9 +9,11 @@ import pytest
 from bpf import loader
 from bpf.pins import Pins
 from bpf.tests import datapath as dp
-from bpf.tests import trivial
+from bpf.tests import profiles, trivial
 from bpf.tests.datapath import Datapath
 from bpf.tests.mounts import mounted_bpffs
+
+profiles.register()
 
 
 @pytest.fixture

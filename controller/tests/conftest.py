@@ -1,23 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fixtures of this package's tests, and how long those of properties go on that do not say so themselves: some seconds,
-or as long as `make soak` lets them.
-"""
+"""Fixtures of this package's tests."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from bpf import files
+from bpf.tests import profiles
 from bpf.tests.mounts import mounted_bpffs
 
-_PATIENT: dict[str, Any] = {"deadline": None, "print_blob": True, "suppress_health_check": [HealthCheck.too_slow]}
-
-settings.register_profile("short", max_examples=50, stateful_step_count=30, **_PATIENT)
-settings.register_profile("soak", max_examples=3000, stateful_step_count=50, **_PATIENT)
-settings.load_profile("short")
+profiles.register()
 
 
 @pytest.fixture
