@@ -238,7 +238,8 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *packet
 
 	if (!ip)
 		return -DROP_TRUNCATED;
-	if (ip->version != 6)
+	/* What stands for an IPv4 address here is none on the wire (draft-itojun-v6ops-v4mapped-harmful). */
+	if (ip->version != 6 || is_v4((const struct address *)&ip->saddr) || is_v4((const struct address *)&ip->daddr))
 		return -DROP_BAD_HEADER;
 	__builtin_memcpy(&packet->tuple.saddr, &ip->saddr, sizeof(struct address));
 	__builtin_memcpy(&packet->tuple.daddr, &ip->daddr, sizeof(struct address));

@@ -367,6 +367,19 @@ class TestLies:
 
         rejected(served, family, make, lie.reason, lie.addressed)
 
+    @pytest.mark.parametrize("ends", [("src",), ("dst",), ("src", "dst")], ids="-".join)
+    def test_ipv6_with_addresses_of_ipv4(self, served: Datapath, ends: tuple[str, ...]) -> None:
+        """As they stand in the programs' own tables (::ffff:a.b.c.d): no pod, Service or flow of IPv4 is reached by
+        them; nor the host, which would send them on."""
+
+        def make(way: Way) -> Iterator[Packet]:
+            ip = network(V6, way)
+            for end in ends:
+                setattr(ip, end, "::ffff:" + address(V4, way.source if end == "src" else way.destination))
+            yield from (ip / transport(way.port) for transport in TRANSPORTS.values())
+
+        rejected(served, V6, make, BAD_HEADER, addressed=False)
+
 
 class TestTaken:
     """What looks odd, and is not."""

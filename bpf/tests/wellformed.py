@@ -14,6 +14,7 @@ EXTENSIONS = (HOP_BY_HOP, ROUTING, FRAGMENT, DESTINATION)
 EXTENSIONS_MAX = 6
 SMALLEST = {TCP: 20, UDP: 8, SCTP: 13}  # SCTP's with the type of a chunk
 TOO_LARGE = 1 << 16
+MAPPED = bytes(10) + b"\xff\xff"
 # Where the ports, or an echo's identifier, and the checksum stand.
 TRANSLATED = {TCP: ((0, 4), (16, 18)), UDP: ((0, 4), (6, 8)), SCTP: ((0, 4), (8, 12))}
 ECHO = ((2, 4), (4, 6))
@@ -90,7 +91,7 @@ def _v4(packet: bytes) -> Headers | None:
 def _v6(packet: bytes) -> Headers | None:
     end = 40 + int.from_bytes(packet[4:6])
     addresses, protocol, at, offset, more = packet[8:40], packet[6], 40, 0, False
-    if packet[0] >> 4 != 6 or end > len(packet):
+    if packet[0] >> 4 != 6 or end > len(packet) or MAPPED in (addresses[:12], addresses[16:28]):
         return None
     for _ in range(EXTENSIONS_MAX):
         if protocol not in EXTENSIONS or offset:
