@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames as they are, by AF_PACKET: what is sent may be malformed, and what is seen is told byte by byte.
+
+    python -I -S frames.py send eth0 < FRAMES          a frame in hexadecimal on each line
+    python -I -S frames.py listen eth0 --holding c0000242 --holding …
+
+`listen` prints `ready`, and then every frame that comes in or goes out and has one of these strings of bytes in it,
+until it is ended. Imports the standard library alone.
+"""
+
+import argparse
+import socket
+import sys
+
+ETH_P_ALL = 3
+
+
+def send(device: str) -> None:
+    """Sends each frame of standard input."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as out:
+        out.bind((device, 0))
+        for line in sys.stdin:
+            out.send(bytes.fromhex(line))
+
+
+def listen(device: str, wanted: list[bytes]) -> None:
+    """Prints frames that have any of the wanted strings in them."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap:
+        tap.bind((device, 0))
+        print("ready", flush=True)
+        while True:
+            frame = tap.recv(65536)
+            if any(string in frame for string in wanted):
+                print(frame.hex(), flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("command", choices=["send", "listen"])
+    parser.add_argument("device")
+    parser.add_argument("--holding", type=bytes.fromhex, action="append", default=[])
+    arguments = parser.parse_args()
+    if arguments.command == "send":
+        send(arguments.device)
+    else:
+        listen(arguments.device, arguments.holding)
+
+
+if __name__ == "__main__":
+    main()
