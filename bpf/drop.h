@@ -12,8 +12,8 @@
 /* Not ours, or the host's stack goes on with it: filters of others on the same device still see it. */
 #define PASS TC_ACT_UNSPEC
 
-/* Beside negated drop reasons: an echo that the program answers, back to who has asked. It is no drop. */
-#define ECHO_ANSWERED (-DROP_REASONS)
+/* Beside negated drop reasons: an echo that the program is to answer. It is no drop. */
+#define ECHO_ASKED (-DROP_REASONS)
 
 static __always_inline void count(enum counter counter)
 {

@@ -193,10 +193,10 @@ static __always_inline bool flow_matches(const struct packet *packet, const stru
 	/* Its port may be another connection's by now: a SYN's, or one's whose flow is still in the other layout. */
 	if (may_be_over(flow) && (opens || taking_over()))
 		return false;
-	if (flow->flags & FLOW_REPLY || !(opens || packet->tuple.protocol == IPPROTO_UDP))
+	if (flow->flags & FLOW_REPLY || !(opens || !connects(packet->tuple.protocol)))
 		return true;
-	/* UDP follows its Service at once, and so does a connection that only asks to be opened: to a backend that is
-	 * gone they choose another, and where the Service came after them they choose their first. */
+	/* UDP and echo follow their Service at once, and so does a connection that only asks to be opened: to a backend
+	 * that is gone they choose another, and where the Service came after them they choose their first. */
 	if (flow->backend_id)
 		return backend_exists(flow->backend_id);
 	return !(services && frontend_for_own(&packet->tuple, &key));
@@ -250,15 +250,20 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 }
 
 /*
- * Whether a packet shows that an outside client's connection comes by another node than before. It is of a flow with
- * `backend_id` and `flags`, and the answers of that flow have the entry of another one, `other`: the same client's port
- * at the same backend. That cannot be another connection, which would have been given another port as it began.
+ * Whether a packet that begins a flow in mid-stream shows that its connection comes by another node than before: the
+ * same client's port has a flow to the same backend, whose entry for answers is `other`, and of the two flows one is
+ * handed over by another node, the other one a Service's that is met here. Anything else is another connection.
  */
-static __always_inline bool has_moved(const struct packet *packet, __u32 backend_id, __u8 flags,
+static __always_inline bool has_moved(const struct packet *packet, const struct opening *opening,
 				      const struct flow *other)
 {
-	return in_mid_stream(packet) && (backend_id || flags & FLOW_HANDED_OVER) && other->flags & FLOW_REPLY &&
-	       other->twin.sport_be == packet->tuple.sport_be && same_address(&other->twin.saddr, &packet->tuple.saddr);
+	const bool was_handed_over = other->way.kind == WAY_MAC || other->way.kind == WAY_TUNNEL;
+
+	if (!in_mid_stream(packet) || !(other->flags & FLOW_REPLY) || other->twin.sport_be != packet->tuple.sport_be ||
+	    !same_address(&other->twin.saddr, &packet->tuple.saddr))
+		return false;
+	return opening->flags & FLOW_HANDED_OVER ? other->backend_id && !was_handed_over
+						 : opening->backend_id && was_handed_over;
 }
 
 /* Follows a flow's state with a packet of it; both entries are written, at most once a second unless it changes. */
@@ -272,13 +277,8 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 	if (state == flow->state && !fin && now - flow->seen_ns < REFRESH_NS)
 		return;
 	twin = flow_lookup(&flow->twin);
-	if (twin && !same_tuple(&twin->twin, &packet->tuple)) {
-		/* another flow has that key by now: this is a packet of an old one */
-		if (flow->flags & FLOW_REPLY || !has_moved(packet, flow->backend_id, flow->flags, twin))
-			return;
-		bpf_map_delete_elem(&flows, &flow->twin);
-		twin = NULL;
-	}
+	if (twin && !same_tuple(&twin->twin, &packet->tuple))
+		return; /* another flow has that key by now: this is a packet of an old one */
 	if (fin) {
 		flow->flags |= FLOW_FIN;
 		if (twin && twin->flags & FLOW_FIN)
@@ -354,13 +354,11 @@ static __always_inline bool same_way(const struct way *a, const struct way *b)
  */
 static __always_inline bool keeps_place(const struct flow *other, const struct work *work)
 {
-	const struct opening *opening = &work->opening;
-
 	if (flow_expired(other, work->entry.seen_ns))
 		return false;
 	if (same_tuple(&other->twin, &work->packet.tuple))
 		return may_be_over(other) && !same_way(&other->way, &work->entry.way);
-	return !has_moved(&work->packet, opening->backend_id, opening->flags, other);
+	return true;
 }
 
 /*
@@ -375,8 +373,12 @@ static __always_inline int flow_insert(const struct work *work)
 	if (error != -EEXIST)
 		return error;
 	other = flow_lookup(&work->twin);
-	if (other && keeps_place(other, work))
-		return -EEXIST;
+	if (other && keeps_place(other, work)) {
+		if (!has_moved(&work->packet, &work->opening, other))
+			return -EEXIST;
+		/* by the way before nothing comes any more, or, if it does, moves it back */
+		bpf_map_delete_elem(&flows, &other->twin);
+	}
 	return flow_update(&work->twin, &work->entry, BPF_ANY);
 }
 
@@ -485,6 +487,19 @@ static __always_inline bool leads_to_backends_node(const struct way *way)
 }
 
 /*
+ * The state of a connection that is followed from a packet in mid-stream on. One that every node would lead to the same
+ * backend is not believed until a second packet comes: anybody can send one.
+ */
+static __always_inline __u8 picked_up_state(const struct packet *packet, const struct opening *opening)
+{
+	if (packet->tcp_flags & TCP_RST)
+		return FLOW_RESET;
+	if (packet->tcp_flags & TCP_FIN)
+		return FLOW_CLOSING;
+	return opening->backend_id && in_mid_stream(packet) ? FLOW_NEW : FLOW_ESTABLISHED;
+}
+
+/*
  * Starts the flow of work->packet as work->opening says; a collision changes the source port of opening.to.
  *
  * TCP in mid-stream is followed from here on, but for a FIN or RST: there is nothing to follow any more, unless that is
@@ -500,8 +515,8 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 
 	if (in_mid_stream(packet) && taking_over())
 		return -DROP_TAKING_OVER;
-	/* a backend that every node would choose has a connection whose FIN may come by here first */
-	if (closes_connection(packet) && (packet->tcp_flags & TCP_RST || !opening->backend_id))
+	/* what comes by here first of a connection that has moved may be its last */
+	if (closes_connection(packet) && !opening->backend_id && !(opening->flags & FLOW_HANDED_OVER))
 		return 0;
 	work->twin = reverse(&opening->to);
 	*entry = (struct flow){
@@ -515,7 +530,7 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 	if (in_mid_stream(packet))
 		count(COUNTER_FLOWS_PICKED_UP);
 	if (in_mid_stream(packet) || (opening->one_way && packet->tuple.protocol == IPPROTO_UDP))
-		entry->state = packet->tcp_flags & TCP_FIN ? FLOW_CLOSING : FLOW_ESTABLISHED;
+		entry->state = picked_up_state(packet, opening);
 	entry->expires_ns = entry->seen_ns + flow_timeout(packet->tuple.protocol, entry->state);
 	error = flow_claim(skb);
 	if (error)

@@ -7,16 +7,19 @@
 #define CALICO_EBPF_MAGLEV_H
 
 #include <linux/bpf.h>
+#include <stdbool.h>
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #include "config.h"
 #include "maps.h"
 
-/* Who asks. */
+/* Who asks, and where; of a process of the host's its address alone, as which session affinity knows it. */
 struct client {
 	struct address address;
+	struct address asked;
 	__be16 port_be;
-	__u8 begins; /* a connection or a flow: session affinity is asked, and remembers */
+	__u8 begins; /* a connection, or a flow */
 };
 
 /* The finaliser of MurmurHash3. Nodes of one cluster must hash alike: it stays as it is. */
@@ -30,14 +33,23 @@ static __always_inline __u64 mix(__u64 hash, __u64 word)
 	return hash ^ hash >> 33;
 }
 
-/* Of the connection, or, with session affinity, of the client alone. */
+static __always_inline __u64 mix_address(__u64 hash, const struct address *address)
+{
+	const __be32 *word_be = address->word_be;
+
+	hash = mix(hash, (__u64)bpf_ntohl(word_be[0]) << 32 | bpf_ntohl(word_be[1]));
+	return mix(hash, (__u64)bpf_ntohl(word_be[2]) << 32 | bpf_ntohl(word_be[3]));
+}
+
+/*
+ * Of the connection, or, with session affinity, of the client alone. One port of a client's has other backends at other
+ * addresses of a Service: at one backend they would be two connections that only their ways tell apart.
+ */
 static __always_inline __u64 client_hash(const struct client *client, bool affinity)
 {
-	const __u32 *word_be = client->address.word_be;
-	__u64 hash = mix(0, (__u64)bpf_ntohl(word_be[0]) << 32 | bpf_ntohl(word_be[1]));
+	__u64 hash = mix_address(0, &client->address);
 
-	hash = mix(hash, (__u64)bpf_ntohl(word_be[2]) << 32 | bpf_ntohl(word_be[3]));
-	return affinity ? hash : mix(hash, bpf_ntohs(client->port_be));
+	return affinity ? hash : mix(mix_address(hash, &client->asked), bpf_ntohs(client->port_be));
 }
 
 /* The id of the backend that a client's place in a Service's table has; 0: the table is not there. */

@@ -277,23 +277,6 @@ static __always_inline bool within_limit(struct work *work)
 	return true;
 }
 
-/* As it leaves us: the TTL or hop limit, whatever it was. */
-static __always_inline int renew_ttl(struct __sk_buff *skb, const struct packet *packet)
-{
-	const __u8 ttl = REFUSAL_TTL;
-	struct iphdr *ip;
-
-	if (packet->is_v6)
-		return bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, sizeof(ttl),
-					   BPF_F_RECOMPUTE_CSUM);
-	ip = header(skb, ETH_HLEN, sizeof(*ip));
-	if (!ip)
-		return -DROP_REWRITE_FAILED;
-	ip->check = checksum_add(ip->check, word_difference(bpf_htons(ip->ttl << 8), bpf_htons(ttl << 8)));
-	ip->ttl = ttl;
-	return 0;
-}
-
 /*
  * Turns work->packet, an echo request, into its answer, as long as it is whole. A global function, as flow_try() is.
  * Returns 0 or a negated drop reason.
@@ -307,7 +290,7 @@ __noinline int answer_echo(struct __sk_buff *skb)
 	union {
 		__u8 type;
 		__u16 word; /* with the code, as the checksum covers it */
-	} asked, answer;
+	} asked, reply;
 
 	if (!work)
 		return -DROP_REWRITE_FAILED;
@@ -320,13 +303,13 @@ __noinline int answer_echo(struct __sk_buff *skb)
 	if (asked.type != (packet->is_v6 ? ICMPV6_ECHO_REQUEST : ICMP_ECHO_REQUEST) ||
 	    !may_be_answered(&packet->tuple.saddr))
 		return -DROP_NO_SUCH_PORT;
-	answer = asked;
-	answer.type = packet->is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY;
+	reply = asked;
+	reply.type = packet->is_v6 ? ICMPV6_ECHO_REPLY : ICMP_ECHO_REPLY;
 	back = reverse(&packet->tuple);
-	if (rewrite_addresses(skb, packet, &back, 0) || renew_ttl(skb, packet) ||
-	    bpf_l4_csum_replace(skb, packet->l4_offset + offsetof(struct echo, checksum), asked.word, answer.word,
-				sizeof(answer.word)) ||
-	    bpf_skb_store_bytes(skb, packet->l4_offset, &answer.type, sizeof(answer.type), 0) ||
+	if (rewrite_addresses(skb, packet, &back, 0) || set_ttl(skb, packet, REFUSAL_TTL) ||
+	    bpf_l4_csum_replace(skb, packet->l4_offset + offsetof(struct echo, checksum), asked.word, reply.word,
+				sizeof(reply.word)) ||
+	    bpf_skb_store_bytes(skb, packet->l4_offset, &reply.type, sizeof(reply.type), 0) ||
 	    rewrite_macs(skb, ethernet.h_source, ethernet.h_dest))
 		return -DROP_REWRITE_FAILED;
 	return 0;

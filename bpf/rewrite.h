@@ -139,11 +139,9 @@ static __always_inline int rewrite(struct __sk_buff *skb, const struct packet *p
 	return packet->is_error ? rewrite_error(skb, packet, to) : rewrite_packet(skb, packet, to);
 }
 
-/* One hop: the TTL or hop limit, which is not used up, goes down by one. Returns 0 or -DROP_REWRITE_FAILED. */
-static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packet *packet)
+/* The TTL or hop limit. Returns 0 or -DROP_REWRITE_FAILED. */
+static __always_inline int set_ttl(struct __sk_buff *skb, const struct packet *packet, __u8 ttl)
 {
-	__u8 ttl = packet->ttl - 1;
-
 	if (packet->is_v6) {
 		/* no checksum covers it, but the device's sum over the whole packet does */
 		if (bpf_skb_store_bytes(skb, ETH_HLEN + offsetof(struct ipv6hdr, hop_limit), &ttl, 1,
@@ -154,10 +152,17 @@ static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packe
 
 		if (!ip)
 			return -DROP_REWRITE_FAILED;
+		/* TTL is a word's high byte */
+		ip->check = checksum_add(ip->check, bpf_htons(ttl << 8) + (__u16)~bpf_htons(ip->ttl << 8));
 		ip->ttl = ttl;
-		ip->check = checksum_add(ip->check, (__u16)~bpf_htons(0x0100)); /* TTL is a word's high byte */
 	}
 	return 0;
+}
+
+/* One hop off a TTL that is not used up. */
+static __always_inline int rewrite_ttl(struct __sk_buff *skb, const struct packet *packet)
+{
+	return set_ttl(skb, packet, packet->ttl - 1);
 }
 
 static __always_inline int rewrite_macs(struct __sk_buff *skb, const __u8 *to, const __u8 *from)

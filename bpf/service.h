@@ -23,7 +23,7 @@
 enum service_result {
 	SERVICE_NONE = 0, /* not an address of a Service */
 	SERVICE_SELECTED,
-	SERVICE_AGREED, /* selected as every other node would */
+	SERVICE_AGREED, /* selected as every node would: by the table, or as the client has it by affinity here */
 };
 
 /* Which of a frontend's backends are chosen from. */
@@ -32,7 +32,7 @@ enum service_set {
 	SERVICE_LOCAL,       /* the Local set */
 	SERVICE_HERE,        /* the Local set, seen to be here: what is not to be sent on */
 	SERVICE_NOT_OWN = 4, /* added to a set: but for backends in the host's own network */
-	SERVICE_AGREE = 8,   /* added to the Cluster set: by the frontend's Maglev table, where it has one */
+	SERVICE_AGREE = 8,   /* added to a set: by the frontend's Maglev table, where it has one */
 };
 
 /* The key under which a frontend of this tuple's destination stands, and the frontend, or NULL. */
@@ -50,9 +50,9 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 	if (frontend && key->port_be)
 		return frontend;
 	node = bpf_map_lookup_elem(&nodes, &tuple->daddr);
+	/* echo: some load balancers hand out nodes' addresses, and who asks a node wants to hear of the node */
 	if (frontend)
-		return node ? NULL
-			    : frontend; /* echo: a node answers it itself, though a Service may have its address */
+		return node ? NULL : frontend;
 	if (!node)
 		return NULL;
 	key->address = (struct address){{0, 0, is_v4(&tuple->daddr) ? V4_MARK : 0, 0}};
@@ -208,7 +208,7 @@ static __noinline int service_select(const struct frontend_key *frontend_key, co
 		/* while local slots are rearranged, another node's backend may stand among them */
 		if (!take_backend(key, set == SERVICE_HERE, not_own, backend))
 			continue;
-		if (sticky && !affinity_claim(&affine, key))
+		if (sticky && (client->begins || agreed) && !affinity_claim(&affine, key))
 			continue;
 		return agreed ? SERVICE_AGREED : SERVICE_SELECTED;
 	}

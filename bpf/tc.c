@@ -21,11 +21,14 @@ static __always_inline int verdict(const struct __sk_buff *skb, int result)
 	return result < 0 && result != PASS ? drop(skb, result) : result;
 }
 
-/* Whether the sender is told. That a pod is gone ends a connection; else the sender's own patience does. */
-static __always_inline bool refused(const struct packet *packet, int result)
+/*
+ * Whether the sender gets an answer from here, mostly that it is refused. That a pod is gone ends a connection; else
+ * the sender's own patience does.
+ */
+static __always_inline bool is_answered(const struct packet *packet, int result)
 {
 	return result == -DROP_NO_BACKEND || result == -DROP_NO_FLOW || result == -DROP_NO_SUCH_PORT ||
-	       result == -DROP_UNTRANSLATED || result == ECHO_ANSWERED || said_on_the_way(result) ||
+	       result == -DROP_UNTRANSLATED || result == ECHO_ASKED || said_on_the_way(result) ||
 	       (result == -DROP_NO_POD && in_mid_stream(packet));
 }
 
@@ -37,7 +40,7 @@ static __always_inline int answer(struct __sk_buff *skb, int result)
 {
 	int error;
 
-	if (result != ECHO_ANSWERED) {
+	if (result != ECHO_ASKED) {
 		drop(skb, result);
 		return refuse(skb, result);
 	}
@@ -79,12 +82,13 @@ static __always_inline const struct frontend *frontend_asked(const struct packet
 	return loopback(&packet->tuple.daddr) ? NULL : frontend_at(&packet->tuple, key);
 }
 
-/* Chooses a backend for a new flow's packet. Returns 0, ECHO_ANSWERED or a negated drop reason. */
+/* Chooses a backend for a new flow's packet. Returns 0, ECHO_ASKED or a negated drop reason. */
 static __always_inline int open_service(const struct packet *packet, const struct frontend_key *key,
 					enum service_set set, struct opening *opening)
 {
 	const struct client client = {
 		.address = packet->tuple.saddr,
+		.asked = packet->tuple.daddr,
 		.port_be = packet->tuple.sport_be,
 		.begins = !in_mid_stream(packet),
 	};
@@ -93,7 +97,7 @@ static __always_inline int open_service(const struct packet *packet, const struc
 	int result;
 
 	if (packet->is_echo)
-		return ECHO_ANSWERED; /* a frontend of this protocol stands for the address as such */
+		return ECHO_ASKED; /* a frontend of this protocol stands for the address as such */
 	result = service_select(key, &client, set, &backend_key, &backend);
 	if (result <= SERVICE_NONE)
 		return result == SERVICE_NONE ? -DROP_NO_BACKEND : result; /* gone since it was found */
@@ -161,7 +165,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 /* The verdict on a pod's packet: where it is answered, that goes back into the pod. */
 static __always_inline int verdict_for_pod(struct __sk_buff *skb, const struct packet *packet, int reason)
 {
-	if (!refused(packet, reason))
+	if (!is_answered(packet, reason))
 		return verdict(skb, reason);
 	if (answer(skb, reason))
 		return TC_ACT_SHOT;
@@ -440,7 +444,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	struct opening *opening = &work->opening;
 	const struct pod *pod = pod_at(&packet->tuple.daddr);
 	const struct frontend *frontend = NULL;
-	enum service_set set = SERVICE_CLUSTER | SERVICE_AGREE;
+	enum service_set set = SERVICE_CLUSTER;
 	struct frontend_key key;
 	bool own = false;
 	int result;
@@ -486,7 +490,8 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 		set = SERVICE_HERE;
 	else
 		opening->back = way_to_client(skb, &packet->tuple);
-	result = open_service(packet, &key, set, opening);
+	/* clients outside may come by several nodes, which are to agree */
+	result = open_service(packet, &key, set | SERVICE_AGREE, opening);
 	if (result || arrival->handed_over)
 		return result;
 	return open_handover(packet, frontend, opening);
@@ -520,7 +525,7 @@ static __always_inline int follow_sender(struct __sk_buff *skb, struct work *wor
 	}
 	flow->way = work->arrival.sender;
 	twin = flow_lookup(&flow->twin);
-	if (twin)
+	if (twin && same_tuple(&twin->twin, &work->packet.tuple))
 		twin->way = work->arrival.sender;
 	return 0;
 }
@@ -557,7 +562,7 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 	bool to_node = result == -DROP_NO_FREE_PORT || (result == -DROP_NO_LOCAL_BACKEND && in_mid_stream(packet));
 	const struct remote *remote;
 
-	if (!refused(packet, result) && !(to_node && work->arrival.handed_over))
+	if (!is_answered(packet, result) && !(to_node && work->arrival.handed_over))
 		return verdict(skb, result);
 	if (answer(skb, result))
 		return TC_ACT_SHOT;
@@ -699,6 +704,8 @@ static __always_inline int open_from_host(const struct packet *packet, struct op
 	int result;
 
 	opening->to = packet->tuple;
+	if (frontend && !key.port_be && !packet->is_echo)
+		return PASS; /* other ICMP to an address that answers echo: neighbour discovery, for one */
 	if (!frontend) {
 		/* every packet of the host's own connections comes by here: only those that begin one are looked at
 		 * further */
@@ -766,7 +773,7 @@ static __noinline int send_from_host(struct __sk_buff *skb, struct packet *packe
 /* The verdict on a packet of the host's; where it is refused, that goes back into the host's stack. */
 static __always_inline int verdict_for_host(struct __sk_buff *skb, const struct packet *packet, int result)
 {
-	if (!refused(packet, result))
+	if (!is_answered(packet, result))
 		return verdict(skb, result);
 	if (answer(skb, result))
 		return TC_ACT_SHOT;

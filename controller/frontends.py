@@ -69,10 +69,9 @@ def frontends(
         (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), ()))
         for family, addresses in inside.items()
     }
-    limits = {family: _restriction(ranges, family, own_addresses) for family, ranges in clients.items()}
     for family in (inside.keys() & load_balancers.keys()) if echo else ():
-        met = _inside(load_balancers[family], 0, ICMP[family], FrontendFlag.EXTERNAL | limits.get(family, 0))
-        found[family, 0, ICMP[family]] = "", Frontends((), met, clients.get(family, ()))
+        alone = [one for one in load_balancers[family] if one not in inside[family]]
+        found[family, 0, ICMP[family]] = "", Frontends((), _inside(alone, 0, ICMP[family], FrontendFlag.EXTERNAL))
     node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
         protocol = PROTOCOLS.get(port.protocol)
@@ -86,9 +85,11 @@ def frontends(
         for family, addresses in inside.items():
             cluster = _inside(addresses, port.port, protocol, internal)
             external = [(FrontendKey(one, port.port, protocol), flags) for one in external_ips.get(family, ())]
-            balanced = flags | limits.get(family, 0)
+            balanced = flags | (_restriction(clients[family], family, own_addresses) if family in clients else 0)
             external += [(FrontendKey(one, port.port, protocol), balanced) for one in load_balancers.get(family, ())]
-            external += [(FrontendKey(ANY[family], node_port, protocol), flags)] if node_port else []
+            if node_port:
+                # a node's own address is gone with it
+                external.append((FrontendKey(ANY[family], node_port, protocol), flags & ~FrontendFlag.MAGLEV))
             found[family, port.port, protocol] = (
                 port.name,
                 Frontends(

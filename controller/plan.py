@@ -199,7 +199,7 @@ class Plan:
         rows = self._table(key, pool, service_id, [*local, *others])
         self._write_table(service_id, rows)
         for frontend, flags in self._desired.frontends(key):
-            flags &= ~(0 if rows else FrontendFlag.MAGLEV)
+            flags = _met(flags, len(rows))
             self._write_sources(key, frontend, pool.source_keys(frontend, flags))
             self._frontend(key, frontend, Frontend(service_id, *sets, flags, pool.affinity_s))
 
@@ -350,6 +350,11 @@ class Plan:
         return new
 
 
+def _met(flags: int, row_count: int) -> int:
+    """The flags of a frontend whose pool has a table of so many rows, or none."""
+    return flags if row_count else flags & ~FrontendFlag.MAGLEV
+
+
 def _whose(backend: bytes) -> bytes:
     """A backend but for its flags."""
     return backend[:_FLAGS]
@@ -394,7 +399,7 @@ def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
 
     Where everything that is desired has been written, that is 0. Much cheaper than to plan everything.
     """
-    count = slots = 0
+    count = slots = rows = 0
     for key, pool in desired.pools.items():
         ids = mirror.slots.get(numbers.of_pool.get(key, 0), _NO_SLOTS)
         slots += len(ids)
@@ -403,13 +408,17 @@ def wrong(desired: Desired, mirror: Mirror, numbers: Numbers) -> int:
         apart = {mirror.backends.get(backend_id) for backend_id in ids[:start]}
         local = {mirror.backends.get(backend_id) for backend_id in ids[start:border]}
         value = (numbers.of_pool.get(key, 0), len(ids), border, start)
+        row_count = maglev.row_count(pool.maglev_size) if pool.local or pool.others else 0
+        rows += row_count
         led = all(
-            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:4] == value
+            Frontend.unpack(mirror.frontends.get(frontend, _NO_FRONTEND))[:5] == (*value, _met(flags, row_count))
             and mirror.sources.get(frontend, _NO_SOURCES) == pool.source_keys(frontend, flags)
             for frontend, flags in desired.frontends(key)
         )
+        led = led and len(mirror.maglev.get(numbers.of_pool.get(key, 0), _NO_ROWS)) == row_count
         parted = apart == set(pool.apart) and local == set(pool.local)
         filled = len(ids) == len(pool.backends) and found == set(pool.backends) and parted
         count += not (filled and led)
     surplus = abs(mirror.slot_count - slots) + abs(len(mirror.backends) - mirror.slot_count)
+    surplus += abs(mirror.size("maglev") - rows)
     return count + surplus + sum(desired.owner(key) is None for key in mirror.frontends.keys() | mirror.sources.keys())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ping at load-balancer addresses, on the real programs: whoever may use the address is answered by the first node."""
+"""Ping at load-balancer addresses, on the real programs: whoever asks is answered by the first node."""
 
 import pytest
 from scapy.layers.inet import ICMP, IP, fragment
-from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
+from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, ICMPv6ND_NS, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
@@ -71,16 +71,25 @@ def test_request_is_answered(datapath: Datapath, family: Family, program: str) -
 
 
 @BOTH
-@pytest.mark.parametrize("program", ["from_pod", "from_netdev"])
-def test_client_outside_the_ranges_is_not_answered(datapath: Datapath, family: Family, program: str) -> None:
-    """The address is not for it, whatever it asks."""
-    flags = FrontendFlag.EXTERNAL | FrontendFlag.SOURCES
-    datapath.service(family.balancer, 0, ICMP_OF[family], [], flags=flags)
-    request = echo(family, program)
-    assert datapath.run(program, request).verdict == SHOT
-    assert datapath.dropped(DropReason.SOURCE_RANGE) == 1
-    datapath.allow(family.balancer, 0, ICMP_OF[family], (asker(program, family), 32 if family is V4 else 128))
-    same(datapath.run(program, request).packet, answer(family, request))
+def test_ping_that_began_before_the_address_was_there_is_answered(datapath: Datapath, family: Family) -> None:
+    """It went out of the cluster, and had a flow, which lasts as long as it goes on."""
+    datapath.no_frontend(family.balancer, 0, ICMP_OF[family])
+    request = echo(family, "from_pod")
+    datapath.run("from_pod", request)
+    assert datapath.flow(key((family.client, 7), (family.balancer, 0), ICMP_OF[family]))
+    datapath.service(family.balancer, 0, ICMP_OF[family], [], flags=FrontendFlag.EXTERNAL)
+    same(datapath.run("from_pod", request).packet, answer(family, request))
+
+
+@BOTH
+def test_hosts_other_icmp_to_the_address_is_left_alone(datapath: Datapath, family: Family) -> None:
+    """Where the address is in the nodes' own subnet the host asks for its MAC by ICMPv6."""
+    message = ICMP(type=13) if family is V4 else ICMPv6ND_NS(tgt=family.balancer)
+    network = family.ip(src=family.node, dst=family.balancer)
+    packet = Ether(bytes(Ether(src=dp.POD_MAC, dst=dp.HOST_MAC) / network / message))
+    result = datapath.run("to_netdev", packet)
+    assert result.verdict == PASS
+    same(result.packet, packet)
 
 
 @BOTH

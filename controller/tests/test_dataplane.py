@@ -702,10 +702,9 @@ def test_remotes_full_keep_what_fits() -> None:
 
 
 def _balanced(balancing: str, *pods: str, number: int = 1) -> list[Changed]:
-    """A Service with a NodePort, and its endpoints."""
+    """A Service with an external IP, and its endpoints."""
     name = f"web-{number}"
-    ports = [{"name": "http", "port": 80, "nodePort": 30080 + number}]
-    made = service(name, [f"198.51.100.{number}"], ports, type="NodePort")
+    made = service(name, [f"198.51.100.{number}"], externalIPs=[f"192.0.2.9{number}"])
     made["metadata"]["annotations"] = {"calico-ebpf.io/balancing": balancing}
     slices = decoded_slice(endpoint_slice(name, [endpoint(one) for one in pods], name))
     return [changed(decoded_service(made)), changed(slices)]
@@ -732,7 +731,7 @@ def test_table_leads_to_the_backends_there_are_at_every_step() -> None:
     for balancing, pods in [("maglev", PODS[:2]), ("maglev", PODS), ("random", PODS), ("maglev", PODS[3:])]:
         _synced(rig, _balanced(balancing, *pods))
         tables = _agreeing(rig.maps)
-        assert set(tables) == ({"0.0.0.0:30081/6"} if balancing == "maglev" else set())
+        assert set(tables) == ({"192.0.2.91:80/6"} if balancing == "maglev" else set())
         assert all(set(table) - {""} == {f"{pod}:8080" for pod in pods} for table in tables.values())
         assert len(rig.maps.maps["maglev"]) == (128 if tables else 0)
         written = rig.maps.written
@@ -759,14 +758,14 @@ def test_table_without_room_leaves_its_service_at_random_until_there_is() -> Non
     maps = FakeMaps(maglev=200)
     rig = Rig(maps)
     _synced(rig, [*_balanced("maglev", *PODS), *_balanced("maglev", *PODS, number=2)])
-    assert list(_agreeing(maps)) == ["0.0.0.0:30081/6"]
+    assert list(_agreeing(maps)) == ["192.0.2.91:80/6"]
     assert list(rig.dataplane.short.values()) == ["maglev"]
     assert len(maps.maps["maglev"]) == 128
-    assert set(served(maps.maps)) >= {"0.0.0.0:30081/6", "0.0.0.0:30082/6"}
+    assert set(served(maps.maps)) >= {"192.0.2.91:80/6", "192.0.2.92:80/6"}
     _synced(rig, _balanced("random", *PODS))
     rig.dataplane.retry_short()
     rig.sync()
-    assert list(_agreeing(maps)) == ["0.0.0.0:30082/6"]
+    assert list(_agreeing(maps)) == ["192.0.2.92:80/6"]
     assert not rig.dataplane.short
 
 

@@ -147,14 +147,19 @@ def test_external_frontends_by_type_and_status(fields: JSON, status: JSON, expec
     manifest = service(**fields) | {"status": status}
     assert _external(manifest) == expected
     assert _external(manifest, "direct") == {frontend: flags | D for frontend, flags in expected.items()}
-    agreed = {frontend: flags if flags & L else flags | M for frontend, flags in expected.items()}
+    agreed = {
+        frontend: flags if flags & L or frontend.startswith("0.0.0.0") else flags | M
+        for frontend, flags in expected.items()
+    }
     assert _external(manifest, balancing="maglev") == agreed
 
 
 @pytest.mark.parametrize("echo", [True, False])
 def test_load_balancer_addresses_answer_echo_where_they_are_to(echo: bool) -> None:
-    """Each once, however many ports the Service has, in the families that it has; external IPs do not."""
-    ingress = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}, {"ip": "192.0.2.81"}, {"ip": "2001:db8::80"}]}}
+    """Each once, however many ports the Service has, in the families that it has, and whoever asks; neither external
+    IPs nor what is the cluster IP as well."""
+    given = ("192.0.2.80", "192.0.2.81", "2001:db8::80", "198.51.100.1")
+    ingress = {"loadBalancer": {"ingress": [{"ip": one} for one in given]}}
     ports = [{"name": "http", "port": 80}, {"name": "https", "port": 443}]
     manifest = service(type="LoadBalancer", ports=ports, externalIPs=["192.0.2.90"]) | {"status": ingress}
     compiled = compile_service(decoded_service(manifest), [], RULES._replace(echo=echo))
@@ -176,21 +181,20 @@ def test_service_says_itself_how_its_answers_return(asked: str, setting: str) ->
 @pytest.mark.parametrize("asked", ["random", "maglev"])
 def test_service_says_itself_how_its_clients_get_a_backend(asked: str, setting: str) -> None:
     """Whatever this node's setting is."""
-    manifest = service(type="NodePort", ports=NODE_PORT)
+    manifest = service(externalIPs=["192.0.2.90"])
     manifest["metadata"]["annotations"] = {"calico-ebpf.io/balancing": asked}
-    assert _external(manifest, balancing=setting) == {"0.0.0.0:30080/6": E | M if asked == "maglev" else E}
+    assert _external(manifest, balancing=setting) == {"192.0.2.90:80/6": E | M if asked == "maglev" else E}
 
 
 @pytest.mark.parametrize(
     ("fields", "backends", "size"),
     [
-        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 2, 3, id="NodePort"),
-        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 3, 3, id="as many backends as places"),
-        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 4, 0, id="more backends than places"),
+        pytest.param({"externalIPs": ["192.0.2.90"]}, 2, 3, id="external IP"),
+        pytest.param({"externalIPs": ["192.0.2.90"]}, 3, 3, id="as many backends as places"),
+        pytest.param({"externalIPs": ["192.0.2.90"]}, 4, 0, id="more backends than places"),
         pytest.param({}, 2, 0, id="a cluster IP alone"),
-        pytest.param(
-            {"type": "NodePort", "ports": NODE_PORT, "externalTrafficPolicy": "Local"}, 2, 0, id="policy Local"
-        ),
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, 2, 0, id="a NodePort, which is the node's own"),
+        pytest.param({"externalIPs": ["192.0.2.90"], "externalTrafficPolicy": "Local"}, 2, 0, id="policy Local"),
     ],
 )
 def test_table_is_for_clients_outside_of_all_nodes_backends(fields: JSON, backends: int, size: int) -> None:
@@ -263,9 +267,9 @@ def test_source_ranges_are_of_load_balancer_addresses_alone(
         if flags != FrontendFlag.CLUSTER_IP
     } == {
         "192.0.2.80:80/6": v4,
-        "192.0.2.80:0/1": v4,
+        "192.0.2.80:0/1": E,
         "2001:db8::80:80/6": v6,
-        "2001:db8::80:0/58": v6,
+        "2001:db8::80:0/58": E,
         "192.0.2.90:80/6": E,
         "0.0.0.0:30080/6": E,
         ":::30080/6": E,
@@ -280,12 +284,8 @@ def test_clients_of_a_load_balancer_address_are_those_of_its_family() -> None:
     slices = [decoded_slice(endpoint_slice("s", [_on("own", A, **DYING), _on("other", B)]))]
     pools = compile_service(manifest, slices, RULES).pools.values()
     found = {shown_frontend(one): pool.source_keys(one, flags) for pool in pools for one, flags in pool.frontends}
-    key, echo = (
-        SourceKey(160 + 96 + 26, FrontendKey(packed("192.0.2.80"), *one), packed("192.0.2.64")).pack()
-        for one in ((80, 6), (0, 1))
-    )
-    restricted = {frontend: keys for frontend, keys in found.items() if keys}
-    assert restricted == {"192.0.2.80:80/6": {key}, "192.0.2.80:0/1": {echo}}
+    key = SourceKey(160 + 96 + 26, FrontendKey(packed("192.0.2.80"), 80, 6), packed("192.0.2.64"))
+    assert {frontend: keys for frontend, keys in found.items() if keys} == {"192.0.2.80:80/6": {key.pack()}}
 
 
 def test_node_that_gets_an_address_has_restricted_services_compiled_again() -> None:
