@@ -119,7 +119,7 @@ test-kernels: build kernels ## of the tests, those on Debian's cloud kernels
 	$(VENV)/bin/pytest -m root e2e/kernels
 
 .PHONY: soak
-soak: build ## the combinations of external traffic that `make test` leaves out, property tests for long: 25 minutes
+soak: build ## all of the matrix of which `make test` runs a selection, property tests for long: 20 minutes
 	$(VENV)/bin/pytest -m soak e2e
 	$(VENV)/bin/pytest --hypothesis-profile soak --timeout 3600 \
 		controller/tests/test_histories.py controller/tests/test_selection.py bpf/tests/test_malformed_packets.py

@@ -209,6 +209,12 @@ def test_table_is_for_clients_outside_of_all_nodes_backends(fields: JSON, backen
     assert [problem.message for problem in compiled.problems] == ([told] if backends == 4 else [])
 
 
+def test_answers_from_cluster_ips_return_by_the_entry_node() -> None:
+    """Those to a client outside that was routed there, also where other addresses are answered directly."""
+    compiled = compile_service(decoded_service(service()), [], Rules("own", way_back="direct"))
+    assert {flags for pool in compiled.pools.values() for _, flags in pool.frontends} == {FrontendFlag.CLUSTER_IP}
+
+
 def test_node_port_of_both_families_and_two_protocols() -> None:
     """One number may serve TCP and UDP; each family has its own unspecified address."""
     ports = [{"name": name, "port": 53, "nodePort": 30053, "protocol": name} for name in ("TCP", "UDP")]

@@ -8,7 +8,7 @@ import json
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,13 @@ class Pod:
     def end_processes(self) -> None:
         """Kills what runs in the pod."""
         cgroups.kill(self.space.group)
+
+
+def host_pod(node: Space, name: str) -> Space:
+    """The space of a pod in the host's network: the node's namespaces, a cgroup where kubelet makes those of pods."""
+    space = replace(node, group=node.group / "kubepods" / name)
+    space.group.mkdir(parents=True, exist_ok=True)
+    return space
 
 
 def tool(name: str, *arguments: str) -> list[str]:

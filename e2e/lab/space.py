@@ -112,17 +112,18 @@ class Space:
         return process
 
     def start(
-        self, *argv: str, log: Path | None = None, env: Mapping[str, str] | None = None
+        self, *argv: str, log: Path | None = None, env: Mapping[str, str] | None = None, stdin: int = subprocess.DEVNULL
     ) -> "subprocess.Popen[str]":
         """Starts a command that ends with the caller's process, at the latest. Call it from the main thread.
 
         Args:
             log: file that gets its output; without it, standard output is a pipe.
+            stdin: its standard input, as for Popen.
         """
         with open(log or os.devnull, "a", encoding="utf-8") as output:
             return subprocess.Popen(
                 self.command(argv),
-                stdin=subprocess.DEVNULL,
+                stdin=stdin,
                 stdout=output if log else subprocess.PIPE,
                 stderr=output if log else subprocess.PIPE,
                 text=True,

@@ -3,13 +3,16 @@
 
 near, far, both    backends web-1, web-2, or either; externalTrafficPolicy Cluster
 near-local, far-local    the same backends; Local
-host-near, host-far    a process in the host's network, of node1 or of node2; Cluster
+host-near, host-far    a pod in the host's network, of node1 or of node2; Cluster
+host-near-local, host-far-local    the same; Local
 
-Each has a NodePort, an external and a load-balancer address by way of either node, TCP and UDP, both families.
+Each has a NodePort, an external and a load-balancer address by way of either node, TCP and UDP, both families. web-1
+and web-2 have the host port MAPPED_PORT.
 """
 
 import json
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from e2e.lab import addresses, network, runtime, source
@@ -17,7 +20,7 @@ from e2e.lab.addresses import BALANCER, EXTERNAL, Dual
 from e2e.lab.cluster import Lab
 from e2e.lab.node import Node
 from e2e.lab.space import Space
-from e2e.tests.stage import PORT, Stage, ask, pick, wait
+from e2e.tests.stage import PORT, PROTOCOLS, Asker, Stage, ask, pick, wait
 
 HANDOVERS = ("l2", "vxlan")
 RETURNS = ("entry", "direct")
@@ -25,6 +28,8 @@ MODES = [f"{handover}-{back}" for handover in HANDOVERS for back in RETURNS]
 
 NODE_PORT, EXTERNAL_IP, BALANCER_IP = "NodePort", "external IP", "load balancer"
 KINDS = (NODE_PORT, EXTERNAL_IP, BALANCER_IP)
+CLUSTER_IP = "cluster IP"
+MAPPED_PORT = 8053
 CLIENT = addresses.underlay(addresses.CLIENT)
 FIRST_NODE_PORT = 30000
 
@@ -33,7 +38,7 @@ class Exposed(NamedTuple):
     """A Service of the stage: its number gives its addresses and its NodePort.
 
     Attributes:
-        pods: its backends, by name; a node's name is that node's own process.
+        pods: its backends, by name; a node's name is that of its pod in the host's network.
     """
 
     number: int
@@ -51,6 +56,8 @@ SERVICES = {
     "both": Exposed(23, ["web-1", "web-2"], "Cluster"),
     "near-local": Exposed(24, ["web-1"], "Local"),
     "far-local": Exposed(25, ["web-2"], "Local"),
+    "host-near-local": Exposed(28, ["node1"], "Local"),
+    "host-far-local": Exposed(29, ["node2"], "Local"),
     "host-near": Exposed(26, ["node1"], "Cluster"),
     "host-far": Exposed(27, ["node2"], "Cluster"),
 }
@@ -66,18 +73,28 @@ class Outside(Stage):
     def __init__(self, lab: Lab, mode: str) -> None:
         super().__init__(lab, "directory")
         self.mode = mode
+        self._askers: dict[Path, Asker] = {}
         self.handover, _, self.way_back = mode.partition("-")
 
     @property
     def client(self) -> Space:
         return self.lab.client
 
+    def asker(self, where: Space) -> Asker:
+        """The one of a space's cgroup."""
+        if where.group not in self._askers:
+            self._askers[where.group] = Asker(where)
+        return self._askers[where.group]
+
     def set_up(self) -> None:
         self.lab.start_nodes(2, self.source, {"handover": self.handover, "return_path": self.way_back})
         for node in self.lab.nodes:
-            node.add_pod(f"web-{node.index}")
+            mappings = [
+                {"hostPort": MAPPED_PORT, "containerPort": runtime.PORT, "protocol": protocol} for protocol in PROTOCOLS
+            ]
+            node.add_pod(f"web-{node.index}", port_mappings=mappings)
             node.add_pod(f"ask-{node.index}", serve=False)
-            runtime.serve(node.space, node.name)
+            runtime.serve(runtime.host_pod(node.space, "web"), node.name)
         for name, exposed in SERVICES.items():
             self.expose_outside(name, exposed)
         route_services(self.client, self.lab.nodes)
@@ -126,10 +143,17 @@ def route_services(client: Space, nodes: Sequence[Node]) -> None:
                 client.run("ip", "route", "add", str(half), "via", via, "dev", network.DEVICE)
 
 
+def route_cluster_ips(client: Space, node: Node) -> None:
+    """Has the client reach cluster IPs through a node."""
+    network.route(client, node.address, map(str, addresses.SERVICES))
+
+
 def target(entry: Node, exposed: Exposed, kind: str, family: str) -> tuple[str, int]:
     """The address and port at which a Service is reached through a node."""
     if kind == NODE_PORT:
         return pick(entry.address, family), exposed.node_port
+    if kind == CLUSTER_IP:
+        return pick(addresses.service(exposed.number), family), PORT
     plan = EXTERNAL if kind == EXTERNAL_IP else BALANCER
     return pick(addresses.outside(plan, entry.index, exposed.number), family), PORT
 

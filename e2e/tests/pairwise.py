@@ -1,27 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """A selection of a matrix in which every two values of different factors meet, where they can. Pure."""
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import combinations, product
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import TypeVar
 
-Row = tuple[str, ...]
-
-
-def whole(factors: Mapping[str, Sequence[str]], allowed: Callable[[Row], bool]) -> list[Row]:
-    """Every row of the matrix that is allowed: a value of each factor, in their order."""
-    return [row for row in product(*factors.values()) if allowed(row)]
+Row = TypeVar("Row", bound=tuple[str, ...])
+Pair = tuple[tuple[int, str], ...]
 
 
 def pairwise(rows: Sequence[Row]) -> list[Row]:
     """As few of `rows` as a greedy choice finds, with every pair of values that occurs in any of them."""
-    missing = {pair for row in rows for pair in _pairs(row)}
+    numbers: dict[Pair, int] = {}
+    # The pairs of each row as the bits of a number: there are thousands of rows, of which each choice asks again.
+    found = [sum(1 << numbers.setdefault(pair, len(numbers)) for pair in pairs(row)) for row in rows]
+    missing = (1 << len(numbers)) - 1
     chosen = []
     while missing:
-        best = max(rows, key=lambda row: len(missing & _pairs(row)))
-        chosen.append(best)
-        missing -= _pairs(best)
+        best = max(range(len(rows)), key=lambda index: (missing & found[index]).bit_count())
+        chosen.append(rows[best])
+        missing &= ~found[best]
     return chosen
 
 
-def _pairs(row: Row) -> set[tuple[tuple[int, str], ...]]:
-    return set(combinations(enumerate(row), 2))
+def pairs(row: tuple[str, ...]) -> Iterator[Pair]:
+    """Each two values of a row, with the places of their factors."""
+    return combinations(enumerate(row), 2)

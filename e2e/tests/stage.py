@@ -7,6 +7,7 @@ ask-1/2  clients, pods of node1 and node2
 
 import json
 import os
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -93,6 +94,23 @@ def ask(
     """Asks a server from a space: the answers, each {"name", "peer", ...} or {"error"}, with "took_ms"."""
     process = where.run(*tool("ask", protocol, address, str(port), "--count", str(count), "--timeout", str(timeout_s)))
     return [json.loads(line) for line in process.stdout.splitlines()]
+
+
+class Asker:
+    """Asks as `ask` does, all of it from one process, whose start is what takes time.
+
+    Args:
+        where: also the cgroup of whose processes it is.
+    """
+
+    def __init__(self, where: Space) -> None:
+        self._process = where.start(*tool("ask", "-"), stdin=subprocess.PIPE)
+
+    def ask(self, protocol: str, address: str, port: int, count: int = 1) -> list[dict[str, Any]]:
+        assert self._process.stdin
+        assert self._process.stdout
+        print(protocol, address, port, "--count", count, file=self._process.stdin, flush=True)
+        return [json.loads(self._process.stdout.readline()) for _ in range(count)]
 
 
 def names(answers: Iterable[dict[str, Any]]) -> set[str]:

@@ -29,69 +29,12 @@ from e2e.tests.outside import (
     target,
     transfer,
 )
-from e2e.tests.pairwise import Row, pairwise, whole
 from e2e.tests.stage import FAMILIES, ONE_SYN_S, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-CLIENTS = ("client", "pod here", "pod there", "host here", "host there")
-FACTORS = {
-    "mode": MODES,
-    "who": CLIENTS,
-    "entry": ("node1", "node2"),
-    "backend": ("local", "remote"),
-    "family": FAMILIES,
-    "protocol": ("tcp", "udp", "udp-unconnected"),
-    "kind": KINDS,
-    "policy": ("Cluster", "Local"),
-}
 HANDOVER_VNI = 207
 CLIENT_TTL = 64
-
-
-def _possible(row: Row) -> bool:
-    """With policy Local, traffic from outside gets no remote backend; at a NodePort, another node's neither."""
-    case = dict(zip(FACTORS, row, strict=True))
-    from_outside = case["who"] == "client" or (case["who"].endswith("there") and case["kind"] == NODE_PORT)
-    return not (case["policy"] == "Local" and case["backend"] == "remote" and from_outside)
-
-
-MATRIX = whole(FACTORS, _possible)
-SELECTION = pairwise(MATRIX)
-ROWS = [*SELECTION, *(pytest.param(*row, marks=pytest.mark.soak) for row in MATRIX if row not in SELECTION)]
-
-
-@pytest.mark.parametrize(tuple(FACTORS), ROWS)
-def test_external_address_is_answered_and_the_backend_sees_the_client(
-    outside: Outside, who: str, entry: str, backend: str, family: str, protocol: str, kind: str, policy: str
-) -> None:
-    """Whoever asks, by whatever address and way: the backend answers, and knows the client by its own address."""
-    entry_node = outside.node(int(entry[-1]))
-    exposed = _service(entry_node, backend, policy)
-    address, port = target(entry_node, exposed, kind, family)
-    space, known_as = _asker(outside, who, entry_node, family)
-    answers = ask(space, protocol, address, port, count=3)
-    assert names(answers) == set(exposed.pods), answers
-    assert {answer["peer"] for answer in answers} == {known_as}
-    assert {(answer["believed_peer"], answer["believed_port"]) for answer in answers} == {(address, port)}
-
-
-def _service(entry: Node, backend: str, policy: str) -> Exposed:
-    """The Service whose backend is on the entry node, or is not."""
-    name = "near" if (entry.index == 1) == (backend == "local") else "far"
-    return SERVICES[name if policy == "Cluster" else f"{name}-local"]
-
-
-def _asker(outside: Outside, who: str, entry: Node, family: str) -> tuple[Space, str]:
-    """Where somebody asks from, and the address by which he should be known."""
-    if who == "client":
-        return outside.client, pick(CLIENT, family)
-    kind, _, where = who.partition(" ")
-    node = entry if where == "here" else outside.node(3 - entry.index)
-    if kind == "host":
-        return node.space, pick(node.address, family)
-    pod = outside.pod(f"ask-{node.index}")
-    return pod.space, pick(pod.address, family)
 
 
 @pytest.mark.parametrize("mode", MODES)

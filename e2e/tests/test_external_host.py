@@ -5,41 +5,22 @@ import pytest
 
 from e2e.lab import addresses, runtime, source
 from e2e.lab.cluster import Lab
-from e2e.tests.outside import CLIENT, MODES, NODE_PORT, RETURNS, SERVICES, Exposed, Outside, target, transfer
-from e2e.tests.stage import FAMILIES, PORT, ask, names, pick, wait
+from e2e.tests.outside import CLIENT, NODE_PORT, RETURNS, SERVICES, Outside, target, transfer
+from e2e.tests.stage import PORT, ask, names, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
-BACKENDS = ("local", "remote")
-ENTRIES = (1, 2)
 HOST_NODE_PORT = 30092
 LARGE = [("l2-entry", "IPv6"), ("l2-direct", "IPv4"), ("vxlan-entry", "IPv4"), ("vxlan-direct", "IPv4")]
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("protocol", ["tcp", "udp", "udp-unconnected"])
-def test_backend_in_the_hosts_network_sees_the_client_and_answers_it(
-    outside: Outside, protocol: str, family: str, backend: str, entry: int
-) -> None:
-    """The process knows the client by its own address; the answer comes from the address that the client talked to."""
-    exposed = _service(entry, backend)
-    address, port = target(outside.node(entry), exposed, NODE_PORT, family)
-    answers = ask(outside.client, protocol, address, port, count=3)
-    assert names(answers) == set(exposed.pods), answers
-    assert {answer["peer"] for answer in answers} == {pick(CLIENT, family)}
-    assert {(answer["believed_peer"], answer["believed_port"]) for answer in answers} == {(address, port)}
-
-
 @pytest.mark.parametrize(("mode", "family"), LARGE)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["host-near", "host-far"])
 def test_large_transfer_with_a_backend_in_the_hosts_network_arrives_whole(
-    outside: Outside, family: str, backend: str
+    outside: Outside, family: str, name: str
 ) -> None:
     """A megabyte each way, though a host's socket knows nothing of the tunnel's MTU: IPv4 tunnels send fragments."""
-    transfer(outside.client, target(outside.node(1), _service(1, backend), NODE_PORT, family))
+    transfer(outside.client, target(outside.node(1), SERVICES[name], NODE_PORT, family))
 
 
 @pytest.mark.parametrize("way_back", RETURNS)
@@ -57,8 +38,3 @@ def test_backend_in_the_hosts_network_answers_where_sources_are_checked_strictly
     wait(lambda: names(ask(fresh.client, "tcp", entry.address.v4, HOST_NODE_PORT)) == {far.name})
     (answer,) = ask(fresh.client, "udp", entry.address.v4, HOST_NODE_PORT)
     assert (answer.get("name"), answer.get("peer")) == (far.name, CLIENT.v4)
-
-
-def _service(entry: int, backend: str) -> Exposed:
-    """The Service whose backend is the entry node's process, or the other's."""
-    return SERVICES["host-near" if (entry == 1) == (backend == "local") else "host-far"]
