@@ -301,35 +301,41 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 	twin->expires_ns = flow->expires_ns;
 }
 
-/* Whether a socket of the host's own would take the packets of `twin`: its port must not be used for another flow. */
-static __always_inline bool host_socket(struct __sk_buff *skb, const struct tuple *twin)
+/*
+ * Whether a socket of the host's own would take a packet: its port must not be used for another flow. `listening`: also
+ * one that would take it from anybody.
+ */
+static __noinline bool host_socket(struct __sk_buff *skb, const struct tuple *packet, bool listening)
 {
 	struct bpf_sock_tuple tuple = {};
 	__u32 size = sizeof(tuple.ipv4);
 	struct bpf_sock *socket;
+	bool taken;
 
-	if (is_v4(&twin->daddr)) {
-		tuple.ipv4.saddr = twin->saddr.word_be[3];
-		tuple.ipv4.daddr = twin->daddr.word_be[3];
-		tuple.ipv4.sport = twin->sport_be;
-		tuple.ipv4.dport = twin->dport_be;
+	if (is_v4(&packet->daddr)) {
+		tuple.ipv4.saddr = packet->saddr.word_be[3];
+		tuple.ipv4.daddr = packet->daddr.word_be[3];
+		tuple.ipv4.sport = packet->sport_be;
+		tuple.ipv4.dport = packet->dport_be;
 	} else {
-		__builtin_memcpy(tuple.ipv6.saddr, &twin->saddr, sizeof(tuple.ipv6.saddr));
-		__builtin_memcpy(tuple.ipv6.daddr, &twin->daddr, sizeof(tuple.ipv6.daddr));
-		tuple.ipv6.sport = twin->sport_be;
-		tuple.ipv6.dport = twin->dport_be;
+		__builtin_memcpy(tuple.ipv6.saddr, &packet->saddr, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &packet->daddr, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = packet->sport_be;
+		tuple.ipv6.dport = packet->dport_be;
 		size = sizeof(tuple.ipv6);
 	}
-	if (twin->protocol == IPPROTO_TCP)
+	if (packet->protocol == IPPROTO_TCP) {
 		socket = bpf_skc_lookup_tcp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else if (twin->protocol == IPPROTO_UDP)
+		taken = socket && (listening || socket->state != BPF_TCP_LISTEN);
+	} else if (packet->protocol == IPPROTO_UDP) {
 		socket = bpf_sk_lookup_udp(skb, &tuple, size, BPF_F_CURRENT_NETNS, 0);
-	else
+		taken = socket;
+	} else {
 		return false;
-	if (!socket)
-		return false;
-	bpf_sk_release(socket);
-	return true;
+	}
+	if (socket)
+		bpf_sk_release(socket);
+	return taken;
 }
 
 /* A port to try, in network order. */
@@ -396,8 +402,14 @@ __noinline int flow_try(struct __sk_buff *skb)
 	if (!work)
 		return -ENOENT;
 	/* what the host itself talks to past us has no flow, and answers to it must not be taken for this one's */
-	if ((work->opening.masquerade || work->opening.back.kind == WAY_HOST) && host_socket(skb, &work->twin))
+	if ((work->opening.masquerade || work->opening.back.kind == WAY_HOST) && host_socket(skb, &work->twin, true))
 		return -EEXIST;
+	/* nor has who is connected with the host itself: a SYN from that port would end it */
+	if (opens_connection(&work->packet) && own_address(&work->twin.saddr)) {
+		work->opening.to.sport_be = work->twin.dport_be;
+		if (host_socket(skb, &work->opening.to, false))
+			return -EEXIST;
+	}
 	return flow_insert(work);
 }
 

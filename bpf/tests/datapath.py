@@ -7,7 +7,7 @@ The address plan: a client pod and a server pod on this node, a pod on another n
 
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -411,9 +411,9 @@ def another_device(*addresses: str) -> Iterator[int]:
 
 
 @contextmanager
-def host_socket(port: int) -> Iterator[None]:
-    """A UDP socket of the host's own at a port."""
-    descriptor = run_on(kernel.bind_udp, port)
+def host_socket(make: Callable[..., int], *arguments: object) -> Iterator[None]:
+    """A socket of the host's own, that one of the kernel's functions makes."""
+    descriptor = run_on(make, *arguments)
     try:
         yield
     finally:

@@ -21,6 +21,7 @@ from bpf.pins import Pins
 
 OBJECTS = Path(__file__).parents[2] / "build" / "bpf"
 CLONE_NEWNET = 0x40000000
+_IP_TRANSPARENT, _IPV6_TRANSPARENT, _TCP_REPAIR = (socket.IPPROTO_IP, 19), (socket.IPPROTO_IPV6, 75), 19
 
 # Commands of bpf(2), and room for what they read; no key has 64 bytes, and no value 256.
 _MAP_LOOKUP_AND_DELETE_BATCH, _MAP_UPDATE_BATCH = 25, 26
@@ -150,6 +151,21 @@ def bind_udp(port: int) -> int:
     host = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     host.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     host.bind(("0.0.0.0", port))
+    return host.detach()
+
+
+def listen_tcp(port: int) -> int:
+    """A TCP socket of the host that waits for connections at every address of both families."""
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True).detach()
+
+
+def connect_tcp(own: tuple[str, int], other: tuple[str, int]) -> int:
+    """A TCP socket of the host that is connected, by its own account: neither does it send, nor has it the address."""
+    host = socket.socket(socket.AF_INET6 if ":" in own[0] else socket.AF_INET)
+    host.setsockopt(*(_IPV6_TRANSPARENT if ":" in own[0] else _IP_TRANSPARENT), 1)
+    host.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+    host.bind(own)
+    host.connect(other)
     return host.detach()
 
 

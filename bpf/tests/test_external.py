@@ -14,6 +14,7 @@ from scapy.packet import Packet
 from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, Tuple, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
+from bpf.tests import kernel
 from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
@@ -751,6 +752,28 @@ class TestBackendInTheHostsNetwork:
             same(result.packet, expected(answer, **change))
 
     @BOTH
+    def test_client_port_that_is_connected_with_the_host_itself_is_exchanged(
+        self, datapath: Datapath, family: Family
+    ) -> None:
+        """Its SYN to the NodePort would end that connection; the socket that takes new ones is no hindrance."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.node, local=1)
+        client, itself = (family.outside, 5000), (family.node, 8080)
+        request = arriving(tcp(family, client, (family.node, NODE_PORT)))
+        with dp.host_socket(kernel.listen_tcp, itself[1]):
+            same(datapath.run("from_netdev", request).packet, expected(request, dport=8080))
+            datapath.delete_flow(key(client, (family.node, NODE_PORT)))
+        with dp.host_socket(kernel.connect_tcp, itself, client):
+            result = datapath.run("from_netdev", request)
+        port = int(result.packet[TCP].sport)
+        assert port != client[1]
+        assert result.verdict == PASS
+        same(result.packet, expected(request, sport=port, dport=8080))
+        answer = tcp(family, itself, (client[0], port), "SA")
+        result = datapath.run("to_netdev", answer)
+        assert result.verdict == PASS
+        same(result.packet, expected(answer, sport=NODE_PORT, dport=client[1]))
+
+    @BOTH
     @BUILD
     def test_client_port_whose_flow_to_the_node_port_is_over_is_its_own(
         self, datapath: Datapath, family: Family, build: object
@@ -962,7 +985,7 @@ class TestMasquerade:
     def test_port_of_a_hosts_socket_is_not_used(self, datapath: Datapath) -> None:
         """A flow of a pod never takes the answers of the host's own socket."""
         taken = set()
-        with dp.host_socket(40123):
+        with dp.host_socket(kernel.bind_udp, 40123):
             # All but two ports are taken: the host's, and one more.
             datapath.run("from_pod", udp(V4, (V4.client, 5000), (V4.outside, 53)))
             flow = datapath.flow(key((V4.client, 5000), (V4.outside, 53), dp.UDP_PROTOCOL))
