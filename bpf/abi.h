@@ -367,7 +367,7 @@ ABI_LAYOUT(socket_peer, 48);
 enum drop_reason {
 	DROP_NONE = 0,
 	DROP_TRUNCATED = 2,    /* a packet or a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
-	DROP_BAD_HEADER,       /* a length, version, address or chain of headers that cannot be */
+	DROP_BAD_HEADER,       /* a length, version, address, chain of headers or tag that cannot be */
 	DROP_SPOOFED,          /* a pod's packet with another's source address */
 	DROP_NO_BACKEND,       /* refused: the Service has no usable endpoint */
 	DROP_NO_FLOW,          /* refused: mid-stream TCP to a Service, with no flow that says which backend */

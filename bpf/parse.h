@@ -42,6 +42,8 @@
 
 #define EXTENSIONS_MAX 6
 
+#define VLAN_ID 0x0fff
+
 #define ICMP_ECHO_REPLY     0
 #define ICMP_UNREACHABLE    3
 #define ICMP_ECHO_REQUEST   8
@@ -393,6 +395,12 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *packet
 	packet->tuple.sport_be = l4->tcp.source; /* the others' ports stand where TCP's do */
 	packet->tuple.dport_be = l4->tcp.dest;
 	return 0;
+}
+
+/* The VLAN of a frame, out of which the kernel has taken the tag by now; 0: none, or a tag of priority alone. */
+static __always_inline __u32 vlan(const struct __sk_buff *skb)
+{
+	return skb->vlan_present ? skb->vlan_tci & VLAN_ID : 0;
 }
 
 /* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */

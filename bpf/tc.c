@@ -229,6 +229,10 @@ int from_pod(struct __sk_buff *skb)
 
 	if (!work)
 		return TC_ACT_SHOT;
+	/* It would leave with its tag, in a VLAN of the pod's choice. Behind a tag of priority may stand another one,
+	 * which the host's stack takes out: what it then routes has come past here. */
+	if (skb->vlan_present)
+		return drop(skb, -DROP_BAD_HEADER);
 	packet = &work->packet;
 	result = parse(skb, &work->packet);
 	if (result)
@@ -643,8 +647,8 @@ int from_netdev(struct __sk_buff *skb)
 		skb->mark = 0; /* nobody behind us is to go by it */
 		return PASS;   /* an answer on its way into the host's stack */
 	}
-	/* A bridge floods, and a capture sees, frames that are for others. */
-	if (skb->pkt_type != 0 /* PACKET_HOST */ || !work)
+	/* A bridge floods, and a capture sees, frames that are for others; those of a VLAN are for its own device. */
+	if (skb->pkt_type != 0 /* PACKET_HOST */ || vlan(skb) || !work)
 		return PASS;
 	result = parse_known(skb, &work->packet);
 	if (result)
@@ -662,6 +666,8 @@ int from_overlay(struct __sk_buff *skb)
 
 	if (!out_of_a_node(skb))
 		return drop(skb, -DROP_NOT_A_NODE);
+	if (vlan(skb))
+		return drop(skb, -DROP_BAD_HEADER); /* no node has sent such */
 	if (!work)
 		return PASS;
 	result = parse_known(skb, &work->packet);

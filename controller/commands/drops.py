@@ -19,7 +19,8 @@ from controller.commands.reading import device_name, per_cpu, raw_entries
 MEANINGS = {
     abi.DropReason.TRUNCATED: "A packet or a header was cut short: look at the sender, or at a device that damages "
     "packets.",
-    abi.DropReason.BAD_HEADER: "A length, version, address or chain of headers cannot be: look at the sender.",
+    abi.DropReason.BAD_HEADER: "A length, version, address, chain of headers or VLAN tag cannot be: look at the "
+    "sender.",
     abi.DropReason.SPOOFED: "A pod sent with another's source address: look at what runs in the pod of this device.",
     abi.DropReason.NO_BACKEND: "Refused, the Service has no usable endpoint: see `kubectl get endpointslices`, and why "
     "its pods are not ready.",

@@ -5,14 +5,18 @@
     python -I -S frames.py listen eth0 --holding c0000242 --holding …
 
 `listen` prints `ready`, and then every frame that comes in or goes out and has one of these strings of bytes in it,
-until it is ended. Imports the standard library alone.
+with its VLAN tag where it has one, until it is ended. Imports the standard library alone.
 """
 
 import argparse
 import socket
+import struct
 import sys
 
 ETH_P_ALL = 3
+# <linux/if_packet.h>: the kernel takes a tag out of the frame, and tells it aside
+SOL_PACKET, PACKET_AUXDATA, STATUS_VLAN_VALID = 263, 8, 0x10
+TAG_AT = 12
 
 
 def send(device: str) -> None:
@@ -26,12 +30,22 @@ def send(device: str) -> None:
 def listen(device: str, wanted: list[bytes]) -> None:
     """Prints frames that have any of the wanted strings in them."""
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL)) as tap:
+        tap.setsockopt(SOL_PACKET, PACKET_AUXDATA, 1)
         tap.bind((device, 0))
         print("ready", flush=True)
         while True:
-            frame = tap.recv(65536)
+            frame, ancillary, _, _ = tap.recvmsg(65536, 256)
             if any(string in frame for string in wanted):
-                print(frame.hex(), flush=True)
+                print(_tagged(frame, ancillary).hex(), flush=True)
+
+
+def _tagged(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
+    """A frame as it was on the wire: struct tpacket_auxdata ends in the tag and its type."""
+    for _, kind, data in ancillary:
+        status, tag, protocol = struct.unpack("=I12xHH", data)
+        if kind == PACKET_AUXDATA and status & STATUS_VLAN_VALID:
+            return frame[:TAG_AT] + struct.pack("!HH", protocol, tag) + frame[TAG_AT:]
+    return frame
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ from ipaddress import ip_address
 import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6, IPv6ExtHdrDestOpt, IPv6ExtHdrFragment
-from scapy.layers.l2 import Ether
+from scapy.layers.l2 import Dot1Q, Ether
 from scapy.layers.vxlan import VXLAN
 from scapy.packet import Packet
 
@@ -22,7 +22,7 @@ from e2e.lab.space import Space
 from e2e.lab.taps import SETTLE_S
 from e2e.tests.load import load
 from e2e.tests.outside import BALANCER_IP, CLIENT, NODE_PORT, SERVICES, Outside, drops, target
-from e2e.tests.stage import FAMILIES, PORT, pick, wait
+from e2e.tests.stage import FAMILIES, PORT, ask, names, pick, wait
 
 MODE = "vxlan-entry"
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180), pytest.mark.parametrize("mode", [MODE])]
@@ -212,6 +212,46 @@ def test_from_a_pod(outside: Outside, family: str) -> None:
         assert [len(_from(source, seen[name])) for name in ("web-1", "web-2")] == [2, 2]
 
 
+TAGS = [(5,), (0,), (0, 0), (5, 0), (0, 5), (0, 0, 0)]
+
+
+def tagged(macs: tuple[str, str], tags: Sequence[int], packet: Packet) -> bytes:
+    """In a frame with VLAN tags."""
+    frame = Ether(src=macs[0], dst=macs[1])
+    for number in tags:
+        frame = frame / Dot1Q(vlan=number)
+    return bytes(frame / packet)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tagged_frames_of_a_pod(outside: Outside, family: str) -> None:
+    """A pod chooses no VLAN of the underlay; and behind tags that the kernel takes out it hides no other's address."""
+    at = [(pick(outside.pod("web-2").address, family), runtime.PORT), (pick(CLIENT, family), PORT)]
+    with rough_pod(outside) as (pod, macs):
+        senders = Dual(pick(pod.address, family), pick(ROUGH, family))
+        frames = [tagged(macs, tags, whole(sender, *one)) for tags in TAGS for sender in senders for one in at]
+        before = counted(outside)
+        everywhere = places(outside) | {"client": (outside.client, network.DEVICE)}
+        with heard(everywhere, senders) as seen:
+            send(pod.space, frames)
+            wait(lambda: counted(outside) >= before + len(frames))
+        assert not any(seen.values()), seen
+        assert counted(outside) == before + len(frames)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tagged_frames_from_outside(outside: Outside, family: str) -> None:
+    """Those of a VLAN are not the underlay's, even where they have its addresses; a tag of priority makes none."""
+    rough, macs = pick(ROUGH, family), (mac(outside.client), mac(outside.node(1).space))
+    at = [(pick(outside.pod("web-1").address, family), runtime.PORT)]
+    at += [target(outside.node(1), SERVICES["near"], kind, family) for kind in (NODE_PORT, BALANCER_IP)]
+    with heard(places(outside), ROUGH) as seen:
+        send(outside.client, [tagged(macs, [number], whole(rough, *one)) for number in (5, 4095, 0) for one in at])
+        assert names(ask(outside.client, "udp", *at[1])) == {"web-1"}  # it comes behind them
+    assert len(_from(rough, seen["web-1"])) == len(at)
+    assert not seen["node2"]
+
+
 @contextmanager
 def rough_pod(outside: Outside) -> Iterator[tuple[Pod, tuple[str, str]]]:
     """A pod of node1, and the MACs of its frames."""
@@ -243,6 +283,7 @@ def test_into_the_overlay(outside: Outside, family: str) -> None:
     unreadable = [tunneled(frame, PODS_VNI) for frame in inside(malformed(far, near, runtime.PORT, shortest))]
     handed_over = inside(malformed(rough, near, runtime.PORT, shortest))
     unreadable += [tunneled(frame, HANDOVER_VNI) for frame in handed_over]
+    unreadable.append(tunneled(tagged(OVERLAY_MACS, [5], whole(far, near, runtime.PORT)), PODS_VNI))
     (good,) = inside([whole(rough, near, runtime.PORT)])
     foreign = [tunneled(good, vni) for vni in (0, 1, PODS_VNI - 1, HANDOVER_VNI + 1, 0xFFFFFF)]
     foreign += [tunneled(good, vni, (ROUGH.v4, ends[1])) for vni in (PODS_VNI, HANDOVER_VNI)]
