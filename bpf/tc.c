@@ -794,7 +794,7 @@ int to_netdev(struct __sk_buff *skb)
 	const struct flow *flow;
 	int result = 0;
 
-	if (skb->mark == config.mark)
+	if (skb->mark == config.mark || vlan(skb))
 		return PASS;
 	work = new_work();
 	if (!work || parse_known(skb, &work->packet))

@@ -24,7 +24,7 @@ TOOLS = ("bpftool", "ip", "tc")
 # What the guest is talked to by, what the programs are attached with, and what only these kernels have.
 MODULES = (
     *("virtio_pci", "virtio_console"),
-    *("veth", "vxlan", "sch_ingress", "cls_bpf"),
+    *("veth", "vxlan", "8021q", "sch_ingress", "cls_bpf"),
     *("ip_vs", "ip_vs_rr", "ipip", "sch_fq", "sctp", "udp_diag"),
 )
 

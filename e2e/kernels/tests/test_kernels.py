@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from bpf import bpftool, features, loader, node, sockdiag
-from bpf.abi import Counter
+from bpf.abi import Counter, FrontendFlag
 from bpf.settings import Settings
 from bpf.tests import datapath as dp
 from bpf.tests.kernel import Programs
@@ -174,6 +174,32 @@ def test_sctp_reaches_its_destination_and_a_service(stage: Scene, version: int) 
     with stage.serving("far", "sctp", ROUTED[version]):
         assert stage.ask("", "sctp", SERVICE[version], 80) == NODE[version]
     assert stage.datapath.counter(Counter.FLOWS_CREATED) == 3
+
+
+@FAMILIES
+def test_vlan_is_met_at_its_own_device(guest: Guest, stage: Scene, version: int) -> None:
+    """With programs at that and at the device below, a request reaches the pod once, and its answer the client; what is
+    for the host itself likewise."""
+    for namespace, host in (("", 1), ("far", 2)):
+        guest.machine(
+            tools.ip, namespace, f"link add link {scene.UNDERLAY} name under.7 type vlan id 7\nlink set under.7 up\n"
+            f"address add 198.18.7.{host}/24 dev under.7\naddress add 2001:db8:7::{host}/64 dev under.7 nodad\n"
+        )  # fmt: skip
+    programs = {hook: guest.programs.programs[hook] for hook in ("from_netdev", "to_netdev")}
+    guest.machine(tools.attach_device, "under.7", programs)
+    address, client = ("198.18.7.1", "198.18.7.2") if version == 4 else ("2001:db8:7::1", "2001:db8:7::2")
+    try:
+        stage.datapath.node(address, own=True)
+        for protocol, number in (("tcp", TCP), ("udp", UDP)):
+            stage.datapath.service(address, 80, number, [(POD[version], 8080)], number=number, flags=FrontendFlag(0))
+            with stage.serving("pod", protocol, POD[version]):
+                assert stage.ask("far", protocol, address, 80) == client
+            with stage.serving("", protocol, address, 8081):
+                assert stage.ask("far", protocol, address, 8081) == client
+        assert stage.datapath.counter(Counter.FLOWS_CREATED) == 2
+    finally:
+        for namespace in ("", "far"):
+            guest.machine(tools.ip, namespace, "link del under.7\n")
 
 
 def test_ipip_to_the_node_is_the_stacks(guest: Guest, stage: Scene) -> None:
