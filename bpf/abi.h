@@ -272,6 +272,7 @@ ABI_LAYOUT(device, 40);
 enum device_flag {
 	DEVICE_MASQUERADE_V4 = 1 << 0, /* what pods send out of the cluster by it goes under its address */
 	DEVICE_MASQUERADE_V6 = 1 << 1,
+	DEVICE_OTHER = 1 << 2, /* it is beside the underlay: no other node need know a way to who is behind it */
 };
 
 /* By a remote_key: a range outside the cluster to which pods send under their own addresses. */

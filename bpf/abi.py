@@ -47,6 +47,7 @@ class DeviceFlag(IntFlag):
 
     MASQUERADE_V4 = 1
     MASQUERADE_V6 = 2
+    OTHER = 4
 
 
 class DropReason(IntEnum):

@@ -31,6 +31,14 @@ static __always_inline const struct device *device_at(__u32 ifindex)
 	return bpf_map_lookup_elem(&devices, &key);
 }
 
+/* Whether a packet came in by a device beside the underlay. */
+static __always_inline bool by_another_device(const struct __sk_buff *skb)
+{
+	const struct device *device = device_at(skb->ifindex);
+
+	return device && device->flags & DEVICE_OTHER;
+}
+
 /* This node's address in a packet's family where it came in, else its InternalIP; NULL: it has none. */
 static __always_inline const struct address *own_address_there(struct __sk_buff *skb, bool v6)
 {

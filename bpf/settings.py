@@ -235,6 +235,14 @@ class Settings:
         "found by route, however they are named",
         empty="those that hold the node's own addresses, and those of the default routes",
     )
+    client_devices: tuple[str, ...] = _setting(
+        (),
+        "Devices besides, by which clients come to Services: a second network card, a bridge of other containers, a "
+        "VPN. `none` for none.",
+        "found by route, as they come and go",
+        empty="those by which networks are reached, but for parts of bonds and bridges and for what other network "
+        "plugins have made, as far as its name tells",
+    )
     handover: str = _setting(
         "auto",
         "How an outside client's packet reaches the node of its backend: unchanged to that node's MAC (`l2`), in VXLAN "

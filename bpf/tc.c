@@ -5,7 +5,8 @@
  *   pod --from_pod--> [ node ] --to_netdev---> underlay      [ node ] --to_overlay---> overlay device
  *   pod <--to_pod---- [ node ] <--from_netdev- underlay      [ node ] <--from_overlay- overlay device
  *
- * Redirects bypass to_pod, but for those of to_netdev: it sees what the host's own stack sends.
+ * Redirects bypass to_pod, but for those of to_netdev: it sees what the host's own stack sends. From other devices of
+ * the node's (a second network, other containers) clients come to Services by from_other; to_netdev stands there, too.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -304,8 +305,8 @@ int to_pod(struct __sk_buff *skb)
  * How a Service's packet from outside leaves this node, its entry, for a backend on another node.
  * Returns 0 or a negated drop reason.
  */
-static __always_inline int open_handover(const struct packet *packet, const struct frontend *frontend,
-					 struct opening *opening)
+static __always_inline int open_handover(struct __sk_buff *skb, const struct packet *packet,
+					 const struct frontend *frontend, struct opening *opening)
 {
 	const struct remote *remote = remote_at(&opening->to.daddr);
 	bool tunnel;
@@ -321,8 +322,9 @@ static __always_inline int open_handover(const struct packet *packet, const stru
 	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
 	opening->way.ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
 	__builtin_memcpy(opening->way.end, &remote->node, sizeof(opening->way.end));
-	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. */
-	if (frontend->flags & FRONTEND_DIRECT) {
+	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. To
+	 * who is behind this node, in a network of its own, it knows no way. */
+	if (frontend->flags & FRONTEND_DIRECT && !by_another_device(skb)) {
 		opening->to = packet->tuple;
 		opening->one_way = 1;
 	}
@@ -498,7 +500,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	result = open_service(packet, &key, set | SERVICE_AGREE, opening);
 	if (result || arrival->handed_over)
 		return result;
-	return open_handover(packet, frontend, opening);
+	return open_handover(skb, packet, frontend, opening);
 }
 
 static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
@@ -637,10 +639,9 @@ static __noinline int unreadable(struct __sk_buff *skb, const struct packet *pac
 	return drop(skb, result);
 }
 
-SEC("classifier")
-int from_netdev(struct __sk_buff *skb)
+/* Reads what comes in by a device of the node's. Returns 0: it may be for a pod or a Service, or its verdict. */
+static __always_inline int arriving(struct __sk_buff *skb, struct work *work)
 {
-	struct work *work = new_work();
 	int result;
 
 	if (skb->mark == config.mark) {
@@ -653,7 +654,28 @@ int from_netdev(struct __sk_buff *skb)
 	result = parse_known(skb, &work->packet);
 	if (result)
 		return unreadable(skb, &work->packet, result);
-	if (to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr))
+	return to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr) ? PASS : 0;
+}
+
+SEC("classifier")
+int from_netdev(struct __sk_buff *skb)
+{
+	struct work *work = new_work();
+	int result = arriving(skb, work);
+
+	return result ? result : verdict_for_outside(skb, work, from_outside(skb, work, false));
+}
+
+/* What is for a pod's own address is the host's stack's here, whose filters and translations were made for it. */
+SEC("classifier")
+int from_other(struct __sk_buff *skb)
+{
+	struct work *work = new_work();
+	int result = arriving(skb, work);
+
+	if (result)
+		return result;
+	if (pod_at(&work->packet.tuple.daddr))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }

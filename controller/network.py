@@ -13,25 +13,32 @@ from pathlib import Path
 import structlog
 
 from bpf import attach, bpftool, files, syscall
-from bpf.abi import Remote, RemoteFlag
+from bpf.abi import DeviceFlag, Remote, RemoteFlag
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.pins import Pins
 from bpf.settings import UNMASQUERADED_MAX, Settings
-from controller import nodes
+from controller import devices, nodes
+from controller.devices import Device
 from controller.errors import NetworkError
 from controller.masqagent import RangesFile
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
-from controller.routes import OVERLAY_ADDRESS, Device, Netlink, Snapshot
+from controller.routes import OVERLAY_ADDRESS, Netlink, Snapshot
 from controller.source import Problem
 from controller.sysctl import Sysctls, parse_ports
 
 log = structlog.get_logger()
 
 UNDERLAY_HOOKS = ("from_netdev", "to_netdev")
+OTHER_HOOKS = ("from_other", "to_netdev")
 OVERLAY_HOOKS = ("from_overlay", "to_overlay")
+# Of all but pod links, which are the CNI plugin's.
+HOOKS = frozenset((*UNDERLAY_HOOKS, *OTHER_HOOKS, *OVERLAY_HOOKS))
+
+# In place of names, in the setting client_devices.
+NO_DEVICES = "none"
 
 HANDOVER_FILE = "handover.json"
 
@@ -65,9 +72,9 @@ class NodeNetwork:
         self._changed: set[str] = set()
         self._network = Network(())
         self._snapshot: Snapshot | None = None
-        self._underlay_now: set[int] = set()
+        self._devices_now: tuple[set[int], set[int]] = set(), set()
         self._refused: set[Route] = set()
-        self._attached: set[int] | None = None
+        self._attached: Mapping[int, tuple[str, ...]] | None = None
         self._told: dict[str, bytes] = {}
         self.entries: dict[str, dict[bytes, bytes]] | None = None
         self.problems: list[Problem] = []
@@ -146,6 +153,9 @@ class NodeNetwork:
         looked = self._snapshot is None
         snapshot = self._look()
         underlay = self._underlay(snapshot)
+        # Before, one that holds this node's address would be taken for another.
+        known = listed and self._own is not None
+        others = self._others(snapshot, underlay) if known else set()
         mtus = [snapshot.devices[ifindex].mtu for ifindex in underlay]
         pod_mtu = nodes.pod_mtu(mtus, self._own, self._steering)
         overlay_mtu = nodes.overlay_mtu(mtus, self._own)
@@ -156,19 +166,21 @@ class NodeNetwork:
                 looked, snapshot = True, self._look()
                 self._find_ways(snapshot)
         overlay = snapshot.overlay()
-        overlay_ifindex = overlay.ifindex if overlay else 0
-        if looked or underlay != self._underlay_now:
+        if looked or (underlay, others) != self._devices_now:
             if overlay:
                 self._keep_overlay(overlay, overlay_mtu, snapshot.addresses)
-            self._attach(snapshot, underlay, overlay_ifindex, listed)
+            wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS) | dict.fromkeys(others, OTHER_HOOKS)
+            if overlay:
+                wanted[overlay.ifindex] = OVERLAY_HOOKS
+            self._attach(snapshot, wanted, known)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
-            self._underlay_now = underlay
+            self._devices_now = underlay, others
         if not listed:
             return False
         self._tell_cni(pod_mtu)
         self._peers.watch(self._targets(snapshot))
         remotes, routes, problems = nodes.merged(self._ways)
-        self.entries = self._entries(snapshot, underlay, remotes)
+        self.entries = self._entries(snapshot, underlay, others, remotes)
         self.entries["devices"] |= nodes.link_entry(nodes.POD_LINKS, pod_mtu, self._own)
         if overlay:
             self.entries["devices"] |= nodes.link_entry(overlay.ifindex, overlay_mtu, self._own)
@@ -198,15 +210,23 @@ class NodeNetwork:
 
     def _underlay(self, snapshot: Snapshot) -> set[int]:
         if self._settings.underlay_devices:
-            names = {device.name: ifindex for ifindex, device in snapshot.devices.items()}
-            for name in self._settings.underlay_devices:
-                if name not in names:
-                    self.problems.append(Problem(f"device {name}", "not there"))
-            return {names[name] for name in self._settings.underlay_devices if name in names}
-        found = nodes.underlay(self._own, Network(snapshot.hops), snapshot.addresses) & snapshot.devices.keys()
+            return self._named(snapshot, self._settings.underlay_devices)
+        found = devices.underlay(snapshot.devices, self._own, snapshot.hops, snapshot.addresses)
         if not found:
             self.problems.append(Problem("network", "no underlay device: no default route, and no InternalIP is here"))
         return found
+
+    def _others(self, snapshot: Snapshot, underlay: set[int]) -> set[int]:
+        """Devices besides, by which clients come."""
+        named = self._settings.client_devices
+        if not named:
+            return devices.others(snapshot.devices, underlay, snapshot.hops)
+        return self._named(snapshot, [name for name in named if name != NO_DEVICES]) - underlay
+
+    def _named(self, snapshot: Snapshot, names: Iterable[str]) -> set[int]:
+        found = {device.name: ifindex for ifindex, device in snapshot.devices.items()}
+        self.problems += [Problem(f"device {name}", "not there") for name in names if name not in found]
+        return {found[name] for name in names if name in found}
 
     def _set_sysctls(self, underlay: Iterable[str]) -> None:
         settings = self._settings
@@ -231,16 +251,16 @@ class NodeNetwork:
         return targets
 
     def _entries(
-        self, snapshot: Snapshot, underlay: set[int], remotes: dict[bytes, bytes]
+        self, snapshot: Snapshot, underlay: set[int], others: set[int], remotes: dict[bytes, bytes]
     ) -> dict[str, dict[bytes, bytes]]:
-        others = [self._facts[name][0] for name in sorted(self._ways)]
-        mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay]
+        all_facts = [self._facts[name][0] for name in sorted(self._ways)]
+        mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay | others]
         return {
             "remotes": self._services | remotes,
-            "nodes": self._node_entries(others, mine),
-            "peers": nodes.peer_entries(others, self._peer_state.macs, self._settings.handover),
+            "nodes": self._node_entries(all_facts, mine),
+            "peers": nodes.peer_entries(all_facts, self._peer_state.macs, self._settings.handover),
             "unmasqueraded": nodes.unmasqueraded_entries(self._unmasqueraded()),
-            "devices": self._device_entries(snapshot, underlay),
+            "devices": self._device_entries(snapshot, underlay, others),
         }
 
     def _unmasqueraded(self) -> set[str]:
@@ -248,17 +268,21 @@ class NodeNetwork:
         self.problems += problems
         return {*self._settings.non_masquerade_cidrs, *found}
 
-    def _device_entries(self, snapshot: Snapshot, underlay: set[int]) -> dict[bytes, bytes]:
-        others = nodes.leading_out(snapshot.hops) & snapshot.devices.keys() - underlay
+    def _device_entries(self, snapshot: Snapshot, underlay: set[int], others: set[int]) -> dict[bytes, bytes]:
+        """Of every device by which packets leave, whether or not there are programs on it."""
+        besides = others | (devices.leading_out(snapshot.hops) & snapshot.devices.keys()) - underlay
         found: dict[bytes, bytes] = {}
-        for devices, masquerade in ((others, "off"), (underlay, self._settings.masquerade)):
-            mtus = {ifindex: snapshot.devices[ifindex].mtu for ifindex in devices}
-            found |= nodes.device_entries(mtus, snapshot.addresses, self._own, masquerade)
+        for ifindexes, masquerade, flags in (
+            (besides, "off", DeviceFlag.OTHER),
+            (underlay, self._settings.masquerade, nodes.NO_FLAGS),
+        ):
+            mtus = {ifindex: snapshot.devices[ifindex].mtu for ifindex in ifindexes}
+            found |= nodes.device_entries(mtus, snapshot.addresses, self._own, masquerade, flags)
         return found
 
-    def _node_entries(self, others: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
+    def _node_entries(self, all_facts: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
         ranges = self._settings.node_port_addresses
-        entries = nodes.node_entries(others, self._own, mine, ranges)
+        entries = nodes.node_entries(all_facts, self._own, mine, ranges)
         if not nodes.has_node_ports(entries):
             told = f"no address of this node is in {', '.join(ranges)}: it has no NodePorts"
             self.problems.append(Problem("node_port_addresses", told))
@@ -313,24 +337,23 @@ class NodeNetwork:
         if device.mtu != mtu:
             self._netlink.set_mtu(device.ifindex, mtu)
 
-    def _attach(self, snapshot: Snapshot, underlay: set[int], overlay_ifindex: int, listed: bool) -> None:
-        wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS)
-        if overlay_ifindex:
-            wanted[overlay_ifindex] = OVERLAY_HOOKS
+    def _attach(self, snapshot: Snapshot, wanted: Mapping[int, tuple[str, ...]], known: bool) -> None:
+        """Attaches hooks by ifindex, and takes them off other devices once it is `known` which are wanted: until then
+        what stands there stays, with the programs of today."""
         found = _programs()
         if self._attached is None:
             # What an earlier controller left.
-            self._attached = {ifindex for ifindex, hooks in found.items() if set(UNDERLAY_HOOKS) & hooks.keys()}
-        if not listed:
-            # It stays until it is known whether it is still wanted, with the programs of today.
-            wanted |= {ifindex: UNDERLAY_HOOKS for ifindex in self._attached if ifindex not in wanted}
+            ours = {ifindex: tuple(sorted(HOOKS & hooks.keys())) for ifindex, hooks in found.items()}
+            self._attached = {ifindex: hooks for ifindex, hooks in ours.items() if hooks}
+        if not known:
+            wanted = {one: hooks for one, hooks in self._attached.items() if one in snapshot.devices} | {**wanted}
         for ifindex, hooks in wanted.items():
             self._attach_device(ifindex, hooks, found.get(ifindex, {}), snapshot)
-        if listed:
-            for ifindex in self._attached - wanted.keys():
-                for hook in (*UNDERLAY_HOOKS, *OVERLAY_HOOKS):
+        if known:
+            for ifindex in self._attached.keys() - wanted.keys():
+                for hook in UNDERLAY_HOOKS:  # whichever stands on its side
                     self._done(self._netlink.detach, ifindex, hook)
-        self._attached = set(wanted)
+        self._attached = wanted
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:

@@ -41,6 +41,7 @@ NOBODY = bytes(16)
 
 # In place of a device's index, in the devices map.
 POD_LINKS = 0
+NO_FLAGS = DeviceFlag(0)
 
 # Why a node of the same subnet is reached in the tunnel, all the same.
 SILENT = "has not answered the probe"
@@ -265,13 +266,13 @@ def some(names: list[str]) -> str:
 def node_entries(
     all_facts: Iterable[NodeFacts],
     own: NodeFacts | None,
-    underlay_addresses: Iterable[bytes],
+    device_addresses: Iterable[bytes],
     node_port_ranges: Sequence[str] = (),
 ) -> dict[bytes, bytes]:
     """The nodes map: where NodePorts are met, and what is a node's.
 
     Args:
-        underlay_addresses: this node's, on devices of the underlay.
+        device_addresses: this node's, on devices of the underlay and others by which clients come.
         node_port_ranges: of the addresses at which NodePorts are met, all of a family that none is of; without any,
             or with PRIMARY, each Node's first of each family.
     """
@@ -285,7 +286,7 @@ def node_entries(
         return 0 if met or address in LOOPBACK else NodeFlag.NO_NODE_PORTS
 
     others = {address: flags(address, one) for one in all_facts for address in one.addresses + one.outside}
-    held = [address for address in underlay_addresses if not _link_local(address)]
+    held = [address for address in device_addresses if not link_local(address)]
     mine = [*LOOPBACK, *held, *(own.addresses + own.outside if own else ())]
     found = others | {address: NodeFlag.OWN | flags(address, own) for address in mine}
     return {NodeKey(address).pack(): NodeEntry(value).pack() for address, value in found.items()}
@@ -311,7 +312,11 @@ def unmasqueraded_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
 
 
 def device_entries(
-    mtus: Mapping[int, int], addresses: Mapping[bytes, int], own: NodeFacts | None, masquerade: str
+    mtus: Mapping[int, int],
+    addresses: Mapping[bytes, int],
+    own: NodeFacts | None,
+    masquerade: str,
+    flags: DeviceFlag = NO_FLAGS,
 ) -> dict[bytes, bytes]:
     """Entries of the devices map: this node's address on each device, its InternalIP before others.
 
@@ -319,16 +324,17 @@ def device_entries(
         mtus: ifindex -> bytes, of each device.
         addresses: each address of the node -> ifindex.
         masquerade: all, ipv4 or off.
+        flags: of each entry, besides.
     """
     entries = {}
     for ifindex, mtu in mtus.items():
         v4, v6 = (address_on(ifindex, family, addresses, own) for family in (4, 6))
-        flags = DeviceFlag(0)
+        found = flags
         if masquerade != "off" and v4 != NOBODY:
-            flags |= DeviceFlag.MASQUERADE_V4
+            found |= DeviceFlag.MASQUERADE_V4
         if masquerade == "all" and v6 != NOBODY:
-            flags |= DeviceFlag.MASQUERADE_V6
-        entries[DeviceKey(ifindex).pack()] = Device(v4, v6, mtu, flags).pack()
+            found |= DeviceFlag.MASQUERADE_V6
+        entries[DeviceKey(ifindex).pack()] = Device(v4, v6, mtu, found).pack()
     return entries
 
 
@@ -341,7 +347,7 @@ def link_entry(ifindex: int, mtu: int, own: NodeFacts | None) -> dict[bytes, byt
     """
     known = own.addresses if own else ()
     v4, v6 = (next((one for one in known if is_v4(one) == (family == 4)), NOBODY) for family in (4, 6))
-    return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, DeviceFlag(0)).pack()}
+    return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, NO_FLAGS).pack()}
 
 
 def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: NodeFacts | None) -> bytes:
@@ -349,7 +355,7 @@ def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: N
     there = [
         address
         for address, holder in addresses.items()
-        if holder == ifindex and is_v4(address) == (family == 4) and not _link_local(address)
+        if holder == ifindex and is_v4(address) == (family == 4) and not link_local(address)
     ]
     internal = [address for address in (own.addresses if own else ()) if address in there]
     return next(iter([*internal, *there]), NOBODY)
@@ -383,23 +389,6 @@ def merged(all_ways: Mapping[str, Ways]) -> tuple[dict[bytes, bytes], dict[str, 
         for key, value in one.remotes.items():
             remotes.setdefault(key, value)
     return remotes, routes, problems
-
-
-def underlay(own: NodeFacts | None, network: Network, addresses: Mapping[bytes, int]) -> set[int]:
-    """The devices that join this node to others: those that hold its addresses, and those of default routes.
-
-    Args:
-        addresses: each address of the node -> ifindex.
-    """
-    holding = {addresses[address] for address in (own.addresses if own else ()) if address in addresses}
-    return holding | {hop.ifindex for hop in network.hops if hop.length == 0}
-
-
-def leading_out(hops: Iterable[Hop]) -> set[int]:
-    """The devices by which networks are reached. One that leads to single hosts is somebody's container."""
-    return {
-        hop.ifindex for hop in hops if hop.length < (32 if is_v4(hop.prefix) else 128) and not _link_local(hop.prefix)
-    }
 
 
 def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:
@@ -457,7 +446,7 @@ def _source(own: NodeFacts | None, cidr: str) -> bytes:
     return fitting[0] if fitting else b""
 
 
-def _link_local(address: bytes) -> bool:
+def link_local(address: bytes) -> bool:
     return address.startswith((b"\xfe\x80", packed("169.254.0.0")[:14]))
 
 

@@ -18,6 +18,7 @@ from pyroute2.nftables.main import NFTables
 from bpf import attach, podlink
 from bpf.address import packed, text
 from bpf.pins import Pins
+from controller.devices import Device
 from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME, Hop, Route
 
@@ -38,23 +39,6 @@ POD_METRIC = 1 << 15
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
-
-
-class Device(NamedTuple):
-    """A link of this network namespace.
-
-    Attributes:
-        up: its administrative state.
-        mac: 6 bytes, or others where it is no Ethernet device.
-        overlay_port: the UDP port of the overlay device; 0: this is not it.
-    """
-
-    ifindex: int
-    name: str
-    mtu: int
-    up: bool
-    mac: bytes = b""
-    overlay_port: int = 0
 
 
 class Snapshot(NamedTuple):
@@ -200,7 +184,10 @@ def _device(link: Any) -> Device:
     mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
     name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & 1)
     port = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_VXLAN_PORT") if name == OVERLAY_NAME else None
-    return Device(link["index"], name, link.get_attr("IFLA_MTU"), up, mac, port or 0)
+    kind, master = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"), link.get_attr("IFLA_MASTER")
+    return Device(
+        link["index"], name, link.get_attr("IFLA_MTU"), up, mac, port or 0, link["ifi_type"], kind or "", master or 0
+    )
 
 
 def _hops(message: Any) -> Iterator[Hop]:

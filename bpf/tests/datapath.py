@@ -321,9 +321,13 @@ class Datapath:
         flags = (NodeFlag.OWN if own else 0) | (0 if node_ports else NodeFlag.NO_NODE_PORTS)
         self.write("nodes", NodeKey(packed(address)).pack(), Node(flags).pack())
 
-    def device(self, ifindex: int, mtu: int = 1500, addresses: tuple[str, str] = (V4.node, V6.node)) -> None:
-        """A device by which packets leave, or POD_LINKS; its addresses are those of masquerade as well."""
+    def device(
+        self, ifindex: int, mtu: int = 1500, addresses: tuple[str, str] = (V4.node, V6.node), other: bool = False
+    ) -> None:
+        """A device by which packets leave, or POD_LINKS; its addresses are those of masquerade as well, unless it is
+        another than the underlay's."""
         flags = DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6 if ifindex != POD_LINKS else 0
+        flags = DeviceFlag.OTHER if other else flags
         value = Device(packed(addresses[0]), packed(addresses[1]), mtu, flags)
         self.write("devices", DeviceKey(ifindex).pack(), value.pack())
 

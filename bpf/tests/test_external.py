@@ -258,6 +258,56 @@ class TestEntryNode:
         assert flow.state == state
 
 
+class TestOtherDevice:
+    """The client comes by a device beside the underlay."""
+
+    @BOTH
+    @BUILD
+    def test_service_is_met_and_answered(self, datapath: Datapath, family: Family, build: object) -> None:
+        """As by the underlay: the pod sees the client, whose answer comes from the address that it talks to."""
+        datapath.device(dp.LO, other=True)
+        node_port(datapath, family, protocol_of(build), family.server)
+        client = (family.outside, 5000)
+        request = arriving(build(family, client, (family.node, NODE_PORT)))
+        result = datapath.run("from_other", request)
+        assert result.verdict == REDIRECT
+        wanted = expected(
+            request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
+        )
+        same(result.packet, wanted)
+        answer = build(family, (family.server, 8080), client, **answer_flags(build))
+        result = datapath.run("from_pod", answer)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT))
+
+    @BOTH
+    @BUILD
+    def test_pods_own_address_is_the_host_stacks(self, datapath: Datapath, family: Family, build: object) -> None:
+        """Whether or not the flow is known, which to_pod has begun."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        for flags in ("S", "A"):
+            request = arriving(build(family, client, server, **({"flags": flags} if build is tcp else {})))
+            result = datapath.run("from_other", request)
+            assert result.verdict == PASS
+            same(result.packet, request)
+            assert datapath.run("to_pod", request).verdict == PASS
+        assert datapath.flow(key(client, server, protocol_of(build)))
+
+    @BOTH
+    @BUILD
+    @pytest.mark.parametrize("other", [True, False], ids=["other", "underlay"])
+    def test_direct_return_is_by_the_underlay_alone(
+        self, datapath: Datapath, family: Family, build: object, other: bool
+    ) -> None:
+        """The backend's node may have no way to the client: it is handed the packet to answer through this one."""
+        datapath.device(dp.LO, other=other)
+        node_port(datapath, family, protocol_of(build), family.remote, DIRECT)
+        request = arriving(build(family, (family.outside, 5000), (family.node, NODE_PORT)))
+        result = datapath.run("from_other" if other else "from_netdev", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        same(result.packet, expected(request, hops=1, **({"dst": family.remote, "dport": 8080} if other else {})))
+
+
 class TestBackendNode:
     """Another node has handed over."""
 

@@ -9,9 +9,9 @@ from controller import kubeproxy, nodes
 from controller import sysctl as reserved_ports
 from controller.commands import daemons, handovers, links
 from controller.commands.checks import Check, Verdict, check, sysctl
+from controller.devices import Device
 from controller.network import HANDOVER_FILE
 from controller.nodes import overlay_bytes
-from controller.routes import Device
 
 # What to do about a way of handing over, by the reason for it.
 HANDOVER_ADVICE = {
@@ -83,7 +83,9 @@ def _attached(devices: Sequence[Device]) -> Check:
         return Check("programs", Verdict.WARN, "nowhere: no devices", "see to the devices first")
     attached = {(item.device, item.hook) for item in links.attached()}
     bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
+    others = sorted(device for device, hook in attached if hook == "from_other")
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"
+    seen += f"; for clients on {', '.join(others)}" if others else ""
     return check("programs", not bare, seen, "start the controller, which attaches them", Verdict.WARN)
 
 

@@ -11,10 +11,11 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf import attach, bpftool, podlink
-from controller import nodes
+from controller import devices
+from controller.devices import Device
 from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME
-from controller.routes import PROTOCOL, Device, Netlink, Snapshot
+from controller.routes import PROTOCOL, Netlink, Snapshot
 
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 
@@ -48,8 +49,8 @@ def underlay(snapshot: Snapshot, names: tuple[str, ...]) -> list[Device]:
     """The devices of these names; where none are named, those of the default routes."""
     if names:
         return [device for device in snapshot.devices.values() if device.name in names]
-    found = nodes.underlay(None, nodes.Network(snapshot.hops), snapshot.addresses)
-    return [snapshot.devices[index] for index in sorted(found & snapshot.devices.keys())]
+    found = devices.underlay(snapshot.devices, None, snapshot.hops, snapshot.addresses)
+    return [snapshot.devices[index] for index in sorted(found)]
 
 
 class Links:

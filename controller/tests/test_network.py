@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,7 @@ NEAR = manifest("near", ["192.0.2.2", "2001:db8::2"], ["10.244.1.0/24", "fd00:10
 FAR = manifest("far", ["198.51.100.2"], ["10.244.2.0/24", "fd00:10:244:2::/64"])
 OWN_RANGES = {"10.244.0.0/24", "fd00:10:244::/64"}
 NETDEV = {"from_netdev", "to_netdev"}
+OTHER = {"from_other", "to_netdev"}
 OVERLAY = {"from_overlay", "to_overlay"}
 NEAR_ROUTES = {
     "10.244.1.0/24 via 192.0.2.2 dev up0 src 192.0.2.1 onlink",
@@ -370,6 +372,115 @@ def test_device_that_is_no_longer_underlay_is_let_go(rig: Rig) -> None:
     rig.ip("addr add 192.0.2.1/24 dev up1")
     rig.sync()
     assert rig.hooks() == {"up1": NETDEV}
+
+
+SECOND = (
+    "link add up1 type veth peer name far1",
+    "link set far1 up",
+    "link set up1 up",
+    "addr add 198.51.100.1/24 dev up1",
+)
+
+
+@pytest.fixture
+def second(rig: Rig) -> None:
+    """Another network of the node's, by up1."""
+    for command in SECOND:
+        rig.ip(command)
+
+
+def test_devices_besides_are_met_as_their_addresses_come_and_go(rig: Rig) -> None:
+    """A second network card and a bridge, whose parts are left alone. The kernel says when."""
+    told = threading.Event()
+
+    def changed(*commands: str) -> dict[str, set[str]]:
+        told.clear()
+        for command in commands:
+            rig.ip(command)
+        assert told.wait(10)
+        rig.sync()
+        return rig.hooks()
+
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    rig.run(lambda: monitor.watch(told.set))
+    bridge = ("link add br0 type bridge", "link set br0 up", "addr add 2001:db8:7::1/64 dev br0 nodad")
+    assert changed(*SECOND, *bridge) == {"up0": NETDEV, "up1": OTHER, "br0": OTHER}
+    assert changed("link set up1 master br0") == {"up0": NETDEV, "br0": OTHER}
+    assert changed("link set up1 nomaster") == {"up0": NETDEV, "up1": OTHER, "br0": OTHER}
+    assert changed("addr flush dev up1") == {"up0": NETDEV, "br0": OTHER}
+    assert changed("link del br0") == {"up0": NETDEV}
+    assert changed("link del up1", *SECOND) == {"up0": NETDEV, "up1": OTHER}
+    assert not rig.network.problems
+
+
+@pytest.mark.usefixtures("second")
+def test_device_besides_is_told_apart_and_its_addresses_are_this_nodes(rig: Rig) -> None:
+    """Nothing is masqueraded there, and pods' MTU is the underlay's, even where it takes less."""
+    rig.ip("link set up1 mtu 1300")
+    rig.nodes(OWN)
+    rig.sync()
+    ifindex = json.loads("".join(rig.ip("-j link show up1")))[0]["ifindex"]
+    entry = Device.unpack(rig.entries()["devices"][DeviceKey(ifindex).pack()])
+    assert entry == Device(packed("198.51.100.1"), bytes(16), 1300, DeviceFlag.OTHER)
+    flags = NodeEntry.unpack(rig.entries()["nodes"][packed("198.51.100.1")]).flags
+    assert flags == NodeFlag.OWN | NodeFlag.NO_NODE_PORTS
+    assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == 1330
+
+
+@pytest.mark.usefixtures("second")
+def test_default_route_that_moves_takes_the_underlay_along(rig: Rig) -> None:
+    """What pods send out is masqueraded where it leaves now; the device of the node's own address stays underlay."""
+    rig.nodes(OWN)
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "up1": OTHER}
+    rig.ip("route replace default via 198.51.100.254 dev up1")
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "up1": NETDEV}
+    flags = {Device.unpack(value).flags for value in rig.entries()["devices"].values()} - {0}
+    assert flags == {DeviceFlag.MASQUERADE_V4, DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6}
+    rig.ip("route replace default via 192.0.2.254 dev up0")
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "up1": OTHER}
+
+
+@pytest.mark.usefixtures("second")
+def test_restart_changes_no_devices_programs_before_the_node_is_known(rig: Rig) -> None:
+    """Without its Node the device that holds its address would be taken for another than the underlay's."""
+    rig.ip("route del default")
+    rig.nodes(OWN)
+    rig.sync()
+    before = rig.run(bpftool.filters)
+    assert rig.hooks() == {"up0": NETDEV, "up1": OTHER}
+    rig.begin()
+    rig.sync(listed=False)
+    assert rig.run(bpftool.filters) == before
+    for nodes in ((NEAR,), (OWN, NEAR)):
+        rig.nodes(*nodes)
+        rig.sync()
+        assert rig.run(bpftool.filters) == before
+
+
+@pytest.mark.usefixtures("second")
+@pytest.mark.parametrize(
+    ("named", "hooks", "problems"),
+    [
+        (("none",), {"up0": NETDEV}, []),
+        (("up1",), {"up0": NETDEV, "up1": OTHER}, []),
+        (("up0", "br7"), {"up0": NETDEV}, ["device br7"]),
+    ],
+    ids=["none", "one", "the underlay's, and one that is not there"],
+)
+def test_devices_besides_can_be_named(
+    rig: Rig, named: tuple[str, ...], hooks: dict[str, set[str]], problems: list[str]
+) -> None:
+    """Then no other is met; one of the underlay's stays that."""
+    rig.settings = dataclasses.replace(rig.settings, client_devices=named)
+    rig.begin()
+    rig.nodes(OWN)
+    rig.sync()
+    assert rig.hooks() == hooks
+    assert [problem.subject for problem in rig.network.problems] == problems
 
 
 def test_forwarding_is_set_and_the_old_values_remembered(rig: Rig) -> None:

@@ -14,13 +14,11 @@ from controller.nodes import (
     Ways,
     device_entries,
     facts,
-    leading_out,
     link_entry,
     merged,
     node_entries,
     peer_entries,
     pod_mtu,
-    underlay,
     ways,
 )
 from controller.tests.objects import decoded_node, node
@@ -163,14 +161,6 @@ def test_two_nodes_with_the_same_pods_first_by_name_has_them() -> None:
     assert [problem.subject for problem in problems] == ["Node b"]
 
 
-def test_underlay_is_where_own_addresses_and_default_routes_are() -> None:
-    """However the devices are named."""
-    addresses = {packed("192.0.2.1"): 4, packed("198.51.100.1"): 5}
-    network = Network((_hop("0.0.0.0/0", "203.0.113.1", 6), _hop("192.0.2.0/24", "", 4)))
-    assert underlay(OWN, network, addresses) == {4, 6}
-    assert underlay(None, network, addresses) == {6}
-
-
 @pytest.mark.parametrize(
     ("encapsulation", "handover", "address", "answered", "expected", "why"),
     [
@@ -287,27 +277,17 @@ def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, fl
     }
 
 
+def test_device_beside_the_underlay_is_marked() -> None:
+    """The programs are told so."""
+    addresses = {packed("203.0.113.7"): 5}
+    (value,) = device_entries({5: 9000}, addresses, OWN, "off", DeviceFlag.OTHER).values()
+    assert Device.unpack(value) == Device(packed("203.0.113.7"), bytes(16), 9000, DeviceFlag.OTHER)
+
+
 def test_node_speaks_under_its_internal_addresses_on_links_without_any() -> None:
     """Those of either family, or none, before its Node is known."""
     for own, v4, v6 in ((OWN, packed("192.0.2.1"), packed("2001:db8::1")), (None, bytes(16), bytes(16))):
         assert link_entry(POD_LINKS, 1450, own) == {DeviceKey(0).pack(): Device(v4, v6, 1450, 0).pack()}
-
-
-def test_devices_that_lead_out_are_those_of_networks() -> None:
-    """Neither those of containers, to which single addresses are routed, nor those of link-local routes."""
-    hops = [
-        Hop(packed(prefix), length, ifindex, b"", 0)
-        for prefix, length, ifindex in (
-            ("0.0.0.0", 0, 2),
-            ("192.0.2.0", 24, 3),
-            ("2001:db8::", 64, 4),
-            ("fe80::", 64, 5),
-            ("169.254.0.0", 16, 6),
-            ("10.88.0.7", 32, 7),
-            ("2001:db8::7", 128, 8),
-        )
-    ]
-    assert leading_out(hops) == {2, 3, 4}
 
 
 def test_peers_are_known_by_mac_under_their_first_address() -> None:

@@ -17,7 +17,7 @@ from bpf.settings import Settings
 from controller import kubeproxy, nodes, routes, web
 from controller.commands import checks_network
 from controller.commands.checks import Verdict
-from controller.routes import Device
+from controller.devices import Device
 
 ETH0, ETH1 = Device(2, "eth0", 1500, True), Device(3, "eth1", 1400, True)
 

@@ -99,7 +99,7 @@ def stage(_built: Scene) -> Scene:
 
 def test_every_program_loads(guest: Guest) -> None:
     """All hooks have their program, and the sweep has."""
-    hooks = {"from_pod", "to_pod", "from_netdev", "to_netdev", "from_overlay", "to_overlay"}
+    hooks = {"from_pod", "to_pod", "from_netdev", "from_other", "to_netdev", "from_overlay", "to_overlay"}
     sockets = {f"{call}{version}" for call in ("connect", "sendmsg", "recvmsg", "getpeername") for version in (4, 6)}
     assert set(guest.programs.programs) == hooks | sockets | {"sweep"}
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node's devices: those that join it to other nodes (the underlay), and other ones by which clients come.
+
+Pure: devices, routes and addresses come in as values. Of routes, those of the main table count.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+from bpf.address import is_v4
+from controller.nodes import OVERLAY_NAME, Hop, NodeFacts, link_local
+
+# ARPHRD_* of linux/if_arp.h.
+ETHERNET, LOOPBACK = 1, 772
+
+# How other network plugins name what is theirs: their pods' ends, bridges and tunnels.
+OTHER_PLUGINS = (
+    *("cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "tunl"),  # Calico
+    *("cilium_", "lxc"),  # Cilium
+    *("flannel", "cni", "cbr"),  # Flannel, the plugin bridge, kubenet
+    *("antrea-", "genev_sys", "vxlan_sys", "ovn-", "br-int", "weave", "vethwe", "kube-", "nodelocaldns"),
+)
+
+
+class Device(NamedTuple):
+    """A link of this network namespace.
+
+    Attributes:
+        up: its administrative state.
+        mac: 6 bytes, or others where it is no Ethernet device.
+        overlay_port: the UDP port of the overlay device; 0: this is not it.
+        link_type: ARPHRD_*.
+        kind: of a virtual one, as `ip -details link` names it.
+        master: ifindex of the bond or bridge that it is a part of; 0: it is its own.
+    """
+
+    ifindex: int
+    name: str
+    mtu: int
+    up: bool
+    mac: bytes = b""
+    overlay_port: int = 0
+    link_type: int = ETHERNET
+    kind: str = ""
+    master: int = 0
+
+
+def underlay(
+    devices: Mapping[int, Device], own: NodeFacts | None, hops: Iterable[Hop], addresses: Mapping[bytes, int]
+) -> set[int]:
+    """The devices that join this node to others: those that hold its addresses, and those of default routes.
+
+    Args:
+        devices: by ifindex.
+        addresses: each address of the node -> ifindex.
+    """
+    holding = {addresses[address] for address in (own.addresses if own else ()) if address in addresses}
+    found = holding | {hop.ifindex for hop in hops if hop.length == 0}
+    # An address of the node's that no link knows, as where its links are numbered otherwise or not at all, is at lo.
+    return {ifindex for ifindex in found & devices.keys() if devices[ifindex].link_type != LOOPBACK}
+
+
+def leading_out(hops: Iterable[Hop]) -> set[int]:
+    """The devices by which networks are reached. One that leads to single hosts is somebody's container."""
+    return {
+        hop.ifindex for hop in hops if hop.length < (32 if is_v4(hop.prefix) else 128) and not link_local(hop.prefix)
+    }
+
+
+def others(devices: Mapping[int, Device], underlay: set[int], hops: Iterable[Hop]) -> set[int]:
+    """Those besides the underlay by which networks are reached whose hosts may be clients: of a second network card, of
+    a bridge with containers or machines behind it, of a VPN.
+
+    Not what is part of another device, nor what another network plugin uses.
+    """
+    found = leading_out(hops) & devices.keys() - underlay
+    return {ifindex for ifindex in found if _may_have_clients(devices[ifindex])}
+
+
+def _may_have_clients(device: Device) -> bool:
+    if device.master or device.kind == "dummy" or device.name == OVERLAY_NAME:
+        return False
+    return device.link_type == ETHERNET and not device.name.startswith(OTHER_PLUGINS)
