@@ -30,6 +30,7 @@ HELPERS = {
         "bpf_redirect_peer",
         "bpf_sk_lookup_udp",
         "bpf_sk_release",
+        "bpf_skb_change_head",
         "bpf_skb_change_tail",
         "bpf_skb_get_tunnel_key",
         "bpf_skb_load_bytes",

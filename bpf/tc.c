@@ -7,6 +7,7 @@
  *
  * Redirects bypass to_pod, but for those of to_netdev: it sees what the host's own stack sends. From other devices of
  * the node's (a second network, other containers) clients come to Services by from_other; to_netdev stands there, too.
+ * At devices without a link layer, of the underlay or not, are from_l3 and to_l3 in their place.
  */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
@@ -698,6 +699,38 @@ int from_overlay(struct __sk_buff *skb)
 	return verdict_for_outside(skb, work, from_outside(skb, work, true));
 }
 
+/*
+ * Gives a packet of a device that has no link layer (a TUN, WireGuard) an Ethernet header, as all here expects one, and
+ * as redirects to pods and to other devices need. Returns 0 or a negated errno: it has none.
+ */
+static __always_inline int add_link_header(struct __sk_buff *skb)
+{
+	struct ethhdr *ethernet;
+	int error = bpf_skb_change_head(skb, ETH_HLEN, 0);
+
+	if (error)
+		return error;
+	ethernet = header(skb, 0, sizeof(*ethernet));
+	if (!ethernet)
+		return -ENOMEM;
+	ethernet->h_proto = skb->protocol;
+	return 0;
+}
+
+/* A header before what the host's stack takes harms nothing: that looks at what comes behind. */
+SEC("classifier")
+int from_l3(struct __sk_buff *skb)
+{
+	struct work *work = new_work();
+	int result = add_link_header(skb) ? PASS : arriving(skb, work);
+
+	if (result)
+		return result;
+	if (by_another_device(skb) && pod_at(&work->packet.tuple.daddr))
+		return PASS;
+	return verdict_for_outside(skb, work, from_outside(skb, work, false));
+}
+
 /* The flow of a packet that the host's stack sends under its own address; NULL: none. */
 static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, struct packet *packet)
 {
@@ -808,17 +841,14 @@ static __always_inline int verdict_for_host(struct __sk_buff *skb, const struct 
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
-SEC("classifier")
-int to_netdev(struct __sk_buff *skb)
+/* What the host's stack sends by a device of the node's. */
+static __always_inline int from_host(struct __sk_buff *skb)
 {
-	struct work *work;
+	struct work *work = new_work();
 	const struct packet *packet;
 	const struct flow *flow;
 	int result = 0;
 
-	if (skb->mark == config.mark || vlan(skb))
-		return PASS;
-	work = new_work();
 	if (!work || parse_known(skb, &work->packet))
 		return PASS;
 	packet = &work->packet;
@@ -835,6 +865,33 @@ int to_netdev(struct __sk_buff *skb)
 	if (!result)
 		result = send_from_host(skb, &work->packet, &work->opening.to);
 	return verdict_for_host(skb, packet, result);
+}
+
+SEC("classifier")
+int to_netdev(struct __sk_buff *skb)
+{
+	return skb->mark == config.mark || vlan(skb) ? PASS : from_host(skb);
+}
+
+/* A function, lest clang share its redirects with to_l3's: "dereference of modified ctx ptr". */
+static __noinline int from_host_apart(struct __sk_buff *skb)
+{
+	return from_host(skb);
+}
+
+/* No helper takes the header off again: a redirect to such a device does. */
+SEC("classifier")
+int to_l3(struct __sk_buff *skb)
+{
+	int result;
+
+	if (skb->mark == config.mark || add_link_header(skb))
+		return PASS;
+	result = from_host_apart(skb);
+	if (result != PASS)
+		return result;
+	skb->mark = config.mark;
+	return bpf_redirect(skb->ifindex, 0);
 }
 
 /* The host's stack routes to other nodes' pods by this device, but knows nothing of tunnels. */

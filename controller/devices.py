@@ -12,6 +12,9 @@ from controller.nodes import OVERLAY_NAME, Hop, NodeFacts, link_local
 
 # ARPHRD_* of linux/if_arp.h.
 ETHERNET, LOOPBACK = 1, 772
+# Of devices without a link-layer header, as the kernel tells them (dev_is_mac_header_xmit): tunnels of IP in IP and in
+# GRE, WireGuard and TUN, modems.
+LAYER_3 = frozenset((768, 769, 776, 778, 823, 65534, 519))
 
 # How other network plugins name what is theirs: their pods' ends, bridges and tunnels.
 OTHER_PLUGINS = (
@@ -44,6 +47,11 @@ class Device(NamedTuple):
     kind: str = ""
     master: int = 0
 
+    @property
+    def layer_3(self) -> bool:
+        """Whether its packets have no link-layer header."""
+        return self.link_type in LAYER_3
+
 
 def underlay(
     devices: Mapping[int, Device], own: NodeFacts | None, hops: Iterable[Hop], addresses: Mapping[bytes, int]
@@ -60,10 +68,15 @@ def underlay(
     return {ifindex for ifindex in found & devices.keys() if devices[ifindex].link_type != LOOPBACK}
 
 
-def leading_out(hops: Iterable[Hop]) -> set[int]:
-    """The devices by which networks are reached. One that leads to single hosts is somebody's container."""
+def leading_out(devices: Mapping[int, Device], hops: Iterable[Hop]) -> set[int]:
+    """The devices by which networks are reached. One that leads to single hosts is somebody's container, unless it has
+    no link layer: a VPN's may lead to each of its hosts by itself."""
     return {
-        hop.ifindex for hop in hops if hop.length < (32 if is_v4(hop.prefix) else 128) and not link_local(hop.prefix)
+        hop.ifindex
+        for hop in hops
+        if hop.ifindex in devices
+        and not link_local(hop.prefix)
+        and (hop.length < (32 if is_v4(hop.prefix) else 128) or devices[hop.ifindex].layer_3)
     }
 
 
@@ -73,11 +86,11 @@ def others(devices: Mapping[int, Device], underlay: set[int], hops: Iterable[Hop
 
     Not what is part of another device, nor what another network plugin uses.
     """
-    found = leading_out(hops) & devices.keys() - underlay
+    found = leading_out(devices, hops) - underlay
     return {ifindex for ifindex in found if _may_have_clients(devices[ifindex])}
 
 
 def _may_have_clients(device: Device) -> bool:
     if device.master or device.kind == "dummy" or device.name == OVERLAY_NAME:
         return False
-    return device.link_type == ETHERNET and not device.name.startswith(OTHER_PLUGINS)
+    return (device.link_type == ETHERNET or device.layer_3) and not device.name.startswith(OTHER_PLUGINS)

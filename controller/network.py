@@ -33,9 +33,11 @@ log = structlog.get_logger()
 
 UNDERLAY_HOOKS = ("from_netdev", "to_netdev")
 OTHER_HOOKS = ("from_other", "to_netdev")
+# At devices without a link layer, of either.
+LAYER_3_HOOKS = ("from_l3", "to_l3")
 OVERLAY_HOOKS = ("from_overlay", "to_overlay")
 # Of all but pod links, which are the CNI plugin's.
-HOOKS = frozenset((*UNDERLAY_HOOKS, *OTHER_HOOKS, *OVERLAY_HOOKS))
+HOOKS = frozenset((*UNDERLAY_HOOKS, *OTHER_HOOKS, *LAYER_3_HOOKS, *OVERLAY_HOOKS))
 
 # In place of names, in the setting client_devices.
 NO_DEVICES = "none"
@@ -170,6 +172,7 @@ class NodeNetwork:
             if overlay:
                 self._keep_overlay(overlay, overlay_mtu, snapshot.addresses)
             wanted = dict.fromkeys(underlay, UNDERLAY_HOOKS) | dict.fromkeys(others, OTHER_HOOKS)
+            wanted |= {ifindex: LAYER_3_HOOKS for ifindex in wanted if snapshot.devices[ifindex].layer_3}
             if overlay:
                 wanted[overlay.ifindex] = OVERLAY_HOOKS
             self._attach(snapshot, wanted, known)
@@ -270,7 +273,7 @@ class NodeNetwork:
 
     def _device_entries(self, snapshot: Snapshot, underlay: set[int], others: set[int]) -> dict[bytes, bytes]:
         """Of every device by which packets leave, whether or not there are programs on it."""
-        besides = others | (devices.leading_out(snapshot.hops) & snapshot.devices.keys()) - underlay
+        besides = others | devices.leading_out(snapshot.devices, snapshot.hops) - underlay
         found: dict[bytes, bytes] = {}
         for ifindexes, masquerade, flags in (
             (besides, "off", DeviceFlag.OTHER),
@@ -291,7 +294,8 @@ class NodeNetwork:
     def _find_ways(self, snapshot: Snapshot) -> None:
         """Works out the ways of the nodes that changed, or of all where the network did."""
         overlay = snapshot.overlay()
-        network = Network(snapshot.hops, overlay.ifindex if overlay else 0, frozenset(snapshot.addresses))
+        layer_3 = frozenset(ifindex for ifindex, device in snapshot.devices.items() if device.layer_3)
+        network = Network(snapshot.hops, overlay.ifindex if overlay else 0, frozenset(snapshot.addresses), layer_3)
         before, self._peer_state = self._peer_state, self._peers.state()
         self._changed |= {
             name

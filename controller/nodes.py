@@ -6,7 +6,7 @@ Pure: the node's devices and routes come in as values (`Network`), what should b
 followed: the ways to other nodes are those of the main table.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import NamedTuple
 
@@ -115,16 +115,23 @@ class Network(NamedTuple):
         hops: routes of others than this project.
         overlay_ifindex: the overlay device's; 0: there is none.
         addresses: those that this node has, whatever its Node says.
+        layer_3: the devices without a link layer.
     """
 
     hops: tuple[Hop, ...]
     overlay_ifindex: int = 0
     addresses: frozenset[bytes] = frozenset()
+    layer_3: frozenset[int] = frozenset()
 
     def way(self, address: bytes) -> Hop | None:
         """The route to an address: the longest prefix, then the smallest metric."""
         fitting = [hop for hop in self.hops if _covers(hop, address)]
         return max(fitting, key=lambda hop: (hop.length, -hop.metric), default=None)
+
+    def on_link(self, hop: Hop) -> bool:
+        """Whether what it leads to shares a subnet with this node, and tells it by its MAC. A VPN without a link layer
+        may let the nodes' own addresses through alone."""
+        return not hop.gateway and hop.ifindex not in self.layer_3
 
 
 class Route(NamedTuple):
@@ -192,18 +199,19 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         for address in node.addresses
         if (own is None or address not in own.addresses) and (hop := network.way(address))
     }
-    handovers = {address: _handover(address, hop, steering) for address, hop in reached.items()}
+    on_link = {address: hop.ifindex for address, hop in reached.items() if network.on_link(hop)}
+    handovers = {address: _handover(address, address in on_link, steering) for address in reached}
     remotes = {}
     for address, hop in reached.items():
         # A router may not let pods' addresses through to a node.
-        tunnelled = bool(hop.gateway) and steering.encapsulation != "never" and network.overlay_ifindex != 0
+        tunnelled = address not in on_link and steering.encapsulation != "never" and network.overlay_ifindex != 0
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
         remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
     routes, lost = [], []
     # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
     overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
     for cidr in node.pod_cidrs:
-        way = _way_to_pods(cidr, reached, own, steering.encapsulation)
+        way = _way_to_pods(cidr, reached, on_link, own, steering.encapsulation)
         if way is None:
             lost.append(cidr)
             continue
@@ -215,13 +223,12 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         remotes[_cidr_key(cidr)] = found.pack()
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
-    on_link = {address: hop.ifindex for address, hop in reached.items() if not hop.gateway}
     problems = [*_cut_off(node, handovers.values()), *_lost(node, lost)]
     return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
 
 
-def _handover(address: bytes, hop: Hop, steering: Steering) -> Handover:
-    if hop.gateway:
+def _handover(address: bytes, on_link: bool, steering: Steering) -> Handover:
+    if not on_link:
         return (
             Handover(address, "vxlan", "of another subnet")
             if steering.tunnels
@@ -420,13 +427,13 @@ def overlay_bytes(addresses: Iterable[bytes]) -> int:
 
 
 def _way_to_pods(
-    cidr: str, reached: Mapping[bytes, Hop], own: NodeFacts | None, encapsulation: str
+    cidr: str, reached: Mapping[bytes, Hop], on_link: Container[bytes], own: NodeFacts | None, encapsulation: str
 ) -> tuple[bytes, Hop, bool] | None:
     """(the node's address, the way to it, whether through the overlay). The same family comes first; the other one
     serves the overlay alone. A tunnel needs an address of its family at this end, too."""
     same = [(address, hop) for address, hop in reached.items() if is_v4(address) == ("." in cidr)]
     for address, hop in same:
-        if encapsulation == "never" or (encapsulation == "auto" and not hop.gateway):
+        if encapsulation == "never" or (encapsulation == "auto" and address in on_link):
             return address, hop, False
     if encapsulation == "never":
         return None

@@ -82,8 +82,13 @@ def _attached(devices: Sequence[Device]) -> Check:
     if not devices:
         return Check("programs", Verdict.WARN, "nowhere: no devices", "see to the devices first")
     attached = {(item.device, item.hook) for item in links.attached()}
-    bare = [device.name for device in devices if (device.name, "from_netdev") not in attached]
-    others = sorted(device for device, hook in attached if hook == "from_other")
+    bare = [
+        device.name
+        for device in devices
+        if (device.name, "from_l3" if device.layer_3 else "from_netdev") not in attached
+    ]
+    underlay = {device.name for device in devices}
+    others = sorted({device for device, hook in attached if hook in ("from_other", "from_l3")} - underlay)
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"
     seen += f"; for clients on {', '.join(others)}" if others else ""
     return check("programs", not bare, seen, "start the controller, which attaches them", Verdict.WARN)

@@ -9,6 +9,7 @@ from controller.nodes import Hop, NodeFacts
 
 OWN = NodeFacts("own", (packed("192.0.2.1"), packed("2001:db8::1")), ("10.244.0.0/24",), True)
 UP, OTHER = 4, 7
+TUN = 65534  # WireGuard's as well
 
 
 def _hop(prefix: str, ifindex: int) -> Hop:
@@ -46,7 +47,11 @@ def test_devices_that_lead_out_are_those_of_networks() -> None:
         7: "10.88.0.7/32",
         8: "2001:db8::7/128",
     }
-    assert leading_out(_hop(prefix, ifindex) for ifindex, prefix in routes.items()) == {2, 3, 4}
+    hops = [_hop(prefix, ifindex) for ifindex, prefix in routes.items()]
+    assert leading_out(_devices(*(Device(ifindex, "", 1500, True) for ifindex in routes)), hops) == {2, 3, 4}
+    assert leading_out(_devices(*(Device(ifindex, "", 1500, True, link_type=TUN) for ifindex in routes)), hops) == {
+        2, 3, 4, 7, 8,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -58,6 +63,10 @@ def test_devices_that_lead_out_are_those_of_networks() -> None:
         (Device(OTHER, "docker0", 1500, True, kind="bridge"), "172.17.0.0/16", True),
         (Device(OTHER, "bond1", 1500, True, kind="bond"), "198.51.100.0/24", True),
         (Device(OTHER, "eth1.7", 1500, True, kind="vlan"), "198.51.100.0/24", True),
+        (Device(OTHER, "tun0", 1500, True, link_type=TUN, kind="tun"), "10.8.0.0/24", True),
+        (Device(OTHER, "wg0", 1420, True, link_type=TUN, kind="wireguard"), "10.9.0.2/32", True),
+        (Device(OTHER, "wireguard.cali", 1420, True, link_type=TUN), "10.244.0.0/16", False),
+        (Device(OTHER, "tunl0", 1480, True, link_type=768, kind="ipip"), "10.244.0.0/16", False),
         (Device(OTHER, "eth1", 1500, True, master=9), "198.51.100.0/24", False),
         (Device(OTHER, "veth0", 1500, True, kind="veth"), "10.88.0.7/32", False),
         (Device(OTHER, "lo", 65536, True, link_type=LOOPBACK), "203.0.113.0/24", False),

@@ -132,6 +132,7 @@ FAR = manifest("far", ["198.51.100.2"], ["10.244.2.0/24", "fd00:10:244:2::/64"])
 OWN_RANGES = {"10.244.0.0/24", "fd00:10:244::/64"}
 NETDEV = {"from_netdev", "to_netdev"}
 OTHER = {"from_other", "to_netdev"}
+LAYER_3 = {"from_l3", "to_l3"}
 OVERLAY = {"from_overlay", "to_overlay"}
 NEAR_ROUTES = {
     "10.244.1.0/24 via 192.0.2.2 dev up0 src 192.0.2.1 onlink",
@@ -426,6 +427,22 @@ def test_device_besides_is_told_apart_and_its_addresses_are_this_nodes(rig: Rig)
     flags = NodeEntry.unpack(rig.entries()["nodes"][packed("198.51.100.1")]).flags
     assert flags == NodeFlag.OWN | NodeFlag.NO_NODE_PORTS
     assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == 1330
+
+
+@pytest.mark.parametrize("route", [(), ("route replace default dev tun0",)], ids=["beside", "underlay"])
+def test_device_without_link_layer_has_programs_of_its_own(rig: Rig, route: tuple[str, ...]) -> None:
+    """A VPN's, whether or not the node's way out is through it."""
+    for command in ("tuntap add tun0 mode tun", "link set tun0 up mtu 1300", "addr add 10.8.0.1/24 dev tun0", *route):
+        rig.ip(command)
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV, "tun0": LAYER_3}
+    ifindex = json.loads("".join(rig.ip("-j link show tun0")))[0]["ifindex"]
+    entry = Device.unpack(rig.entries()["devices"][DeviceKey(ifindex).pack()])
+    flags = DeviceFlag.MASQUERADE_V4 if route else DeviceFlag.OTHER
+    assert entry == Device(packed("10.8.0.1"), bytes(16), 1300, flags)
+    told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
+    assert told["mtu"] == (1230 if route else 1330), "pods' packets fit where they may leave"
 
 
 @pytest.mark.usefixtures("second")

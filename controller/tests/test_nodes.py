@@ -199,6 +199,21 @@ def test_handover_by_setting_probe_and_subnet(
     assert found.on_link == ({packed(address): ETH} if address == "192.0.2.2" else {})
 
 
+@pytest.mark.parametrize("encapsulation", ["auto", "never"])
+def test_node_behind_a_device_without_link_layer_is_of_another_subnet(encapsulation: str) -> None:
+    """It has no MAC to be known by, and a VPN may let nothing but the nodes' own addresses through."""
+    found = ways(
+        _facts(["192.0.2.2"], ["10.244.1.0/24"]),
+        OWN,
+        NETWORK._replace(layer_3=frozenset((ETH,))),
+        Steering(encapsulation, "auto", frozenset((packed("192.0.2.2"),))),
+    )
+    how = "overlay" if encapsulation == "auto" else "plain"
+    assert _shown(found) == dict.fromkeys(("192.0.2.2/32", "10.244.1.0/24"), f"{how} 192.0.2.2")
+    assert [(one.way, one.why) for one in found.handovers] == [("vxlan", "of another subnet")]
+    assert found.on_link == {}
+
+
 def test_tunnel_that_is_needed_and_missing_is_not_led_into() -> None:
     """Until the caller has made the device; what is lost meanwhile is counted."""
     network = NETWORK._replace(overlay_ifindex=0)

@@ -25,7 +25,7 @@ TOOLS = ("bpftool", "ip", "tc")
 MODULES = (
     *("virtio_pci", "virtio_console"),
     *("veth", "vxlan", "8021q", "sch_ingress", "cls_bpf"),
-    *("ip_vs", "ip_vs_rr", "ipip", "sch_fq", "sctp", "udp_diag"),
+    *("ip_vs", "ip_vs_rr", "ipip", "sch_fq", "sctp", "udp_diag", "tun"),
 )
 
 # Parts of Python's library that are large, and that nothing in the guest asks for.
@@ -73,7 +73,8 @@ def _python(archive: Archive) -> None:
 def _project(archive: Archive) -> None:
     for path in (*(TREE / "bpf").glob("*.py"), *(TREE / "build" / "bpf").glob("*.o")):
         archive.copy(path, f"/tree/{path.relative_to(TREE)}")
-    for name in ("bpf/tests/__init__.py", "bpf/tests/kernel.py", "e2e/__init__.py", "e2e/kernels/__init__.py"):
+    packages = ("bpf/tests/__init__.py", "e2e/__init__.py", "e2e/kernels/__init__.py")
+    for name in (*packages, "bpf/tests/kernel.py", "e2e/lab/vpn.py"):
         archive.copy(TREE / name, f"/tree/{name}")
     for path in GUEST.glob("*.py"):
         archive.copy(path, f"/tree/{path.relative_to(TREE)}")

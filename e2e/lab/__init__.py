@@ -10,6 +10,7 @@
     cluster     all of it together, up and down
     real        a Kubernetes cluster in a lab: machine (containerd, kubelet), controlplane, images, cgroups
     server, ask, load    run inside pods and nodes: what answers, and what asks
+    vpn         joins two TUN devices
 
 Nothing of this is installed; it needs root. `python -m e2e.lab --help` is it by hand.
 """

@@ -11,7 +11,7 @@ from e2e.lab.addresses import Dual
 from e2e.lab.node import Node
 from e2e.lab.space import Space
 from e2e.lab.taps import captured
-from e2e.tests.outside import EXTERNAL_IP, KINDS, NODE_PORT, SERVICES, Outside, target
+from e2e.tests.outside import EXTERNAL_IP, KINDS, NODE_PORT, SERVICES, Exposed, Outside, target, transfer
 from e2e.tests.stage import FAMILIES, PORT, PROTOCOLS, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
@@ -26,7 +26,8 @@ class Behind(NamedTuple):
 
     Attributes:
         device: the node's, by which it is reached.
-        port: what of the node's the host behind it is wired to: the device, or a part of it.
+        port: what of the node's the host behind it is wired to: the device, or a part of it; "" where it has no link
+            layer.
         gateway: the node's address on the device.
         host: that of the one host there, a namespace by the device's name.
         lengths: of the prefixes.
@@ -40,34 +41,55 @@ class Behind(NamedTuple):
 
     def make(self, node: Node) -> Space:
         """The device, with an address, and the host."""
-        bridge = [f"link add {self.device} type bridge"] if self.port != self.device else []
-        joined = [f"link set {self.port} master {self.device} up"] if bridge else []
         node.space.run("ip", "netns", "add", self.device)
-        _batch(
-            node.space,
-            *bridge,
-            f"link add {self.port} type veth peer name eth0 netns {self.device}",
-            *joined,
-            *_configured(self.device, self.gateway, self.lengths),
-        )
         host = node.space.sandbox(self.device)
         host.group.mkdir(exist_ok=True)
+        if self.port:
+            self._wire(node)
+        else:
+            self._join(node, host)
+        _batch(node.space, *_configured(self.device, self.gateway, self.lengths))
         routes = [f"route add default via {gateway}" for gateway in self.gateway]
         _batch(host, "link set lo up", *_configured("eth0", self.host, self.lengths), *routes)
         return host
 
     def remove(self, node: Node) -> None:
-        for device in dict.fromkeys((self.port, self.device)):
-            node.space.run("ip", "link", "del", device)
+        node.space.run("ip", "link", "del", self.device)
         node.space.run("ip", "netns", "del", self.device)
+
+    def met(self, node: Node) -> bool:
+        """Whether programs stand there for clients."""
+        hook = "from_other" if self.port else "from_l3"
+        shown = node.space.run("tc", "filter", "show", "dev", self.device, "ingress", check=False).stdout
+        return f"calico-ebpf/{hook}" in shown
+
+    def _wire(self, node: Node) -> None:
+        wire = f"link add {self.port} type veth peer name eth0 netns {self.device}"
+        if self.port == self.device:
+            _batch(node.space, wire)
+        else:
+            bridge = f"link add {self.device} type bridge"
+            _batch(node.space, bridge, wire, f"link set {self.port} master {self.device} up")
+
+    def _join(self, node: Node, host: Space) -> None:
+        _batch(node.space, f"tuntap add {self.device} mode tun")
+        _batch(host, "tuntap add eth0 mode tun")
+        vpn = node.space.start(*runtime.tool("vpn", self.device, f"/run/netns/{self.device}", "eth0"))
+        assert vpn.stdout
+        assert vpn.stdout.readline() == "ready\n", vpn.communicate()[1]
 
 
 NETWORK = Behind("eth1", "eth1", Dual("192.168.207.1", "fd00:207::1"), Dual("192.168.207.2", "fd00:207::2"), (24, 64))
 CONTAINERS = Behind("docker0", "box", Dual("172.17.0.1", "fd00:172::1"), Dual("172.17.0.2", "fd00:172::2"), (16, 64))
-BEHIND = (NETWORK, CONTAINERS)
+VPN = Behind("tun0", "", Dual("10.8.0.1", "fd00:8::1"), Dual("10.8.0.2", "fd00:8::2"), (24, 64))
+BEHIND = (NETWORK, CONTAINERS, VPN)
+# Of a host of either, to be reached over the default route.
+ELSEWHERE = Dual("198.18.0.1", "2001:db8:18::1")
+ROWS = [(MODES[0], NETWORK), (MODES[1], CONTAINERS), (MODES[0], VPN), (MODES[1], VPN)]
 
 
 def _batch(space: Space, *commands: str) -> None:
+    """Runs lines of ip(8)."""
     space.run("ip", "-batch", "-", stdin="\n".join(commands) + "\n")
 
 
@@ -89,7 +111,7 @@ def _behind(_outsides: Callable[[str], Outside]) -> Iterator[Callable[[str], dic
             node = _outsides(mode).node(1)
             made[mode] = {one.device: one.make(node) for one in BEHIND}
             for one in BEHIND:
-                wait(lambda device=one.device: _met(node, device))  # type: ignore[misc]
+                wait(lambda there=one: there.met(node))  # type: ignore[misc]
         return made[mode]
 
     yield behind
@@ -103,15 +125,8 @@ def hosts(mode: str, _behind: Callable[[str], dict[str, Space]]) -> dict[str, Sp
     return _behind(mode)
 
 
-def _met(node: Node, device: str) -> bool:
-    """Whether programs stand at a device for clients."""
-    return "calico-ebpf/from_other" in node.space.run("tc", "filter", "show", "dev", device, "ingress").stdout
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize(
-    ("mode", "behind"), zip(MODES, BEHIND, strict=True), ids=lambda one: getattr(one, "device", one)
-)
+@pytest.mark.parametrize(("mode", "behind"), ROWS, ids=lambda one: getattr(one, "device", one))
 def test_clients_behind_another_device_are_served_and_seen(
     outside: Outside, hosts: dict[str, Space], behind: Behind, family: str
 ) -> None:
@@ -179,5 +194,64 @@ def test_device_that_is_made_again_serves_again(outside: Outside, hosts: dict[st
     for _ in range(2):
         NETWORK.remove(node)
         NETWORK.make(node)
-        wait(lambda: _met(node, NETWORK.device))
+        wait(lambda: NETWORK.met(node))
         assert names(ask(hosts[NETWORK.device], "tcp", *address)) == {"web-2"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", ["near", "far", "host-near"])
+def test_large_transfer_over_a_vpn_arrives_whole(
+    outside: Outside, hosts: dict[str, Space], name: str, family: str
+) -> None:
+    """A megabyte each way, in packets of full size, to and from a device without a link layer."""
+    transfer(hosts[VPN.device], target(outside.node(1), SERVICES[name], NODE_PORT, family))
+
+
+@pytest.mark.parametrize("mode", MODES[:1])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("behind", BEHIND, ids=lambda one: one.device)
+def test_service_without_endpoints_refuses_who_is_behind(
+    outside: Outside, hosts: dict[str, Space], behind: Behind, family: str
+) -> None:
+    """At once, also where there is no link layer to answer by."""
+    exposed = Exposed(32, [], "Cluster")
+    outside.expose_outside("behind-empty", exposed)
+    address, port = target(outside.node(1), exposed, NODE_PORT, family)
+    try:
+        wait(lambda: f":{port}" in outside.node(1).calico("services"))
+        for protocol in PROTOCOLS:
+            assert names(ask(hosts[behind.device], protocol, address, port)) == {"ECONNREFUSED"}
+    finally:
+        outside.source.delete("behind-empty")
+
+
+@pytest.mark.parametrize("mode", MODES[:1])
+@pytest.mark.parametrize("behind", [NETWORK, VPN], ids=lambda one: one.device)
+def test_default_route_that_moves_takes_masquerade_along(
+    outside: Outside, hosts: dict[str, Space], behind: Behind
+) -> None:
+    """What pods send out leaves by the device to which it leads now, under the node's address there, and back."""
+    node, pod, host = outside.node(1), outside.pod("ask-1").space, hosts[behind.device]
+    before = [node.space.run("ip", family, "route", "show", "default").stdout.strip() for family in ("-4", "-6")]
+    _batch(host, *(f"addr add {address} dev lo" for address in ELSEWHERE))
+    answered = [f"{asker} dev eth0 src {address}" for asker, address in zip(behind.gateway, ELSEWHERE, strict=True)]
+    _batch(host, *(f"route add {route}" for route in answered))
+    runtime.serve(host, "elsewhere", 9300)
+
+    def seen_as(protocol: str, family: str) -> set[object]:
+        answers = ask(pod, protocol, pick(ELSEWHERE, family), 9300, timeout_s=0.5)
+        return {answer.get("peer", answer.get("error")) for answer in answers}
+
+    try:
+        _batch(node.space, *(f"route replace default via {there} dev {behind.device}" for there in behind.host))
+        wait(lambda: seen_as("tcp", "IPv4") == {behind.gateway.v4})
+        for family in FAMILIES:
+            for protocol in PROTOCOLS:
+                assert seen_as(protocol, family) == {pick(behind.gateway, family)}
+    finally:
+        _batch(node.space, *(f"route replace {route}" for route in before))
+        _batch(host, *(f"route del {route}" for route in answered))
+        _batch(host, *(f"addr del {address} dev lo" for address in ELSEWHERE))
+    wait(lambda: behind.met(node))
+    assert names(ask(host, "tcp", *target(node, SERVICES["near"], NODE_PORT, "IPv4"))) == {"web-1"}

@@ -2,9 +2,10 @@
 /*
  * Real sockets, for a guest that has little else:
  *
- *   client echo PROTOCOL ADDRESS PORT    answers each request with the requester's address and port
- *   client ask PROTOCOL ADDRESS PORT SECONDS [SOURCE]    sends a request; prints the answer, if it comes in time
- *   client believe ADDRESS PORT BACKEND PORT     a Service, and where its backend is to be: TCP, UDP connected and not
+ *   client echo PROTOCOL ADDRESS PORT    answers each request with the requester's address and port, a datagram with
+ * one of the same size client ask PROTOCOL ADDRESS PORT SECONDS [SOURCE [BYTES]]    sends a request; prints the answer,
+ * if it comes in time client believe ADDRESS PORT BACKEND PORT     a Service, and where its backend is to be: TCP, UDP
+ * connected and not
  *
  * PROTOCOL is tcp, udp or sctp. Exits with 1 and a line on standard error where something is not as it should be.
  */
@@ -17,7 +18,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
-#define PATIENCE_S 20
+#define PATIENCE_S  20
+#define MESSAGE_MAX 2048
 
 struct place {
 	struct sockaddr_storage address;
@@ -100,14 +102,19 @@ static void serve(int server, const char *protocol)
 {
 	struct place peer = {.size = sizeof(peer.address)};
 	struct sockaddr *address = (struct sockaddr *)&peer.address;
-	char request[64];
+	char request[MESSAGE_MAX];
 	const char *answer;
 
 	if (is_datagram(protocol)) {
-		if (recvfrom(server, request, sizeof(request), 0, address, &peer.size) < 0)
+		ssize_t size = recvfrom(server, request, sizeof(request), 0, address, &peer.size);
+
+		if (size < 0)
 			return;
-		answer = text(&peer);
-		sendto(server, answer, strlen(answer), 0, address, peer.size);
+		memset(request, 0, sizeof(request));
+		strcpy(request, text(&peer));
+		if ((size_t)size < strlen(request))
+			size = strlen(request);
+		sendto(server, request, size, 0, address, peer.size);
 	} else {
 		int accepted = accept(server, address, &peer.size);
 
@@ -131,12 +138,13 @@ static _Noreturn void echo(const char *protocol, const struct place *here)
 		serve(server, protocol);
 }
 
-static int ask(const char *protocol, const struct place *there, int patience_s, const char *source)
+static int ask(const char *protocol, const struct place *there, int patience_s, const char *source, int size)
 {
+	static const char request[MESSAGE_MAX];
 	int client = open_socket(there->address.ss_family, protocol, patience_s);
-	char answer[64] = "";
+	char answer[MESSAGE_MAX + 1] = "";
 
-	if (source) {
+	if (source && *source) {
 		struct place here = place(source, "0");
 
 		if (bind(client, (const struct sockaddr *)&here.address, here.size))
@@ -144,7 +152,7 @@ static int ask(const char *protocol, const struct place *there, int patience_s, 
 	}
 	if (connect(client, (const struct sockaddr *)&there->address, there->size))
 		fail("connect");
-	if (send(client, "?", 1, 0) != 1)
+	if (send(client, request, size, 0) != size)
 		fail("send");
 	if (recv(client, answer, sizeof(answer) - 1, 0) <= 0)
 		fail("receive");
@@ -228,6 +236,7 @@ int main(int count, char **words)
 	if (!strcmp(words[1], "echo"))
 		echo(words[2], &there);
 	if (!strcmp(words[1], "ask") && count > 5)
-		return ask(words[2], &there, atoi(words[5]), count > 6 ? words[6] : NULL);
+		return ask(words[2], &there, atoi(words[5]), count > 6 ? words[6] : NULL,
+			   count > 7 ? atoi(words[7]) : 1);
 	return 2;
 }

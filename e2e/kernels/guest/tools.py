@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 from bpf import attach
@@ -83,6 +84,15 @@ def add_ipvs(address: str, port: int, server: str, server_port: int) -> None:
         ipvs.dest("add", service=service, dest=IPVSDest(addr=server, port=server_port, fwd_method=IPVS_MASQUERADE))
 
 
+def join(device: str, namespace: str, other: str) -> None:
+    """Joins a TUN device of the guest's own namespace with one of a named one, until they are gone."""
+    words = ("-S", "/tree/e2e/lab/vpn.py", device, f"/run/netns/{namespace}", other)
+    vpn = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, text=True)
+    assert vpn.stdout
+    if vpn.stdout.readline() != "ready\n":
+        raise RuntimeError(f"{device} and {other} of {namespace} are not joined")
+
+
 def serve(namespace: str, protocol: str, address: str, port: int) -> int:
     """Starts a server that answers with its client's address and port; its process, once it listens."""
     server = subprocess.Popen(
@@ -99,9 +109,13 @@ def stop(process: int) -> None:
     os.waitpid(process, 0)
 
 
-def ask(namespace: str, protocol: str, address: str, port: int, patience_s: int, source: str) -> str:
-    """What a server answers: the address and port as which it saw the asker; "" where nothing answers in time."""
-    words = ["ask", protocol, address, str(port), str(patience_s), *([source] if source else [])]
+def ask(namespace: str, protocol: str, address: str, port: int, patience_s: int, source: str, size: int = 1) -> str:
+    """What a server answers: the address and port as which it saw the asker; "" where nothing answers in time.
+
+    Args:
+        size: of the request in bytes, and of a datagram's answer.
+    """
+    words = ["ask", protocol, address, str(port), str(patience_s), source, str(size)]
     return subprocess.run(_in(namespace, CLIENT, *words), capture_output=True, text=True, check=False).stdout.strip()
 
 

@@ -136,9 +136,11 @@ class Scene:
         finally:
             self.guest(tools.stop, process)
 
-    def ask(self, namespace: str, protocol: str, address: str, port: int = 8080, source: str = "") -> str:
+    def ask(
+        self, namespace: str, protocol: str, address: str, port: int = 8080, source: str = "", size: int = 1
+    ) -> str:
         """The address as which a server sees the asker; "" where nothing answers within PATIENCE_S."""
-        return self.guest(tools.ask, namespace, protocol, address, port, PATIENCE_S, source).partition(" ")[0]
+        return self.guest(tools.ask, namespace, protocol, address, port, PATIENCE_S, source, size).partition(" ")[0]
 
     def ask_in_vain(self, namespace: str, protocol: str, address: str) -> str:
         """As `ask`, for the default port, without waiting for long."""

@@ -33,6 +33,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(900)]
 
 FAMILIES = pytest.mark.parametrize("version", [4, 6], ids=["ipv4", "ipv6"])
 TCP, UDP = 6, 17
+VPN_MTU = 1420
 
 
 class Guest(NamedTuple):
@@ -99,7 +100,8 @@ def stage(_built: Scene) -> Scene:
 
 def test_every_program_loads(guest: Guest) -> None:
     """All hooks have their program, and the sweep has."""
-    hooks = {"from_pod", "to_pod", "from_netdev", "from_other", "to_netdev", "from_overlay", "to_overlay"}
+    links = {f"{way}_{there}" for there in ("pod", "netdev", "l3", "overlay") for way in ("from", "to")}
+    hooks = links | {"from_other"}
     sockets = {f"{call}{version}" for call in ("connect", "sendmsg", "recvmsg", "getpeername") for version in (4, 6)}
     assert set(guest.programs.programs) == hooks | sockets | {"sweep"}
 
@@ -200,6 +202,40 @@ def test_vlan_is_met_at_its_own_device(guest: Guest, stage: Scene, version: int)
     finally:
         for namespace in ("", "far"):
             guest.machine(tools.ip, namespace, "link del under.7\n")
+
+
+@FAMILIES
+def test_clients_come_by_a_device_without_link_layer(guest: Guest, stage: Scene, version: int) -> None:
+    """Services of pods and of host processes are met there, by TCP and by datagrams that fill its MTU, and see the
+    client; what else the host sends there arrives as well."""
+    here, client, external = (
+        ("198.18.9.1", "198.18.9.2", "198.51.100.200") if version == 4 else
+        ("2001:db8:9::1", "2001:db8:9::2", "2001:db8:200::200")
+    )  # fmt: skip
+    for namespace in ("", "far"):
+        guest.machine(tools.ip, namespace, f"tuntap add tun0 mode tun\nlink set tun0 up mtu {VPN_MTU}\n")
+    guest.machine(tools.join, "tun0", "far", "tun0")
+    prefix = "/24" if version == 4 else "/64 nodad"
+    for namespace, address in (("", here), ("far", client)):
+        guest.machine(tools.ip, namespace, f"address add dev tun0 {address}{prefix}\n")
+    guest.machine(tools.ip, "far", f"route add {external} dev tun0\n")
+    guest.machine(tools.attach_device, "tun0", {hook: guest.programs.programs[hook] for hook in ("from_l3", "to_l3")})
+    try:
+        stage.datapath.device(guest.machine(tools.ifindex, "tun0"), mtu=VPN_MTU, other=True)
+        full = VPN_MTU - (28 if version == 4 else 48)
+        for number, (place, backend) in enumerate((("pod", POD[version]), ("", NODE[version]))):
+            for protocol, code in (("tcp", TCP), ("udp", UDP)):
+                flags, service = FrontendFlag.EXTERNAL, 10 * number + code
+                stage.datapath.service(external, 80 + number, code, [(backend, 8080)], service, flags=flags)
+                with stage.serving(place, protocol, backend):
+                    size = full if protocol == "udp" else 1
+                    assert stage.ask("far", protocol, external, 80 + number, size=size) == client
+        assert stage.datapath.counter(Counter.FLOWS_CREATED) == 4
+        with stage.serving("far", "udp", client):
+            assert stage.ask("", "udp", client, size=full) == here
+    finally:
+        for namespace in ("", "far"):
+            guest.machine(tools.ip, namespace, "link del tun0\n")
 
 
 def test_ipip_to_the_node_is_the_stacks(guest: Guest, stage: Scene) -> None:
