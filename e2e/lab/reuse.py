@@ -5,9 +5,9 @@
     python -I -S reuse.py ask 10.96.0.10:80 10.244.2.3:8080 --manner server --rounds 3000
 
 Who closes is the manner: `server` or `client` first, both at once by `reset`, or the client `hasty`, which does not
-wait for the server to close as well. Prints a line of JSON:
+wait for the server to close as well. Prints a line of JSON; `syns_repeated` are of connections that needed several:
 
-    {"connections": 6000, "wrong": [], "slowest_ms": 2.1, "median_ms": 0.2, "over_200_ms": 0}
+    {"connections": 6000, "wrong": [], "slowest_ms": 2.1, "median_ms": 0.2, "over_200_ms": 0, "syns_repeated": 0}
 
 Imports the standard library alone.
 """
@@ -66,12 +66,14 @@ def ask(targets: list[tuple[str, int]], source_port: int, manner: str, rounds: i
     """Asks each target in turn, `rounds` times; the report."""
     took_ms: list[float] = []
     wrong: list[str] = []
+    syns_repeated = 0
     for number in range(rounds):
         for address, port in targets:
             began = time.monotonic()
             question = f"{manner} {number} {address} {port}\n".encode()
             try:
-                said = _ask_once((address, port), source_port, manner, question)
+                said, repeated = _ask_once((address, port), source_port, manner, question)
+                syns_repeated += repeated
                 if said != question:
                     wrong.append(f"{question!r} was answered {said!r}")
             except OSError as error:
@@ -85,12 +87,15 @@ def ask(targets: list[tuple[str, int]], source_port: int, manner: str, rounds: i
             "slowest_ms": round(max(took_ms), 2),
             "median_ms": round(statistics.median(took_ms), 3),
             "over_200_ms": sum(took > 200 for took in took_ms),
+            "syns_repeated": syns_repeated,
         }
     )
 
 
-def _ask_once(target: tuple[str, int], source_port: int, manner: str, question: bytes) -> bytes:
+def _ask_once(target: tuple[str, int], source_port: int, manner: str, question: bytes) -> tuple[bytes, bool]:
+    """The answer, and whether the connection took more than one SYN."""
     with _connected(target, source_port) as client:
+        (repeated,) = struct.unpack_from("=I", client.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 100)
         client.sendall(question)
         said = _line(client)
         if manner == "client":
@@ -99,7 +104,7 @@ def _ask_once(target: tuple[str, int], source_port: int, manner: str, question: 
             said += client.recv(1)
         if manner == "reset":
             _linger_none(client)
-        return said
+        return said, repeated > 0
 
 
 def _connected(target: tuple[str, int], source_port: int) -> socket.socket:

@@ -104,11 +104,17 @@ class Outside(Stage):
                 wait(lambda a=address, p=port: "name" in ask(self.client, "tcp", a, p)[0], 20)  # type: ignore[misc]
 
     def expose_outside(
-        self, name: str, exposed: Exposed, pods: Iterable[str] | None = None, way_back: str = ""
+        self,
+        name: str,
+        exposed: Exposed,
+        pods: Iterable[str] | None = None,
+        way_back: str = "",
+        port: int = runtime.PORT,
     ) -> None:
-        """Makes the Service; with `pods`, for others than its own; with `way_back`, other than the nodes' setting."""
+        """Makes the Service; with `pods`, for others than its own; with `way_back`, other than the nodes' setting;
+        `port` is its backends'."""
         backends = [self._backend(pod) for pod in (exposed.pods if pods is None else pods)]
-        manifest = source.service(name, addresses.service(exposed.number), PORT, runtime.PORT)
+        manifest = source.service(name, addresses.service(exposed.number), PORT, port)
         reached = source.reached_from_outside(
             manifest,
             exposed.node_port,
@@ -118,7 +124,7 @@ class Outside(Stage):
         )
         if way_back:
             reached |= {"metadata": reached["metadata"] | {"annotations": {"calico-ebpf.io/return": way_back}}}
-        self.source.apply(name, [reached, *source.endpoints(name, backends, runtime.PORT)])
+        self.source.apply(name, [reached, *source.endpoints(name, backends, port)])
 
     def _backend(self, name: str) -> tuple[Dual, str]:
         """A backend's addresses, and the name of its node."""

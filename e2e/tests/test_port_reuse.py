@@ -10,15 +10,17 @@ does. A hasty client may come again while the server holds the last connection: 
 import json
 import os
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import pytest
 
-from e2e.lab import addresses, source
+from e2e.lab import addresses, network, source
 from e2e.lab.reuse import MANNERS
 from e2e.lab.runtime import Pod, tool
 from e2e.lab.space import Space
-from e2e.tests.stage import PORT, Stage, ask, names, pick, wait
+from e2e.tests.outside import MODES, Exposed, Outside
+from e2e.tests.stage import FAMILIES, PORT, Stage, ask, names, pick, wait
 
 pytestmark = [pytest.mark.root, pytest.mark.timeout(300)]
 
@@ -27,6 +29,8 @@ MARGIN_MS = 200
 TCP_STALL_MS = 1000
 SERVER_PORT, IDEAL_PORT = 8090, 8091
 REUSED = addresses.service(20)
+OUTSIDE_ROUNDS = ROUNDS // 20
+REUSED_OUTSIDE = Exposed(36, ["reused"], "Cluster")
 
 # client, server and virtual address of the ideal
 IDEAL = {
@@ -52,20 +56,54 @@ def test_source_port_reused_for_service_and_backend_is_never_mistaken(
     assert ours["slowest_ms"] <= max(ideal["slowest_ms"], own_stall_ms) + MARGIN_MS
 
 
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("entry", "family"), [(1, "IPv4"), (1, "IPv6"), (2, "IPv4")])
+def test_source_port_reused_for_node_port_and_pod_is_never_mistaken(
+    outside: Outside, reused_outside: Pod, entry: int, family: str
+) -> None:
+    """Nor from outside, through a NodePort and straight to the pod: whoever has closed, every SYN opens a connection,
+    though the pod has the last one in TIME_WAIT. A hasty client may have to send another."""
+    node_port = pick(outside.node(entry).address, family), REUSED_OUTSIDE.node_port
+    pod = pick(reused_outside.address, family), SERVER_PORT
+    for manner in MANNERS:
+        report = _ask(outside.client, manner, node_port, pod, rounds=OUTSIDE_ROUNDS)
+        assert (manner, report["wrong"]) == (manner, [])
+        assert manner == "hasty" or (manner, report["syns_repeated"]) == (manner, 0)
+
+
+@pytest.fixture
+def reused_outside(outside: Outside) -> Iterator[Pod]:
+    """A server on node2 behind a NodePort, to which the client has a route of its own; it keeps no TIME_WAIT."""
+    node = outside.node(2)
+    pod = node.add_pod("reused", serve=False)
+    _serve(pod, SERVER_PORT)
+    outside.expose_outside("reused", REUSED_OUTSIDE, port=SERVER_PORT)
+    network.route(outside.client, node.address, addresses.pod_ranges(node.index))
+    buckets = outside.client.run("sysctl", "-n", "net.ipv4.tcp_max_tw_buckets").stdout.strip()
+    outside.client.run("sysctl", "-qw", "net.ipv4.tcp_max_tw_buckets=0")
+    for entry, family in product(outside.lab.nodes, FAMILIES):
+        address = pick(entry.address, family)
+        wait(lambda a=address: _is_open(outside.client, a, REUSED_OUTSIDE.node_port))  # type: ignore[misc]
+    yield pod
+    outside.client.run("sysctl", "-qw", f"net.ipv4.tcp_max_tw_buckets={buckets}")
+    for prefix in addresses.pod_ranges(node.index):
+        outside.client.run("ip", "route", "delete", prefix)
+    outside.source.delete("reused")
+    node.remove_pod("reused")
+
+
 @pytest.fixture(scope="module")
 def reuse(_stages: Any) -> Iterator[Stage]:
     """The stage with a server on node2 for this, its Service, and an ideal way to it from each client."""
     stage: Stage = _stages("directory")
     server = stage.node(2).add_pod("reused", serve=False)
-    process = server.space.start(*tool("reuse", "serve", str(SERVER_PORT), str(IDEAL_PORT)))
-    assert process.stdout
-    assert process.stdout.readline() == "ready\n"
+    _serve(server, SERVER_PORT, IDEAL_PORT)
     backends = [(server.address, "node2")]
     slices = source.endpoints("reused", backends, SERVER_PORT)
     stage.source.apply("reused", [source.service("reused", REUSED, PORT, SERVER_PORT), *slices])
     for client, family in (("ask-1", "IPv4"), ("ask-2", "IPv6")):
         _make_ideal(stage.pod(client), server, family)
-    wait(lambda: names(ask(stage.place("ask-1"), "tcp", REUSED.v4)) == {"closed without an answer"})
+    wait(lambda: _is_open(stage.place("ask-1"), REUSED.v4, PORT))
     yield stage
     stage.source.delete("reused")
     for client in ("ask-1", "ask-2"):
@@ -73,9 +111,20 @@ def reuse(_stages: Any) -> Iterator[Stage]:
     stage.node(2).remove_pod("reused")
 
 
-def _ask(asker: Space, manner: str, *targets: tuple[str, int]) -> dict[str, Any]:
+def _serve(pod: Pod, *ports: int) -> None:
+    process = pod.space.start(*tool("reuse", "serve", *map(str, ports)))
+    assert process.stdout
+    assert process.stdout.readline() == "ready\n"
+
+
+def _is_open(asker: Space, address: str, port: int) -> bool:
+    """Whether the server is reached; it closes what is no question of its own."""
+    return names(ask(asker, "tcp", address, port)) == {"closed without an answer"}
+
+
+def _ask(asker: Space, manner: str, *targets: tuple[str, int], rounds: int = ROUNDS) -> dict[str, Any]:
     named = [f"[{address}]:{port}" for address, port in targets]
-    process = asker.run(*tool("reuse", "ask", *named, "--manner", manner, "--rounds", str(ROUNDS)), timeout_s=240)
+    process = asker.run(*tool("reuse", "ask", *named, "--manner", manner, "--rounds", str(rounds)), timeout_s=240)
     report: dict[str, Any] = json.loads(process.stdout)
     return report
 
