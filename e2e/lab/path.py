@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Asks a server of the lab by datagrams of several sizes, or with few hops, and prints what the path says of them.
 
-    python -I -S path.py sizes 10.96.0.10 80 28 1600 5 --whole
-    {"answered": [28, 33, …], "refused": [1453, …], "lost": [], "mtu": 1450}
+    python -I -S path.py sizes 10.96.0.10 80 29 1600 5 --whole
+    {"answered": [29, 34, …], "refused": [1454, …], "lost": [], "mtu": 1450, "said_by": ["10.96.0.10"]}
 
     python -I -S path.py hops 10.96.0.10 80
     ["192.0.2.1", "192.0.2.2", "answer"]
 
-A size is that of the IP packet. What is not answered is sent anew, TRIES times: who may cut it up learns where.
+A size is that of the IP packet, and of the answer, which is the same datagram. What is not answered is sent anew, TRIES
+times: who may cut it up learns where. `said_by` are those on the path who have refused one.
 Imports the standard library alone.
 """
 
@@ -36,27 +37,30 @@ def sizes(address: str, port: int, wanted: range, whole: bool) -> dict[str, obje
     """Asks once with each size; `whole`: nobody may cut the question up."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     found: dict[str, list[int]] = {"answered": [], "refused": [], "lost": []}
+    said_by: set[str] = set()
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(TIMEOUT_S)
         client.setsockopt(*_MTU_DISCOVER[family], _DISCOVER_ALWAYS if whole else _DISCOVER_NEVER)
+        client.setsockopt(*_RECEIVE_ERRORS[family], 1)
         client.connect((address, port))
         for size in wanted:
-            found[_fate(client, bytes(size - _HEADERS[family]))].append(size)
-        return found | {"mtu": client.getsockopt(*_MTU[family])}
+            found[_fate(client, bytes(size - _HEADERS[family]), said_by)].append(size)
+        return found | {"mtu": client.getsockopt(*_MTU[family]), "said_by": sorted(said_by)}
 
 
-def _fate(client: socket.socket, question: bytes) -> str:
+def _fate(client: socket.socket, question: bytes, said_by: set[str]) -> str:
     fate = "lost"
     for _ in range(TRIES):
         try:
             client.send(question)
-            while len(client.recv(65536)) != max(len(question), 1):
-                pass  # of a smaller one, which was asked twice
+            while client.recv(65536) != question:
+                pass  # of another one, which was asked twice
         except TimeoutError:
             continue
         except OSError as error:
             if error.errno != errno.EMSGSIZE:
                 raise
+            said_by |= {_offender(client)} - {""}
             fate = "refused"
         else:
             return "answered"

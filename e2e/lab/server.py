@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pod of the lab runs: answers every line over TCP, and every datagram, with who it is and whom it saw. To a
-datagram that is longer than that the answer is as long.
+"""What a pod of the lab runs: answers every line, over TCP or in a datagram, with who it is and whom it saw. Any other
+datagram is sent back as it is.
 
     {"name": "web-1", "peer": "10.244.1.7", "peer_port": 40112, "local": "10.244.2.3"}
 
@@ -51,7 +51,7 @@ class Datagrams(asyncio.DatagramProtocol):
         self._transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        self._transport.sendto(identity(self._name, addr, ("", 0)).ljust(len(data)), addr)
+        self._transport.sendto(identity(self._name, addr, ("", 0)) if data.endswith(b"\n") else data, addr)
 
 
 def identity(name: str, peer: tuple[str, int], local: tuple[str, int]) -> bytes:

@@ -64,21 +64,21 @@ def api_stage(_stages: Callable[[str], Stage]) -> Stage:
 
 
 @pytest.fixture(scope="session")
-def _outsides() -> Iterator[Callable[[str], Outside]]:
-    """The stages of external traffic by mode, likewise."""
-    made: dict[str, Outside] = {}
+def _outsides() -> Iterator[Callable[..., Outside]]:
+    """The stages of external traffic by mode and MTU, likewise."""
+    made: dict[tuple[str, int], Outside] = {}
 
-    def outside(mode: str) -> Outside:
-        if mode not in made:
-            lab = Lab(f"test-{os.getpid()}-{mode}")
+    def outside(mode: str, mtu: int = 1500) -> Outside:
+        if (mode, mtu) not in made:
+            lab = Lab(f"test-{os.getpid()}-{mode}-{mtu}")
             try:
-                made[mode] = Outside(lab, mode)
-                made[mode].set_up()
+                made[mode, mtu] = Outside(lab, mode, mtu)
+                made[mode, mtu].set_up()
             except BaseException:
-                made.pop(mode, None)
+                made.pop((mode, mtu), None)
                 lab.down()
                 raise
-        return made[mode]
+        return made[mode, mtu]
 
     yield outside
     for one in made.values():
@@ -86,9 +86,15 @@ def _outsides() -> Iterator[Callable[[str], Outside]]:
 
 
 @pytest.fixture
-def outside(mode: str, _outsides: Callable[[str], Outside]) -> Outside:
-    """The shared stage of external traffic in the mode that a test is parametrized with."""
-    return _outsides(mode)
+def mtu() -> int:
+    """The underlay's, where a test is not parametrized with others."""
+    return 1500
+
+
+@pytest.fixture
+def outside(mode: str, mtu: int, _outsides: Callable[..., Outside]) -> Outside:
+    """The shared stage of external traffic in the mode, and of the MTU, that a test is parametrized with."""
+    return _outsides(mode, mtu)
 
 
 @pytest.fixture

@@ -32,6 +32,9 @@ CLUSTER_IP = "cluster IP"
 MAPPED_PORT = 8053
 CLIENT = addresses.underlay(addresses.CLIENT)
 FIRST_NODE_PORT = 30000
+# A tunnel between IPv6 addresses adds 70 bytes, and IPv6 wants 1,280 in pods.
+TUNNEL_BYTES = 70
+TUNNELS_MTU_MIN = 1280 + TUNNEL_BYTES
 
 
 class Exposed(NamedTuple):
@@ -68,13 +71,15 @@ class Outside(Stage):
 
     Args:
         mode: of MODES.
+        mtu: of the client's and the nodes' devices; with tunnels it is no less than leaves pods enough for IPv6.
     """
 
-    def __init__(self, lab: Lab, mode: str) -> None:
+    def __init__(self, lab: Lab, mode: str, mtu: int = 1500) -> None:
         super().__init__(lab, "directory")
         self.mode = mode
         self._askers: dict[Path, Asker] = {}
         self.handover, _, self.way_back = mode.partition("-")
+        self.mtu = max(mtu, TUNNELS_MTU_MIN) if self.handover == "vxlan" else mtu
 
     @property
     def client(self) -> Space:
@@ -86,8 +91,18 @@ class Outside(Stage):
             self._askers[where.group] = Asker(where)
         return self._askers[where.group]
 
+    @property
+    def fits(self) -> int:
+        """The largest packet of the client's that comes to the other node's backends in one piece."""
+        return self.mtu - TUNNEL_BYTES if self.handover == "vxlan" else self.mtu
+
     def set_up(self) -> None:
-        self.lab.start_nodes(2, self.source, {"handover": self.handover, "return_path": self.way_back})
+        added = [self.lab.add_node() for _ in range(2)]
+        for space in (self.client, *(node.space for node in added)):
+            network.resize(self.lab.switch, space, self.mtu)
+        settings = {"handover": self.handover, "return_path": self.way_back}
+        settings |= {"encapsulation": "never"} if self.mtu < TUNNELS_MTU_MIN else {}
+        self.lab.bring_up(added, self.source, settings)
         for node in self.lab.nodes:
             mappings = [
                 {"hostPort": MAPPED_PORT, "containerPort": runtime.PORT, "protocol": protocol} for protocol in PROTOCOLS

@@ -14,8 +14,8 @@ from e2e.tests.stage import FAMILIES, PORT, pick
 pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 BACKENDS = pytest.mark.parametrize("name", ["far", "host-far"])
-UNDERLAY_MTU, OVERLAY_MTU = 1500, 1430
-SMALLEST = {"IPv4": 28 + 120, "IPv6": 48 + 120}  # as large as an answer
+MTUS = pytest.mark.parametrize("mtu", [1500, *(pytest.param(mtu, marks=pytest.mark.soak) for mtu in (1280, 9000))])
+SMALLEST = {"IPv4": 28 + 1, "IPv6": 48 + 1}
 
 
 def path(where: Space, *arguments: str | int) -> object:
@@ -29,15 +29,16 @@ def forget_paths(outside: Outside) -> None:
             space.run("ip", family, "route", "flush", "cache")
 
 
+@MTUS
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 @BACKENDS
 def test_datagrams_of_all_sizes(outside: Outside, name: str, family: str) -> None:
-    """Through a NodePort, both ways: all are answered where they may be cut up; where not, those that fit, and who
-    sends others hears the MTU from the address to which it talks."""
+    """Through a NodePort, both ways, from a byte on: all are answered where they may be cut up; where not, those that
+    fit, and who sends others hears the MTU from the address to which it talks, or from its own device."""
     address, port = target(outside.node(1), SERVICES[name], NODE_PORT, family)
-    span = SMALLEST[family], UNDERLAY_MTU + 100, 5
-    fits = OVERLAY_MTU if outside.handover == "vxlan" else UNDERLAY_MTU
+    span = SMALLEST[family], outside.mtu + 100, 5
+    fits = outside.fits
     forget_paths(outside)
     whole = path(outside.client, "sizes", address, port, *span, "--whole")
     assert whole == {
@@ -45,13 +46,15 @@ def test_datagrams_of_all_sizes(outside: Outside, name: str, family: str) -> Non
         "refused": [size for size in range(*span) if size > fits],
         "lost": [],
         "mtu": fits,
+        "said_by": [address] if fits < outside.mtu else [],
     }
-    forget_paths(outside)
-    for cut in (span, (span[1], span[0], -5)):  # the largest first: it comes in fragments that are too big
-        forget_paths(outside)
+    # with what has been learned; without; and the largest first: it comes in fragments that are too big
+    for cut in (span, span, (span[1], span[0], -5)):
         assert path(outside.client, "sizes", address, port, *cut)["answered"] == list(range(*cut))
+        forget_paths(outside)
 
 
+@MTUS
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("family", FAMILIES)
 @BACKENDS
