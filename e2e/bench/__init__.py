@@ -10,7 +10,7 @@
     lab         the netns lab, with nodes of the peers beside ours
     contenders  a class for each
     misses      which connections met an endpoint that had been marked not ready: pure
-    churn, cni, control_plane, connect, install, nodeport, pods, sweep, transfer    the cases, a module each
+    churn, cni, control_plane, connect, install, nodeport, pods, reuse, sweep, transfer    the cases, a module each
 
 A case is a module with a function `run() -> Outcome`, named in `__main__.CASES`. RESULTS.md keeps the latest figures.
 """

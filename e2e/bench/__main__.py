@@ -22,6 +22,7 @@ CASES = {
     "connect": "e2e.bench.connect",
     "nodeport": "e2e.bench.nodeport",
     "transfer": "e2e.bench.transfer",
+    "reuse": "e2e.bench.reuse",
     "sweep": "e2e.bench.sweep",
     "pods": "e2e.bench.pods",
     "install": "e2e.bench.install",
