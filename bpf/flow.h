@@ -39,7 +39,11 @@
 /* How long the rest of a datagram is waited for by who puts it together: Linux, IPv4; in IPv6 twice as long. */
 #define REASSEMBLY_NS (30 * SECOND_NS)
 
-/* Any port will do for a collision. */
+/*
+ * Any port will do for a collision. Of the tries the second half takes the ports of closed flows as well: a client that
+ * opens and closes thousands of connections a second has most of them there, and a server that still waits for the end
+ * of such a one has the SYN sent twice at worst.
+ */
 #define PORT_MIN   1024
 #define PORT_COUNT (65536 - PORT_MIN)
 
@@ -362,6 +366,8 @@ static __always_inline bool keeps_place(const struct flow *other, const struct w
 {
 	if (flow_expired(other, work->entry.seen_ns))
 		return false;
+	if (work->opening.pressed && other->state >= FLOW_CLOSED)
+		return false;
 	if (same_tuple(&other->twin, &work->packet.tuple))
 		return may_be_over(other) && !same_way(&other->way, &work->entry.way);
 	return true;
@@ -420,6 +426,7 @@ static __always_inline int claim_masqueraded(struct __sk_buff *skb, struct work 
 		int error;
 
 		work->twin.dport_be = draw_port(config.masquerade_port_min, config.masquerade_port_count);
+		work->opening.pressed = i >= MASQUERADE_TRIES / 2;
 		error = flow_try(skb);
 		if (error != -EEXIST)
 			return error ? -DROP_FLOWS_FULL : 0;
@@ -436,6 +443,7 @@ static __always_inline int claim(struct __sk_buff *skb, struct work *work)
 			return error ? -DROP_FLOWS_FULL : 0;
 		count(COUNTER_PORTS_REWRITTEN);
 		work->twin.dport_be = draw_port(PORT_MIN, PORT_COUNT);
+		work->opening.pressed = i >= COLLISION_TRIES / 2;
 	}
 	return -DROP_NO_FREE_PORT;
 }

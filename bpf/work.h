@@ -17,6 +17,7 @@ struct opening {
 	__u8 flags;       /* of the entry: FLOW_HANDED_OVER or 0 */
 	__u8 one_way;     /* its answers do not come by here */
 	__u8 masquerade;  /* the source port comes from the range of masquerade */
+	__u8 pressed;     /* ports are short: that of a flow that is over will do */
 };
 
 /* How a packet came in from outside. */

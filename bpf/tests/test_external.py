@@ -1017,6 +1017,20 @@ class TestMasquerade:
         assert datapath.run("from_pod", tcp(V4, (V4.client, 5001), (V4.outside, 443))).verdict == SHOT
         assert datapath.dropped(DropReason.PORTS_EXHAUSTED) == 1
 
+    def test_ports_of_closed_connections_are_used_where_no_other_is_left(self, datapath: Datapath) -> None:
+        """Else a node's pods could open 667 connections a second to one address and port, and no more."""
+        datapath.run("from_pod", tcp(V4, (V4.client, 5000), (V4.outside, 443)))
+        flow = datapath.flow(key((V4.client, 5000), (V4.outside, 443)))
+        assert flow is not None
+        held = datapath.flow(flow.twin)
+        assert held is not None
+        closed = held._replace(state=FlowState.CLOSED)
+        datapath.write_flows((flow.twin._replace(dport=port), closed) for port in range(40000, 60000))
+        request = tcp(V4, (V4.client, 5001), (V4.outside, 443))
+        packet = datapath.run("from_pod", request).packet
+        assert 40000 <= packet[TCP].sport < 60000
+        same(packet, expected(request, hops=1, src=V4.node, sport=int(packet[TCP].sport)))
+
     def test_last_five_per_cent_of_the_ports_are_found(self, datapath: Datapath) -> None:
         """With 19,000 of 20,000 taken, a new flow still finds a port: 256 draws miss them once in 500,000 times."""
         datapath.run("from_pod", tcp(V4, (V4.client, 5000), (V4.outside, 443)))

@@ -576,6 +576,25 @@ class TestFlows:
         assert datapath.dropped(DropReason.NO_FREE_PORT) == 1
         assert datapath.flow(key(server, client)) == taken
 
+    @pytest.mark.parametrize("state", [FlowState.CLOSED, FlowState.RESET])
+    def test_where_no_port_is_free_that_of_a_flow_that_is_over_will_do(
+        self, datapath: Datapath, state: FlowState
+    ) -> None:
+        """A client that opens and closes thousands of connections a second; but never the one that has its own port."""
+        datapath.service(V4.service, 80, dp.TCP_PROTOCOL, [(V4.server, 8080)])
+        client, server = (V4.client, 40000), (V4.server, 8080)
+        open_connection(datapath, V4, client, (V4.service, 80))
+        taken = datapath.flow(key(server, client))
+        assert taken is not None
+        over = taken._replace(state=state)
+        datapath.write_flows((key(server, (V4.client, port)), over) for port in range(1024, 65536) if port != client[1])
+        request = tcp(V4, client, server)
+        result = datapath.run("from_pod", request)
+        port = int(result.packet[TCP].sport)
+        assert port != client[1]
+        same(result.packet, to_server(expected(request, sport=port)))
+        assert datapath.flow(key(server, client)) == taken
+
 
 class TestToPod:
     """to_pod: what the host's stack sends into a pod."""
