@@ -173,6 +173,27 @@ def test_node_of_another_subnet_makes_the_overlay(rig: Rig) -> None:
     assert "dstport 4789" in shown
 
 
+def test_node_that_moves_to_another_subnet_and_back_is_followed(rig: Rig) -> None:
+    """By the tunnel, whose device follows the underlay's MTU meanwhile, and by plain routes again."""
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    assert rig.routes() == NEAR_ROUTES
+    rig.nodes(manifest("near", ["198.51.100.2"], ["10.244.1.0/24", "fd00:10:244:1::/64"]))
+    for mtu in (1400, 9000, 1500):
+        rig.ip(f"link set up0 mtu {mtu}")
+        rig.sync()
+        assert {" ".join(route.split()[:3]) for route in rig.routes()} == {
+            "10.244.1.0/24 dev calico-vxlan",
+            "fd00:10:244:1::/64 dev calico-vxlan",
+        }
+        assert f"mtu {mtu - 70} " in "".join(rig.ip("link show calico-vxlan"))
+        assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == mtu - 70
+    rig.nodes(NEAR)
+    rig.sync()
+    assert rig.routes() == NEAR_ROUTES
+    assert rig.hooks() == {"up0": NETDEV}
+
+
 def test_node_that_changes_is_followed_without_another_look(rig: Rig) -> None:
     """Work is proportional to what changed: thousands of routes are not read again for one Node."""
     rig.nodes(OWN, NEAR)
