@@ -281,6 +281,12 @@ struct unmasqueraded {
 };
 ABI_LAYOUT(unmasqueraded, 4);
 
+/* By a remote_key: a range from which nothing comes in from outside. */
+struct denied {
+	__u32 flags; /* none yet: 0 */
+};
+ABI_LAYOUT(denied, 4);
+
 /* --- Flows: two entries each, one for either direction, each carrying the other's key --- */
 
 enum flow_state {
@@ -390,6 +396,7 @@ enum drop_reason {
 	DROP_NO_SERVICE,       /* an address of the ranges of Services that none of them has */
 	DROP_SOURCE_RANGE,     /* not of the sources for which a load-balancer address is */
 	DROP_TOO_BIG,          /* for the link or tunnel that it has to take; the sender is told, where it is to know */
+	DROP_DENIED,           /* from a range of the deny list */
 	DROP_REASONS,
 };
 

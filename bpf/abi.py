@@ -77,6 +77,7 @@ class DropReason(IntEnum):
     NO_SERVICE = 22
     SOURCE_RANGE = 23
     TOO_BIG = 24
+    DENIED = 25
 
 
 class FlowFlag(IntFlag):
@@ -321,6 +322,23 @@ class Config(NamedTuple):
             closes_udp,
             maglev_size,
         )
+
+
+_DENIED = Struct("=I")
+
+
+class Denied(NamedTuple):
+    """struct denied, 4 bytes."""
+
+    flags: int
+
+    def pack(self) -> bytes:
+        return _DENIED.pack(self.flags)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Denied":
+        (flags,) = _DENIED.unpack(data)
+        return cls(flags)
 
 
 _DEVICE = Struct("=16s16sII")
@@ -880,6 +898,7 @@ MAPS = {
     "affinities": MapSpec(9, 20, 16, 65536, 0, "AffinityKey", "Affinity"),
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
+    "denied": MapSpec(11, 20, 4, 65536, 1, "RemoteKey", "Denied"),
     "devices": MapSpec(1, 4, 40, 256, 1, "DeviceKey", "Device"),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
@@ -903,6 +922,7 @@ FIELDS = {
     "AffinityKey": {"client": (0, 16), "service_id": (16, 4)},
     "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1), "flags": (19, 1)},
     "BackendKey": {"backend_id": (0, 4)},
+    "Denied": {"flags": (0, 4)},
     "Device": {"v4": (0, 16), "v6": (16, 16), "mtu": (32, 4), "flags": (36, 4)},
     "DeviceKey": {"ifindex": (0, 4)},
     "DropCount": {"packets": (0, 8), "octets": (8, 8)},

@@ -28,6 +28,7 @@ COMMANDS = {
     "flows": ("controller.commands.flows", "Tracked connections."),
     "pods": ("controller.commands.pods", "This node's pods."),
     "drops": ("controller.commands.drops", "What did not get through, and why."),
+    "deny": ("controller.commands.deny", "Ranges from which nothing comes in from outside."),
     "doctor": ("controller.commands.doctor", "Check this node, and say what to do."),
     "install": ("controller.commands.install", "Put the bundle that this runs from on a node."),
     "uninstall": ("controller.commands.uninstall", "Take everything of ours off this node."),

@@ -117,6 +117,15 @@ struct {
 	__type(value, struct unmasqueraded);
 } unmasqueraded SEC(".maps");
 
+/* Command `deny`, and the controller when it starts: from where nothing comes in. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, 65536);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct remote_key);
+	__type(value, struct denied);
+} denied SEC(".maps");
+
 /* Controller and loader: see enum state_index. */
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -13,6 +13,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "deliver.h"
+#include "deny.h"
 #include "refuse.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -653,6 +654,8 @@ static __always_inline int arriving(struct __sk_buff *skb, struct work *work)
 	if (skb->pkt_type != 0 /* PACKET_HOST */ || vlan(skb) || !work)
 		return PASS;
 	result = parse_known(skb, &work->packet);
+	if (result != PARSE_NOT_IP && is_denied(&work->packet.tuple.saddr))
+		return drop(skb, -DROP_DENIED);
 	if (result)
 		return unreadable(skb, &work->packet, result);
 	return to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr) ? PASS : 0;

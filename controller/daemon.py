@@ -17,11 +17,11 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, health, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
+from controller import alone, denied, health, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
-from controller.errors import AloneError
+from controller.errors import AloneError, DenyListError
 from controller.maps import PinnedMaps
 from controller.metrics import Metrics
 from controller.network import NodeNetwork
@@ -63,6 +63,7 @@ def run(settings: Settings) -> None:
     # The source reads while the programs are loaded.
     controller.start()
     _load(settings, pins)
+    _deny(settings, maps)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
     masqagent.watch(settings.ip_masq_agent_file, controller.network_changed)
@@ -112,6 +113,16 @@ def _load(settings: Settings, pins: Pins) -> None:
     except (KernelError, OSError) as error:
         # Pods' traffic is translated at their links all the same; the node's own processes' packet by packet.
         log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
+
+
+def _deny(settings: Settings, maps: PinnedMaps) -> None:
+    """What the map of a node that was started anew does not know. One that cannot be read keeps no Service waiting."""
+    held = denied.DenyList(settings.state_dir)
+    try:
+        with held.locked():
+            denied.apply(maps, held.read())
+    except (DenyListError, OSError) as error:
+        log.error("deny-list-not-applied", error=str(error), remedy="mend the file, and use `calico-ebpf deny`")
 
 
 def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:

@@ -5,6 +5,7 @@ ControllerError
 ├── ManifestError       an object or document cannot be understood; says at which line
 ├── AloneError          another controller runs on this node
 ├── InstallError        what is to be installed cannot be understood
+├── DenyListError       the deny list cannot be read, or has no room
 ├── NetworkError        a device or route could not be made or changed
 └── ApiError            the API server did not do what was asked
     ├── ExpiredError    410: the resource version is too old; list again
@@ -35,6 +36,10 @@ class AloneError(ControllerError):
 
 class InstallError(ControllerError):
     """What is to be installed cannot be understood."""
+
+
+class DenyListError(ControllerError):
+    """The deny list cannot be read, or has no room for so many ranges."""
 
 
 class NetworkError(ControllerError):

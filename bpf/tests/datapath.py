@@ -28,6 +28,7 @@ from bpf.abi import (
     Config,
     ConnectTime,
     Counter,
+    Denied,
     Device,
     DeviceFlag,
     DeviceKey,
@@ -167,7 +168,7 @@ class Datapath:
         self._maps = loaded.maps
         self._programs = loaded.programs
         self._counters = dict.fromkeys(Counter, 0)
-        tries = "remotes", "sources", "unmasqueraded"
+        tries = "denied", "remotes", "sources", "unmasqueraded"
         self._tries: dict[str, set[bytes]] = {name: set() for name in tries}  # they are not emptied at once
         summed = self._kernel(kernel.takes_run, loaded.programs["from_netdev"], syscall.CHECKSUM_COMPLETE)  # 6.18 does
         self._run_flags = syscall.CHECKSUM_COMPLETE if summed else 0
@@ -255,6 +256,16 @@ class Datapath:
         address, length = prefix
         key = RemoteKey(prefix_bits(packed(address), length), packed(address))
         self.write("unmasqueraded", key.pack(), Unmasqueraded(0).pack())
+
+    def deny(self, prefix: tuple[str, int]) -> None:
+        """Puts a range on the deny list."""
+        address, length = prefix
+        key = RemoteKey(prefix_bits(packed(address), length), packed(address))
+        self.write("denied", key.pack(), Denied(0).pack())
+
+    def no_longer_denied(self, prefix: tuple[str, int]) -> None:
+        address, length = prefix
+        assert self.delete("denied", RemoteKey(prefix_bits(packed(address), length), packed(address)).pack())
 
     def allow(self, address: str, port: int, protocol: int, clients: tuple[str, int]) -> None:
         """Has a frontend with FRONTEND_SOURCES serve a range of clients."""

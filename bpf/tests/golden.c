@@ -94,6 +94,7 @@ static const struct device device = {
 	.flags = 0x06070809,
 };
 static const struct unmasqueraded unmasqueraded = {.flags = 0x01020304};
+static const struct denied denied = {.flags = 0x01020304};
 static const struct way way = {.ifindex = 0x01020304, .kind = 0x05, .end = {0x11, 0x12, 0x13, 0x14, 0x15, 0x16}};
 static const struct flow flow = {
 	.twin = TUPLE(2),
@@ -177,6 +178,7 @@ int main(void)
 	PRINT(device_key);
 	PRINT(device);
 	PRINT(unmasqueraded);
+	PRINT(denied);
 	PRINT(way);
 	PRINT(flow);
 	PRINT(socket_key);

@@ -57,6 +57,7 @@ VALUES: dict[str, Any] = {
     "device_key": abi.DeviceKey(0x01020304),
     "device": abi.Device(address(1), address(2), 0x02030405, 0x06070809),
     "unmasqueraded": abi.Unmasqueraded(0x01020304),
+    "denied": abi.Denied(0x01020304),
     "way": WAY,
     "flow": abi.Flow(
         five_tuple(2), 0x6162636465666768, 0x5152535455565758, 0x7172737475767778, 0x81828384, 0x91, 0xA1, WAY

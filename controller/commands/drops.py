@@ -58,6 +58,8 @@ MEANINGS = {
     abi.DropReason.TOO_BIG: "Larger than the link or tunnel takes by which it has to go. A few are how senders learn "
     "of it; one that goes on does not hear ICMP, or lets its packets be cut up, which only IPv4 tunnels do: look for "
     "a firewall, and see `calico-ebpf doctor` about MTUs.",
+    abi.DropReason.DENIED: "From a range of this node's deny list: `calico-ebpf deny list` has them, and "
+    "`calico-ebpf deny remove` takes one off.",
     abi.DropReason.PORTS_EXHAUSTED: "Masquerade found no free port towards that destination: raise masquerade_ports, "
     "or spread the connections over several destinations.",
     abi.DropReason.NO_HANDOVER: "An outside client's packet, and the backend's node cannot be handed packets: layer 2 "
