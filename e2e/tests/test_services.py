@@ -164,7 +164,7 @@ def connected():
 client, seen, end = connected(), "", time.monotonic() + 10
 while seen != "web-2" and time.monotonic() < end:
     try:
-        client.send(b"?")
+        client.send(b"?\\n")
         name = json.loads(client.recv(2048))["name"]
     except TimeoutError:
         raise
