@@ -29,7 +29,7 @@ class BenchError(Exception):
 def build(name: str) -> Path:
     """Compiles tools/NAME.c, unless that is done already. Raises BenchError."""
     source, target = SOURCES / f"{name}.c", BUILD / name
-    newest = max(path.stat().st_mtime for path in (source, ROOT / "bpf" / "abi.h"))
+    newest = max(path.stat().st_mtime for path in (source, SOURCES / "common.h", ROOT / "bpf" / "abi.h"))
     if target.exists() and target.stat().st_mtime > newest:
         return target
     BUILD.mkdir(parents=True, exist_ok=True)

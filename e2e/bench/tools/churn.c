@@ -32,6 +32,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common.h"
+
 #define BACKLOG    4096
 #define EVENTS     64
 #define SECOND_NS  1000000000LL
@@ -49,20 +51,6 @@ struct connection {
 };
 
 static struct connection *connections;
-
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static long long now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * SECOND_NS + time.tv_nsec;
-}
 
 static void listen_on(int poll, int port)
 {

@@ -28,6 +28,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "common.h"
+
 #define BACKLOG     1024
 #define TARGETS_MAX 8
 #define PATIENCE_S  10
@@ -58,18 +60,9 @@ struct report {
 	long failed, wrong, repeated, slowest_us, error, waited;
 };
 
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
 static long long now_us(void)
 {
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000LL + time.tv_nsec / 1000;
+	return now_ns() / 1000;
 }
 
 /* Makes close(2) send a reset. */

@@ -21,8 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define CALLS_MAX      64
 #define VARIABLES_MAX  64
@@ -45,20 +46,6 @@ static char config[TEXT_BYTES / 2];
 static char *executable;
 
 extern char **environ;
-
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static long long now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
 
 /* Reads the configuration, without the white space at its end. */
 static void read_config(const char *path)

@@ -24,25 +24,12 @@
 #include <unistd.h>
 
 #include "abi.h"
+#include "common.h"
 
 #define BATCH   4096
 #define HOUR_NS 3600000000000ULL
 
 static int flows, program;
-
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static unsigned long long now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000ULL + time.tv_nsec;
-}
 
 static int call(int command, union bpf_attr *attributes)
 {

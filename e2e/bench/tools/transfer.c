@@ -30,8 +30,9 @@
 #include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "common.h"
 
 #define BUFFER_BYTES (1 << 20)
 #define BACKLOG      16
@@ -50,20 +51,6 @@ struct order {
 };
 
 static char buffer[BUFFER_BYTES];
-
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static long long now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
 
 static void set(int socket, int level, int option, int value)
 {

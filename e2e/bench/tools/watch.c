@@ -29,6 +29,7 @@
 #include <unistd.h>
 
 #include "abi.h"
+#include "common.h"
 
 #define CHANGE_TIMEOUT_NS 5000000000LL
 
@@ -38,20 +39,6 @@ static struct {
 } plan;
 
 static int frontends, slots, backends;
-
-static void fail(const char *what)
-{
-	printf("error: %s: %s\n", what, strerror(errno));
-	exit(1);
-}
-
-static long long now_ns(void)
-{
-	struct timespec time;
-
-	clock_gettime(CLOCK_MONOTONIC, &time);
-	return time.tv_sec * 1000000000LL + time.tv_nsec;
-}
 
 static void pause_1ms(void)
 {
