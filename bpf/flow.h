@@ -261,7 +261,7 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 static __always_inline bool has_moved(const struct packet *packet, const struct opening *opening,
 				      const struct flow *other)
 {
-	const bool was_handed_over = other->way.kind == WAY_MAC || other->way.kind == WAY_TUNNEL;
+	const bool was_handed_over = leads_to_entry_node(&other->way);
 
 	if (!in_mid_stream(packet) || !(other->flags & FLOW_REPLY) || other->twin.sport_be != packet->tuple.sport_be ||
 	    !same_address(&other->twin.saddr, &packet->tuple.saddr))

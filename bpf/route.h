@@ -4,6 +4,7 @@
 #define CALICO_EBPF_ROUTE_H
 
 #include <linux/bpf.h>
+#include <stdbool.h>
 #include <bpf/bpf_helpers.h>
 
 #include "address.h"
@@ -65,6 +66,13 @@ static __always_inline struct way way_to_client(struct __sk_buff *skb, const str
 	__u32 ifindex = route_out(skb, &asked->daddr, &asked->saddr);
 
 	return (struct way){.ifindex = ifindex ? ifindex : skb->ifindex, .kind = WAY_ROUTE};
+}
+
+/* Whether answers that leave by this way go to the node that has handed over what they answer, which translates them.
+ */
+static __always_inline bool leads_to_entry_node(const struct way *way)
+{
+	return way->kind == WAY_MAC || way->kind == WAY_TUNNEL;
 }
 
 /* How an answer gets into the host's stack: by the device by which the host's packet, in `skb`, leaves. */

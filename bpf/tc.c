@@ -641,9 +641,13 @@ static __noinline int unreadable(struct __sk_buff *skb, const struct packet *pac
 	return drop(skb, result);
 }
 
-/* Reads what comes in by a device of the node's. Returns 0: it may be for a pod or a Service, or its verdict. */
-static __always_inline int arriving(struct __sk_buff *skb, struct work *work)
+/*
+ * The verdict on what comes in by a device of the node's. `other`: beside the underlay, where what is for a pod's own
+ * address is the host's stack's, whose filters and translations were made for it.
+ */
+static __always_inline int from_device(struct __sk_buff *skb, bool other)
 {
+	struct work *work = new_work();
 	int result;
 
 	if (skb->mark == config.mark) {
@@ -658,30 +662,22 @@ static __always_inline int arriving(struct __sk_buff *skb, struct work *work)
 		return drop(skb, -DROP_DENIED);
 	if (result)
 		return unreadable(skb, &work->packet, result);
-	return to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr) ? PASS : 0;
+	if ((to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)) ||
+	    (other && pod_at(&work->packet.tuple.daddr)))
+		return PASS;
+	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
 
 SEC("classifier")
 int from_netdev(struct __sk_buff *skb)
 {
-	struct work *work = new_work();
-	int result = arriving(skb, work);
-
-	return result ? result : verdict_for_outside(skb, work, from_outside(skb, work, false));
+	return from_device(skb, false);
 }
 
-/* What is for a pod's own address is the host's stack's here, whose filters and translations were made for it. */
 SEC("classifier")
 int from_other(struct __sk_buff *skb)
 {
-	struct work *work = new_work();
-	int result = arriving(skb, work);
-
-	if (result)
-		return result;
-	if (pod_at(&work->packet.tuple.daddr))
-		return PASS;
-	return verdict_for_outside(skb, work, from_outside(skb, work, false));
+	return from_device(skb, true);
 }
 
 SEC("classifier")
@@ -724,14 +720,7 @@ static __always_inline int add_link_header(struct __sk_buff *skb)
 SEC("classifier")
 int from_l3(struct __sk_buff *skb)
 {
-	struct work *work = new_work();
-	int result = add_link_header(skb) ? PASS : arriving(skb, work);
-
-	if (result)
-		return result;
-	if (by_another_device(skb) && pod_at(&work->packet.tuple.daddr))
-		return PASS;
-	return verdict_for_outside(skb, work, from_outside(skb, work, false));
+	return add_link_header(skb) ? PASS : from_device(skb, by_another_device(skb));
 }
 
 /* The flow of a packet that the host's stack sends under its own address; NULL: none. */
@@ -744,7 +733,7 @@ static __always_inline const struct flow *flow_of_host(struct __sk_buff *skb, st
 static __noinline int answer_to_outside(struct __sk_buff *skb, struct packet *packet, const struct flow *flow)
 {
 	/* the stack has found its way, but where another node must translate it */
-	const bool to_entry = flow->way.kind == WAY_MAC || flow->way.kind == WAY_TUNNEL;
+	const bool to_entry = leads_to_entry_node(&flow->way);
 	struct tuple to = reverse(&flow->twin);
 	int error = to_entry ? fits_on_its_way(skb, packet, NULL, &flow->way) : 0;
 
