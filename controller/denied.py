@@ -82,7 +82,7 @@ def entry(cidr: str) -> bytes:
 
 def in_force(maps: Maps) -> set[str]:
     """The ranges that the map has. Raises BpfError."""
-    return {_range(RemoteKey.unpack(key)) for key in maps.read(MAP)}
+    return {shown(RemoteKey.unpack(key)) for key in maps.read(MAP)}
 
 
 def apply(maps: Maps, ranges: Iterable[str]) -> None:
@@ -93,5 +93,6 @@ def apply(maps: Maps, ranges: Iterable[str]) -> None:
     maps.write([Op(MAP, key, value) for key in wanted - held])
 
 
-def _range(key: RemoteKey) -> str:
+def shown(key: RemoteKey) -> str:
+    """A range as text."""
     return f"{text(key.address)}/{key.prefix_bits - (96 if key.address.startswith(V4_PREFIX) else 0)}"

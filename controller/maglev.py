@@ -24,9 +24,8 @@ def rows(backends: Sequence[bytes], backend_ids: Sequence[int], size: int) -> li
         backend_ids: of each of them.
         size: places, a prime.
     """
-    id_of = dict(zip(backends, backend_ids, strict=True))
-    ids = [id_of[one] for one in sorted(backends)]
-    places = array("I", [ids[index] for index in table(tuple(sorted(backends)), size)])
+    ordered = sorted(zip(backends, backend_ids, strict=True))
+    places = array("I", [ordered[index][1] for index in table(tuple(one for one, _ in ordered), size)])
     places.extend([0] * (-size % Maglev.ROW))
     return [MaglevRow(places[at : at + Maglev.ROW].tobytes()).pack() for at in range(0, len(places), Maglev.ROW)]
 

@@ -2,18 +2,16 @@
 """`calico-ebpf deny`: the ranges from which nothing comes in from outside, at this node."""
 
 from collections.abc import Callable, Iterable, Iterator
-from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 import click
 
 from bpf import abi, node
-from bpf.address import is_v4, text
 from bpf.cli import settings_flags
 from bpf.errors import NotLoadedError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import denied
+from controller import cidr, denied
 from controller.commands.options import output_flag
 from controller.commands.output import Column, show
 from controller.commands.reading import entries
@@ -54,28 +52,22 @@ def of_the_cluster(
 ) -> Iterator[tuple[str, str]]:
     """(range, what it is) of what must not be shut out: nodes, their pods, and the routers before them."""
     for key in nodes:
-        yield _range(key.address, 128), "the address of a node"
+        yield denied.shown(abi.RemoteKey(128, key.address)), "the address of a node"
     for remote_key, remote in remotes:
         if not remote.flags & abi.RemoteFlag.SERVICES:
-            yield _range(remote_key.address, remote_key.prefix_bits), "of another node or its pods"
-            yield _range(remote.next_hop, 128), "the way to another node"
+            yield denied.shown(remote_key), "of another node or its pods"
+            yield denied.shown(abi.RemoteKey(128, remote.next_hop)), "the way to another node"
 
 
 def conflicts(wanted: Iterable[str], precious: Iterable[tuple[str, str]]) -> list[str]:
     """What is said against denying ranges, a sentence for each that holds anything of the cluster's."""
-    known = [(ip_network(cidr), cidr, what) for cidr, what in precious]
+    known = list(precious)
     found = []
-    for cidr in wanted:
-        network = ip_network(cidr)
-        for other, told, what in known:
-            if network.version == other.version and network.overlaps(other):
-                found.append(f"{cidr} holds {told}, {what}")
-                break
+    for one in wanted:
+        holds = next(((held, what) for held, what in known if cidr.overlaps(one, (held,))), None)
+        if holds:
+            found.append(f"{one} holds {holds[0]}, {holds[1]}")
     return found
-
-
-def _range(address: bytes, bits: int) -> str:
-    return f"{text(address)}/{bits - 96 if is_v4(address) else bits}"
 
 
 def _known(pins: Pins) -> Iterator[tuple[str, str]]:
@@ -87,7 +79,7 @@ def _shown(settings: Settings, output: str, ranges: Iterable[str]) -> None:
         active = denied.in_force(PinnedMaps(node.pins(settings)))
     except NotLoadedError:
         active = set()
-    show(output, [Denied(cidr, cidr in active) for cidr in ranges], COLUMNS)
+    show(output, [Denied(one, one in active) for one in ranges], COLUMNS)
 
 
 def _change(settings: Settings, change: Callable[[set[str]], set[str]]) -> None:
