@@ -14,7 +14,7 @@ BPF_CFLAGS := -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror -Wno-unused-para
 	-fdebug-compilation-dir=. \
 	-I /usr/include/$(shell uname -m)-linux-gnu
 BPF_HEADERS := $(wildcard bpf/*.h)
-BPF_OBJECTS := $(BUILD)/bpf/tc.o $(BUILD)/bpf/cgroup.o $(BUILD)/bpf/sweep.o
+BPF_OBJECTS := $(addprefix $(BUILD)/bpf/,tc.o cgroup.o sweep.o xdp.o)
 
 .PHONY: help
 help: ## list the targets

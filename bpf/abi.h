@@ -266,8 +266,10 @@ struct device {
 	struct address v6;
 	__u32 mtu;   /* in bytes, IP header and all */
 	__u32 flags; /* enum device_flag */
+	__u8 mac[6]; /* zero where it has none of 6 bytes, and of the overlay and the pod links */
+	__u8 pad[2];
 };
-ABI_LAYOUT(device, 40);
+ABI_LAYOUT(device, 48);
 
 enum device_flag {
 	DEVICE_MASQUERADE_V4 = 1 << 0, /* what pods send out of the cluster by it goes under its address */

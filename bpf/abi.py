@@ -341,24 +341,25 @@ class Denied(NamedTuple):
         return cls(flags)
 
 
-_DEVICE = Struct("=16s16sII")
+_DEVICE = Struct("=16s16sII6s2x")
 
 
 class Device(NamedTuple):
-    """struct device, 40 bytes."""
+    """struct device, 48 bytes."""
 
     v4: bytes
     v6: bytes
     mtu: int
     flags: int
+    mac: bytes
 
     def pack(self) -> bytes:
-        return _DEVICE.pack(self.v4, self.v6, self.mtu, self.flags)
+        return _DEVICE.pack(self.v4, self.v6, self.mtu, self.flags, self.mac)
 
     @classmethod
     def unpack(cls, data: bytes) -> "Device":
-        v4, v6, mtu, flags = _DEVICE.unpack(data)
-        return cls(v4, v6, mtu, flags)
+        v4, v6, mtu, flags, mac = _DEVICE.unpack(data)
+        return cls(v4, v6, mtu, flags, mac)
 
 
 _DEVICE_KEY = Struct("=I")
@@ -899,7 +900,7 @@ MAPS = {
     "backends": MapSpec(1, 4, 20, 524288, 1, "BackendKey", "Backend"),
     "counters": MapSpec(6, 4, 8, 7, 0, "", ""),
     "denied": MapSpec(11, 20, 4, 65536, 1, "RemoteKey", "Denied"),
-    "devices": MapSpec(1, 4, 40, 256, 1, "DeviceKey", "Device"),
+    "devices": MapSpec(1, 4, 48, 256, 1, "DeviceKey", "Device"),
     "drops": MapSpec(5, 8, 16, 8192, 1, "DropKey", "DropCount"),
     "flows": MapSpec(9, 40, 96, 524288, 0, "Tuple", "Flow"),
     "fragments": MapSpec(9, 40, 16, 16384, 0, "FragmentKey", "Fragment"),
@@ -923,7 +924,7 @@ FIELDS = {
     "Backend": {"address": (0, 16), "port_be": (16, 2), "protocol": (18, 1), "flags": (19, 1)},
     "BackendKey": {"backend_id": (0, 4)},
     "Denied": {"flags": (0, 4)},
-    "Device": {"v4": (0, 16), "v6": (16, 16), "mtu": (32, 4), "flags": (36, 4)},
+    "Device": {"v4": (0, 16), "v6": (16, 16), "mtu": (32, 4), "flags": (36, 4), "mac": (40, 6)},
     "DeviceKey": {"ifindex": (0, 4)},
     "DropCount": {"packets": (0, 8), "octets": (8, 8)},
     "DropKey": {"reason": (0, 4), "ifindex": (4, 4)},

@@ -23,6 +23,10 @@ CLSACT = 0xFFFFFFF1
 INGRESS = 0xFFFFFFF2
 EGRESS = 0xFFFFFFF3
 
+# The XDP program, by whose name it is known again.
+XDP_PROGRAM = "calico_ebpf_xdp"
+_XDP_UPDATE_IF_NOEXIST, _XDP_DRIVER, _XDP_REPLACE = 1, 4, 16
+
 # enum bpf_attach_type of the programs in bpf/cgroup.c
 CGROUP_HOOKS = {
     "connect4": 10,
@@ -61,6 +65,25 @@ def detach_device(netlink: Any, ifindex: int, hook: str) -> None:
     """Takes our filter off a device; pyroute2's NetlinkError 2 or 22 says that there was none."""
     parent = INGRESS if hook.startswith("from_") else EGRESS
     netlink.tc("del-filter", "bpf", ifindex, handle=HANDLE, parent=parent, prio=PRIORITY, protocol=ETH_P_ALL)
+
+
+def attach_xdp(netlink: Any, ifindex: int, program_fd: int, replaced_fd: int | None = None) -> None:
+    """Attaches the XDP program in the device's driver, never in generic mode, where no other stands; or replaces that
+    one. pyroute2's NetlinkError says why not: see XDP_REFUSALS of controller.routes."""
+    flags = _XDP_DRIVER | (_XDP_UPDATE_IF_NOEXIST if replaced_fd is None else _XDP_REPLACE)
+    _set_xdp(netlink, ifindex, program_fd, flags, replaced_fd)
+
+
+def detach_xdp(netlink: Any, ifindex: int, replaced_fd: int) -> None:
+    """Takes this XDP program off a device; pyroute2's NetlinkError says that there is another one, or none."""
+    _set_xdp(netlink, ifindex, -1, _XDP_DRIVER | _XDP_REPLACE, replaced_fd)
+
+
+def _set_xdp(netlink: Any, ifindex: int, program_fd: int, flags: int, replaced_fd: int | None) -> None:
+    attributes = [("IFLA_XDP_FD", program_fd), ("IFLA_XDP_FLAGS", {"value": flags})]
+    if replaced_fd is not None:
+        attributes.append(("IFLA_XDP_EXPECTED_FD", replaced_fd))
+    netlink.link("set", index=ifindex, xdp={"attrs": attributes})
 
 
 def attach_cgroup(pins: Pins, cgroup: Path) -> None:

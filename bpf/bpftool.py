@@ -53,6 +53,13 @@ def filters() -> list[dict[str, Any]]:
     return found
 
 
+def xdp_programs() -> list[dict[str, Any]]:
+    """The XDP programs of the caller's network namespace: `devname`, `ifindex`, `mode` (driver, generic, offload),
+    `id`, and `name`, which is the program's."""
+    found: list[dict[str, Any]] = json.loads(run("-j", "net", "show"))[0]["xdp"]
+    return [item | {"name": json.loads(run("-j", "prog", "show", "id", str(item["id"])))["name"]} for item in found]
+
+
 def btf_types(path: str) -> list[dict[str, Any]]:
     """The BTF types of an object file."""
     types: list[dict[str, Any]] = json.loads(run("-j", "btf", "dump", "file", path))["types"]

@@ -24,20 +24,26 @@ static __always_inline void count(enum counter counter)
 		*value += 1; /* per CPU */
 }
 
-/* Counts a packet as dropped for `error`, a negated enum drop_reason, and returns the verdict that drops it. */
-static __always_inline int drop(const struct __sk_buff *skb, int error)
+/* Counts a packet of so many bytes, which came in or leaves by a device, as dropped. */
+static __always_inline void count_drop(__u32 ifindex, enum drop_reason reason, __u32 octets)
 {
-	struct drop_key key = {.reason = -error, .ifindex = skb->ifindex};
+	struct drop_key key = {.reason = reason, .ifindex = ifindex};
 	struct drop_count *total = bpf_map_lookup_elem(&drops, &key);
 
 	if (total) {
 		total->packets += 1;
-		total->octets += skb->len;
+		total->octets += octets;
 	} else {
-		struct drop_count first = {.packets = 1, .octets = skb->len};
+		struct drop_count first = {.packets = 1, .octets = octets};
 
 		bpf_map_update_elem(&drops, &key, &first, BPF_NOEXIST);
 	}
+}
+
+/* Counts a packet as dropped for `error`, a negated enum drop_reason, and returns the verdict that drops it. */
+static __always_inline int drop(const struct __sk_buff *skb, int error)
+{
+	count_drop(skb->ifindex, -error, skb->len);
 	return TC_ACT_SHOT;
 }
 

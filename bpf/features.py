@@ -39,6 +39,12 @@ HELPERS = {
         "bpf_skb_store_bytes",
         "bpf_skc_lookup_tcp",
     ),
+    "xdp": (
+        "bpf_fib_lookup",
+        "bpf_ktime_get_ns",
+        "bpf_map_lookup_elem",
+        "bpf_map_update_elem",
+    ),
     "cgroup_sock_addr": (
         "bpf_get_netns_cookie",
         "bpf_get_prandom_u32",
@@ -53,6 +59,10 @@ SWEEP_HELPERS = {"bpf_map_delete_elem", "bpf_seq_write"}
 
 # What is used where it is there, and done without before: the first kernel that has it.
 LATER_HELPERS = {"bpf_ktime_get_coarse_ns": (5, 11)}
+
+
+# From here on an XDP program may say that it takes frames in several buffers: MTUs of more than a page.
+XDP_FRAGS = (5, 18)
 
 
 class Features(NamedTuple):

@@ -34,8 +34,6 @@
 #include "table.h"
 #include "work.h"
 
-#define REFRESH_NS SECOND_NS
-
 /* How long the rest of a datagram is waited for by who puts it together: Linux, IPv4; in IPv6 twice as long. */
 #define REASSEMBLY_NS (30 * SECOND_NS)
 
@@ -171,13 +169,6 @@ static __always_inline int no_flow(void)
 static __always_inline bool closes_connection(const struct packet *packet)
 {
 	return packet->tcp_flags & (TCP_RST | TCP_FIN);
-}
-
-static __always_inline bool backend_exists(__u32 backend_id)
-{
-	struct backend_key key = {.backend_id = backend_id};
-
-	return bpf_map_lookup_elem(&backends, &key);
 }
 
 /* What one side sends while the other's RST is on its way to it revives a flow that is over all the same. */

@@ -15,13 +15,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from bpf import bpftool, elf, mapmemory, syscall, upgrade
+from bpf import bpftool, elf, features, mapmemory, syscall, upgrade
 from bpf.abi import MAPS, Config, MapSpec
 from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
 from bpf.pins import Pins, replace_link
 from bpf.syscall import MapInfo
 
-OBJECTS = ("tc.o", "cgroup.o")
+OBJECTS = ("tc.o", "cgroup.o", "xdp.o")
 
 # The sweep's, which is done without where the kernel does not take it; without BTF no kernel takes iterators.
 SWEEP = "sweep.o"
@@ -164,6 +164,8 @@ def _image(path: Path, config: Config) -> bytes:
         image = path.read_bytes()
     except FileNotFoundError as error:
         raise NotLoadedError(f"{path} is missing: `make build` makes it") from error
+    if features.kernel()[0] < features.XDP_FRAGS:
+        image = image.replace(b"xdp.frags\0", b"xdp\0".ljust(10, b"\0"))  # the section's name says what it can
     return elf.patch(image, "config", config.pack()) if "config" in elf.symbols(image) else image
 
 

@@ -403,8 +403,9 @@ static __always_inline __u32 vlan(const struct __sk_buff *skb)
 	return skb->vlan_present ? skb->vlan_tci & VLAN_ID : 0;
 }
 
-/* Fills in `packet`, zeroed by the caller. Returns PARSE_IP, PARSE_NOT_IP, or a negated drop reason. */
-static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
+/* Fills in `packet`, zeroed by the caller; not for XDP, which has no skb. Returns PARSE_IP, PARSE_NOT_IP, or a negated
+ * drop reason. */
+__attribute__((unused)) static __noinline int parse(struct __sk_buff *skb, struct packet *packet)
 {
 	int error;
 

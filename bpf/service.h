@@ -10,6 +10,7 @@
 
 #include "address.h"
 #include "config.h"
+#include "frontend.h"
 #include "maglev.h"
 #include "maps.h"
 #include "owner.h"
@@ -73,22 +74,9 @@ static __always_inline bool is_cluster_ip(const struct address *address)
 	return bpf_map_lookup_elem(&frontends, &key);
 }
 
-/* Whether a client may use a frontend, which was found under `key`. */
-static __always_inline bool source_allowed(const struct frontend *frontend, const struct frontend_key *key,
-					   const struct address *client)
-{
-	struct source_key source = {.prefix_bits = 8 * (sizeof(*key) + sizeof(*client))};
-
-	if (!(frontend->flags & FRONTEND_SOURCES))
-		return true;
-	source.frontend = *key;
-	source.address = *client;
-	return bpf_map_lookup_elem(&sources, &source);
-}
-
 /*
- * The same for what pods and processes of this node ask. At another node's NodePort under externalTrafficPolicy Local
- * they are clients from outside, whom that node judges: NULL, the packet goes there as it is.
+ * As frontend_at, for what pods and processes of this node ask. At another node's NodePort under externalTrafficPolicy
+ * Local they are clients from outside, whom that node judges: NULL, the packet goes there as it is.
  */
 static __always_inline const struct frontend *frontend_for_own(const struct tuple *tuple, struct frontend_key *key)
 {

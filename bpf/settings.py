@@ -203,7 +203,7 @@ class Settings:
     )
     objects_dir: Path = _setting(
         _objects_dir,
-        "Directory of the compiled programs: tc.o, cgroup.o, sweep.o.",
+        "Directory of the compiled programs: tc.o, cgroup.o, sweep.o, xdp.o.",
         "what runs from a checkout, as `hack/install` has it, runs what the checkout has built; what runs from a "
         "bundle, as the image has it, what came with it",
         shown="build/bpf of the checkout, or bpf of the bundle, else /usr/local/lib/calico-ebpf/bpf",
@@ -300,6 +300,14 @@ class Settings:
         "or left to the network's routes (`ignore`).",
         "monitoring asks; and left to routes it may go to and fro between router and node until its TTL has run out",
         choices=("answer", "ignore"),
+    )
+    xdp: str = _setting(
+        "off",
+        "Whether a program in the underlay devices' driver drops what is denied, or not of a load balancer's source "
+        "ranges, and sends on to other nodes what is in the middle of a flow (`on`): no other outcome, sooner. "
+        "Where the driver does not take it, `doctor` says so, and all is done without.",
+        "some drivers reset their queues when it comes or goes, refuse large MTUs, or turn off offloads",
+        choices=("off", "on"),
     )
     masquerade: str = _setting(
         "all",

@@ -21,7 +21,7 @@ _NR_BPF, _NR_MEMBARRIER = {"x86_64": (321, 324), "aarch64": (280, 283)}[platform
 _libc = ctypes.CDLL(None, use_errno=True)
 
 _MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _OBJ_PIN, _OBJ_GET = 0, 1, 2, 3, 6, 7
-_PROG_TEST_RUN, _OBJ_GET_INFO = 10, 15
+_PROG_TEST_RUN, _PROG_GET_FD_BY_ID, _OBJ_GET_INFO = 10, 13, 15
 _MAP_LOOKUP_BATCH = 24
 _LINK_CREATE, _LINK_UPDATE = 28, 29
 _ITER_CREATE, _TRACE_ITER = 33, 28
@@ -83,6 +83,14 @@ def map_info(fd: int) -> MapInfo:
 
 def program_id(fd: int) -> int:
     return int(struct.unpack_from("=II", _info(fd, 8))[1])
+
+
+def program_by_id(number: int) -> int | None:
+    """A descriptor of the program with this id; None: there is none."""
+    try:
+        return _bpf(_PROG_GET_FD_BY_ID, struct.pack("=I", number), "program by id")
+    except FileNotFoundError:
+        return None
 
 
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:

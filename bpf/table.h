@@ -11,6 +11,9 @@
 #include "config.h"
 #include "maps.h"
 
+/* How often an entry is written again that does not change. */
+#define REFRESH_NS SECOND_NS
+
 /* Programs: every flow of this node's pods, and those of outside clients, both directions. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

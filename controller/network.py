@@ -176,6 +176,9 @@ class NodeNetwork:
             if overlay:
                 wanted[overlay.ifindex] = OVERLAY_HOOKS
             self._attach(snapshot, wanted, known)
+            if known:
+                set_here = underlay if self._settings.xdp == "on" else set()
+                self._attach_xdp({one for one in set_here if not snapshot.devices[one].layer_3}, snapshot)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._devices_now = underlay, others
         if not listed:
@@ -279,8 +282,9 @@ class NodeNetwork:
             (besides, "off", DeviceFlag.OTHER),
             (underlay, self._settings.masquerade, nodes.NO_FLAGS),
         ):
-            mtus = {ifindex: snapshot.devices[ifindex].mtu for ifindex in ifindexes}
-            found |= nodes.device_entries(mtus, snapshot.addresses, self._own, masquerade, flags)
+            there = {ifindex: snapshot.devices[ifindex] for ifindex in ifindexes}
+            known = {ifindex: (device.mtu, device.mac) for ifindex, device in there.items()}
+            found |= nodes.device_entries(known, snapshot.addresses, self._own, masquerade, flags)
         return found
 
     def _node_entries(self, all_facts: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
@@ -358,6 +362,24 @@ class NodeNetwork:
                 for hook in UNDERLAY_HOOKS:  # whichever stands on its side
                     self._done(self._netlink.detach, ifindex, hook)
         self._attached = wanted
+
+    def _attach_xdp(self, wanted: set[int], snapshot: Snapshot) -> None:
+        """A driver that takes none is no failure to be tried again at once: TC does the same."""
+        found = bpftool.xdp_programs()
+        ours = {item["ifindex"]: item["id"] for item in found if item["name"] == attach.XDP_PROGRAM}
+        for ifindex in sorted(ours.keys() - wanted):
+            if self._done(self._netlink.detach_xdp, ifindex, ours[ifindex]):
+                log.info("xdp-detached", ifindex=ifindex)
+        for ifindex in sorted(wanted):
+            name, held = snapshot.devices[ifindex].name, ours.get(ifindex, 0)
+            if held == _program_id(self._pins, attach.XDP_PROGRAM):
+                continue
+            try:
+                self._netlink.attach_xdp(ifindex, self._pins, held)
+            except NetworkError as error:
+                self.problems.append(Problem(f"device {name}", str(error)))
+            else:
+                log.info("xdp-attached", device=name)
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:

@@ -319,7 +319,7 @@ def unmasqueraded_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
 
 
 def device_entries(
-    mtus: Mapping[int, int],
+    links: Mapping[int, tuple[int, bytes]],
     addresses: Mapping[bytes, int],
     own: NodeFacts | None,
     masquerade: str,
@@ -328,20 +328,20 @@ def device_entries(
     """Entries of the devices map: this node's address on each device, its InternalIP before others.
 
     Args:
-        mtus: ifindex -> bytes, of each device.
+        links: ifindex -> MTU in bytes, and MAC, of each device.
         addresses: each address of the node -> ifindex.
         masquerade: all, ipv4 or off.
         flags: of each entry, besides.
     """
     entries = {}
-    for ifindex, mtu in mtus.items():
+    for ifindex, (mtu, mac) in links.items():
         v4, v6 = (address_on(ifindex, family, addresses, own) for family in (4, 6))
         found = flags
         if masquerade != "off" and v4 != NOBODY:
             found |= DeviceFlag.MASQUERADE_V4
         if masquerade == "all" and v6 != NOBODY:
             found |= DeviceFlag.MASQUERADE_V6
-        entries[DeviceKey(ifindex).pack()] = Device(v4, v6, mtu, found).pack()
+        entries[DeviceKey(ifindex).pack()] = Device(v4, v6, mtu, found, mac if len(mac) == 6 else bytes(6)).pack()
     return entries
 
 
@@ -354,7 +354,7 @@ def link_entry(ifindex: int, mtu: int, own: NodeFacts | None) -> dict[bytes, byt
     """
     known = own.addresses if own else ()
     v4, v6 = (next((one for one in known if is_v4(one) == (family == 4)), NOBODY) for family in (4, 6))
-    return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, NO_FLAGS).pack()}
+    return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, NO_FLAGS, bytes(6)).pack()}
 
 
 def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: NodeFacts | None) -> bytes:

@@ -5,6 +5,7 @@ Reads what is there as plain values, and carries out what others have decided. R
 """
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -15,7 +16,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
-from bpf import attach, podlink
+from bpf import attach, podlink, syscall
 from bpf.address import packed, text
 from bpf.pins import Pins
 from controller.devices import Device
@@ -39,6 +40,18 @@ POD_METRIC = 1 << 15
 _RTN_UNICAST, _RTN_UNREACHABLE = 1, 7
 _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
+
+
+# Why a driver takes no XDP program, by the error's number.
+XDP_REFUSALS = {
+    errno.EOPNOTSUPP: "its driver has no XDP",
+    errno.EEXIST: "another's program is there",
+    errno.EBUSY: "another's program is there",
+    errno.EINVAL: "its driver takes none with this MTU, or these offloads",
+    errno.ERANGE: "its MTU is too large for it",
+    errno.ENOSPC: "it has too few queues",
+    errno.ENOMEM: "there is no memory for its queues",
+}
 
 
 class Snapshot(NamedTuple):
@@ -174,6 +187,22 @@ class Netlink:
                 attach.add_clsact(self._netlink, ifindex)
             attach.attach_device(self._netlink, ifindex, hook, program)
 
+    def attach_xdp(self, ifindex: int, pins: Pins, replaced: int) -> None:
+        """Attaches the pinned XDP program in the device's driver, where none stands, or only the one with the id
+        `replaced` (0: none). Raises NotLoadedError: it is not pinned."""
+        with pins.opened_program(attach.XDP_PROGRAM) as program, _opened(replaced) as before:
+            try:
+                attach.attach_xdp(self._netlink, ifindex, program, before)
+            except NetlinkError as error:
+                why = XDP_REFUSALS.get(error.code, str(error.args[-1]))
+                raise NetworkError(f"no XDP: {why} ({error.code}); TC does its work") from error
+
+    def detach_xdp(self, ifindex: int, program: int) -> None:
+        """Takes the XDP program with this id off a device. That it is gone already is no error."""
+        gone = (errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENODEV)
+        with _named("detaching XDP"), _opened(program) as before, _ignored(*gone):
+            attach.detach_xdp(self._netlink, ifindex, before or -1)
+
     def detach(self, ifindex: int, hook: str) -> None:
         """That it is gone already is no error."""
         with _named(f"detaching {hook}"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
@@ -225,6 +254,17 @@ def _unreachable_arguments(cidr: str) -> dict[str, Any]:
 def _prefix_arguments(cidr: str) -> dict[str, Any]:
     family = AF_INET if ip_network(cidr).version == 4 else AF_INET6
     return {"family": family, "dst": cidr, "proto": PROTOCOL, "table": MAIN_TABLE}
+
+
+@contextmanager
+def _opened(program: int) -> Iterator[int | None]:
+    """A descriptor of the program with this id; None: 0, or there is none any more."""
+    descriptor = syscall.program_by_id(program) if program else None
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 @contextmanager

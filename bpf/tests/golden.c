@@ -92,6 +92,7 @@ static const struct device device = {
 	.v6 = ADDRESS(2),
 	.mtu = 0x02030405,
 	.flags = 0x06070809,
+	.mac = {0x21, 0x22, 0x23, 0x24, 0x25, 0x26},
 };
 static const struct unmasqueraded unmasqueraded = {.flags = 0x01020304};
 static const struct denied denied = {.flags = 0x01020304};

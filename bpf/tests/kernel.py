@@ -146,6 +146,17 @@ def remove_device(name: str) -> None:
     subprocess.run(["ip", "link", "del", name], check=True)
 
 
+def know_neighbours(addresses: list[str]) -> None:
+    """Has lo's MAC be that of each address; of IPv4 the kernel has it for all of them once something was sent."""
+    for address in addresses:
+        if ":" in address:
+            command = f"ip neigh replace {address} lladdr 00:00:00:00:00:00 dev lo nud permanent"
+            subprocess.run(command.split(), check=True)
+            continue
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"", (address, 9))
+
+
 def bind_udp(port: int) -> int:
     """A UDP socket of the host on every IPv4 address, whose port others may share."""
     host = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)

@@ -55,7 +55,7 @@ VALUES: dict[str, Any] = {
     "peer_key": abi.PeerKey(bytes.fromhex("111213141516")),
     "peer": abi.Peer(address(1)),
     "device_key": abi.DeviceKey(0x01020304),
-    "device": abi.Device(address(1), address(2), 0x02030405, 0x06070809),
+    "device": abi.Device(address(1), address(2), 0x02030405, 0x06070809, bytes.fromhex("212223242526")),
     "unmasqueraded": abi.Unmasqueraded(0x01020304),
     "denied": abi.Denied(0x01020304),
     "way": WAY,

@@ -156,7 +156,7 @@ def test_load_does_without_a_sweep_that_is_refused(pins: Pins, objects: Path, lo
     assert b"classifier" in image
     (some / "sweep.o").write_bytes(image.replace(b"classifier", b"iter/nobod"))
     assert loader.load(pins, some, CONFIG, {}, lock)
-    assert {path.name for path in pins.programs.iterdir()} == {"tc", "cgroup"}
+    assert {path.name for path in pins.programs.iterdir()} == {"tc", "cgroup", "xdp"}
     assert not loader.load(pins, some, CONFIG, {}, lock)
 
 

@@ -30,6 +30,8 @@ def network_checks(settings: Settings) -> Iterator[Check]:
     yield _rp_filter(devices)
     yield _mtu(devices, snapshot.overlay() is not None, settings)
     yield _attached(devices)
+    if settings.xdp == "on":
+        yield _xdp(devices)
     yield _handover(settings)
     yield _reserved_ports(settings)
     yield _node_ports(settings)
@@ -92,6 +94,15 @@ def _attached(devices: Sequence[Device]) -> Check:
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices)}"
     seen += f"; for clients on {', '.join(others)}" if others else ""
     return check("programs", not bare, seen, "start the controller, which attaches them", Verdict.WARN)
+
+
+def _xdp(devices: Sequence[Device]) -> Check:
+    """Where a driver does not take it, TC does its work."""
+    attached = {item.device for item in links.attached() if item.hook == links.XDP}
+    bare = [device.name for device in devices if device.name not in attached]
+    seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices) or 'no device'}"
+    advice = "all works without; `calico-ebpf status` has the reason, else start the controller; or set xdp to off"
+    return check("xdp", not bare, seen, advice, Verdict.WARN)
 
 
 def _handover(settings: Settings) -> Check:

@@ -2,6 +2,7 @@
 """Devices, filters and routes as the commands see and remove them; here alone do they use pyroute2."""
 
 import errno
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import AF_INET, AF_INET6
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from bpf import attach, bpftool, podlink
+from bpf import attach, bpftool, podlink, syscall
 from controller import devices
 from controller.devices import Device
 from controller.errors import NetworkError
@@ -20,19 +21,29 @@ from controller.routes import PROTOCOL, Netlink, Snapshot
 GONE = (errno.ENOENT, errno.EINVAL, errno.ENODEV)  # no such filter, no clsact, no device
 
 
+# What stands for a hook of TC.
+XDP = "xdp"
+
+
 class Attached(NamedTuple):
-    """A program of ours on a device; `hook` is its name."""
+    """A program of ours on a device; `hook` is its name, `program` the id of one of XDP, or 0."""
 
     device: str
     ifindex: int
     hook: str
+    program: int = 0
 
 
 def attached() -> list[Attached]:
     """Our programs on the devices of this network namespace. Raises BpftoolError."""
     found = [item for item in bpftool.filters() if str(item.get("name", "")).startswith(attach.FILTER_PREFIX)]
+    early = [item for item in bpftool.xdp_programs() if item["name"] == attach.XDP_PROGRAM]
     return [
-        Attached(item["devname"], item["ifindex"], item["name"].removeprefix(attach.FILTER_PREFIX)) for item in found
+        *(
+            Attached(item["devname"], item["ifindex"], item["name"].removeprefix(attach.FILTER_PREFIX))
+            for item in found
+        ),
+        *(Attached(item["devname"], item["ifindex"], XDP, item["id"]) for item in early),
     ]
 
 
@@ -68,6 +79,11 @@ class Links:
     def detach(self, attachment: Attached) -> None:
         """Takes a program of ours off its device; it is no error that it is gone."""
         with _named(f"detaching {attachment.hook} from {attachment.device}", *GONE):
+            program = syscall.program_by_id(attachment.program) if attachment.program else None
+            if program is not None:
+                attach.detach_xdp(self._netlink, attachment.ifindex, program)
+                os.close(program)
+                return
             attach.detach_device(self._netlink, attachment.ifindex, attachment.hook)
 
     def remove_clsact(self, ifindex: int) -> None:

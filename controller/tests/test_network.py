@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -442,9 +443,10 @@ def test_device_besides_is_told_apart_and_its_addresses_are_this_nodes(rig: Rig)
     rig.ip("link set up1 mtu 1300")
     rig.nodes(OWN)
     rig.sync()
-    ifindex = json.loads("".join(rig.ip("-j link show up1")))[0]["ifindex"]
-    entry = Device.unpack(rig.entries()["devices"][DeviceKey(ifindex).pack()])
-    assert entry == Device(packed("198.51.100.1"), bytes(16), 1300, DeviceFlag.OTHER)
+    (link,) = json.loads("".join(rig.ip("-j link show up1")))
+    entry = Device.unpack(rig.entries()["devices"][DeviceKey(link["ifindex"]).pack()])
+    mac = bytes.fromhex(link["address"].replace(":", ""))
+    assert entry == Device(packed("198.51.100.1"), bytes(16), 1300, DeviceFlag.OTHER, mac)
     flags = NodeEntry.unpack(rig.entries()["nodes"][packed("198.51.100.1")]).flags
     assert flags == NodeFlag.OWN | NodeFlag.NO_NODE_PORTS
     assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == 1330
@@ -461,7 +463,7 @@ def test_device_without_link_layer_has_programs_of_its_own(rig: Rig, route: tupl
     ifindex = json.loads("".join(rig.ip("-j link show tun0")))[0]["ifindex"]
     entry = Device.unpack(rig.entries()["devices"][DeviceKey(ifindex).pack()])
     flags = DeviceFlag.MASQUERADE_V4 if route else DeviceFlag.OTHER
-    assert entry == Device(packed("10.8.0.1"), bytes(16), 1300, flags)
+    assert entry == Device(packed("10.8.0.1"), bytes(16), 1300, flags, bytes(6))
     told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
     assert told["mtu"] == (1230 if route else 1330), "pods' packets fit where they may leave"
 
@@ -566,6 +568,73 @@ def test_programs_loaded_anew_replace_those_attached(rig: Rig) -> None:
     assert not before & after
 
 
+def _again(rig: Rig, **changes: Any) -> None:
+    """A controller that starts with other settings, and has read its Node."""
+    kept = ("node_name", "run_dir", "state_dir", "bpffs", "connect_time", "handover")
+    rig.settings = Settings(**({name: getattr(rig.settings, name) for name in kept} | changes))
+    rig.begin()
+    rig.nodes(OWN)
+    rig.sync()
+
+
+def _xdp(rig: Rig) -> dict[str, tuple[str, str, int]]:
+    """Device -> mode, name and id of its XDP program."""
+    return {item["devname"]: (item["mode"], item["name"], item["id"]) for item in rig.run(bpftool.xdp_programs)}
+
+
+def test_xdp_stands_in_the_driver_while_it_is_set(rig: Rig) -> None:
+    """Never in generic mode; newer programs replace it, nothing else touches it, and without the setting it goes."""
+    _again(rig)
+    assert _xdp(rig) == {}
+    _again(rig, xdp="on")
+    first = _xdp(rig)["up0"]
+    assert first[:2] == ("driver", "calico_ebpf_xdp")
+    rig.sync()
+    assert _xdp(rig) == {"up0": first}
+    _again(rig, xdp="on", tcp_new_s=61)
+    second = _xdp(rig)["up0"]
+    assert second[:2] == first[:2]
+    assert second != first
+    assert rig.network.problems == []
+    _again(rig, tcp_new_s=61)
+    assert _xdp(rig) == {}
+    assert rig.hooks()["up0"] == NETDEV
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        ("link set up0 xdpdrv pinned {}", "no XDP: another's program is there (16); TC does its work"),
+        ("link set up0 xdpgeneric pinned {}", "no XDP: another's program is there (17); TC does its work"),
+    ],
+    ids=["another's", "another's in generic mode"],
+)
+def test_device_that_takes_no_xdp_is_told_of_and_works_without(rig: Rig, spoil: str, why: str) -> None:
+    """It is no failure that would be tried again and again, and what stands there stays."""
+    _again(rig)
+    other = rig.settings.bpffs / "other"
+    rig.run(lambda: _pin_trivial(other))
+    rig.ip(spoil.format(other))
+    before = _xdp(rig)
+    _again(rig, xdp="on")
+    assert not rig.network.failed
+    assert [(problem.subject, problem.message) for problem in rig.network.problems] == [("device up0", why)]
+    assert _xdp(rig) == before
+    assert rig.hooks()["up0"] == NETDEV
+    _again(rig)
+    assert _xdp(rig) == before
+    other.unlink()
+
+
+def _pin_trivial(path: Path) -> None:
+    """Pins an XDP program that passes everything."""
+    with tempfile.TemporaryDirectory() as directory:
+        source, made = Path(directory, "pass.c"), Path(directory, "pass.o")
+        source.write_text('__attribute__((section("xdp"))) int passes(void *frame) { return 2; }')
+        subprocess.run(["clang", "-target", "bpf", "-O2", "-c", source, "-o", made], check=True)
+        subprocess.run(["bpftool", "prog", "load", made, path], check=True)
+
+
 def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:
     """By its number in this namespace."""
     rig.nodes(OWN, NEAR)
@@ -604,11 +673,13 @@ def test_map_of_devices_holds_what_they_take_and_under_which_address(rig: Rig) -
         found = _overlay(rig)
         assert found
         addresses = packed("192.0.2.1"), packed("2001:db8::1")
+        masqueraded = DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6
+        mac = bytes.fromhex(line.split("link/ether ")[1].split()[0].replace(":", ""))
         entries = rig.entries()["devices"]
         assert {DeviceKey.unpack(key).ifindex: Device.unpack(value) for key, value in entries.items()} == {
-            int(line.split(":")[0]): Device(*addresses, mtu, DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6),
-            found[0]: Device(*addresses, mtu - 70, 0),
-            POD_LINKS: Device(*addresses, mtu - 70, 0),
+            int(line.split(":")[0]): Device(*addresses, mtu, masqueraded, mac),
+            found[0]: Device(*addresses, mtu - 70, 0, bytes(6)),
+            POD_LINKS: Device(*addresses, mtu - 70, 0, bytes(6)),
         }
 
 

@@ -24,6 +24,7 @@ from controller.nodes import (
 from controller.tests.objects import decoded_node, node
 
 ETH, OVERLAY = 4, 9
+MAC = bytes.fromhex("020000000001")
 OWN = NodeFacts("own", (packed("192.0.2.1"), packed("2001:db8::1")), ("10.244.0.0/24",), True)
 
 
@@ -273,7 +274,8 @@ def test_without_its_node_this_one_keeps_its_node_ports() -> None:
     ],
 )
 def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, flags: DeviceFlag) -> None:
-    """Another device, on which the node has no InternalIP, takes the first that is there."""
+    """Another device, on which the node has no InternalIP, takes the first that is there. What is no MAC of 6 bytes
+    (InfiniBand's) is none."""
     addresses = {
         packed(one): ifindex
         for one, ifindex in (
@@ -284,25 +286,25 @@ def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, fl
             ("203.0.113.7", 5),
         )
     }
-    found = device_entries({ETH: 1500, 5: 9000}, addresses, OWN, masquerade)
+    found = device_entries({ETH: (1500, MAC), 5: (9000, bytes(20))}, addresses, OWN, masquerade)
     entries = {DeviceKey.unpack(key).ifindex: Device.unpack(value) for key, value in found.items()}
     assert entries == {
-        ETH: Device(packed("192.0.2.1"), packed("2001:db8::1"), 1500, flags),
-        5: Device(packed("203.0.113.7"), bytes(16), 9000, flags & DeviceFlag.MASQUERADE_V4),
+        ETH: Device(packed("192.0.2.1"), packed("2001:db8::1"), 1500, flags, MAC),
+        5: Device(packed("203.0.113.7"), bytes(16), 9000, flags & DeviceFlag.MASQUERADE_V4, bytes(6)),
     }
 
 
 def test_device_beside_the_underlay_is_marked() -> None:
     """The programs are told so."""
     addresses = {packed("203.0.113.7"): 5}
-    (value,) = device_entries({5: 9000}, addresses, OWN, "off", DeviceFlag.OTHER).values()
-    assert Device.unpack(value) == Device(packed("203.0.113.7"), bytes(16), 9000, DeviceFlag.OTHER)
+    (value,) = device_entries({5: (9000, MAC)}, addresses, OWN, "off", DeviceFlag.OTHER).values()
+    assert Device.unpack(value) == Device(packed("203.0.113.7"), bytes(16), 9000, DeviceFlag.OTHER, MAC)
 
 
 def test_node_speaks_under_its_internal_addresses_on_links_without_any() -> None:
     """Those of either family, or none, before its Node is known."""
     for own, v4, v6 in ((OWN, packed("192.0.2.1"), packed("2001:db8::1")), (None, bytes(16), bytes(16))):
-        assert link_entry(POD_LINKS, 1450, own) == {DeviceKey(0).pack(): Device(v4, v6, 1450, 0).pack()}
+        assert link_entry(POD_LINKS, 1450, own) == {DeviceKey(0).pack(): Device(v4, v6, 1450, 0, bytes(6)).pack()}
 
 
 def test_peers_are_known_by_mac_under_their_first_address() -> None:

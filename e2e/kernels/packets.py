@@ -30,6 +30,8 @@ FILES = tuple(
         "sweep",
         "maglev",
         "echo",
+        "deny",
+        "xdp",
     )
 )
 

@@ -30,7 +30,7 @@ LOOPBACK = Module(
     "github.com/containernetworking/plugins",
     {"loopback": "github.com/containernetworking/plugins/plugins/main/loopback"},
 )
-OBJECTS = ("tc.o", "cgroup.o", "sweep.o")
+OBJECTS = ("tc.o", "cgroup.o", "sweep.o", "xdp.o")
 SCRIPT = """#!/bin/sh
 # Python and its C library are the bundle's, wherever that stands: by a link to this file, too.
 here=$(readlink -f "$0") && here=${{here%/bin/*}} || exit

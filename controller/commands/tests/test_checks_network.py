@@ -15,7 +15,7 @@ import pytest
 
 from bpf.settings import Settings
 from controller import kubeproxy, nodes, routes, web
-from controller.commands import checks_network
+from controller.commands import checks_network, links
 from controller.commands.checks import Verdict
 from controller.devices import Device
 
@@ -43,6 +43,17 @@ def port() -> Iterator[int]:
         yield server.server_port
         server.shutdown()
         thread.join()
+
+
+def test_device_without_its_xdp_program_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TC does its work: no failure. What stands on other devices, or on TC's hooks, is not it."""
+    hooks = [links.Attached("eth0", 2, "xdp", 7), links.Attached("eth1", 3, "from_netdev")]
+    monkeypatch.setattr(links, "attached", lambda: hooks)
+    found = checks_network._xdp([ETH0, ETH1])
+    assert (found.verdict, found.seen) == (Verdict.WARN, "not on eth1")
+    hooks.append(links.Attached("eth1", 3, "xdp", 7))
+    found = checks_network._xdp([ETH0, ETH1])
+    assert (found.verdict, found.seen, found.advice) == (Verdict.OK, "on eth0, eth1", "")
 
 
 def test_get_gives_status_and_body_whatever_the_status(port: int) -> None:

@@ -61,6 +61,7 @@ with IPRoute() as netlink:
         attach.add_clsact(netlink, index)
         for hook in ("from_netdev", "to_netdev"):
             attach.attach_device(netlink, index, hook, pins.open_program(hook))
+    attach.attach_xdp(netlink, index, pins.open_program(attach.XDP_PROGRAM))
     netlink.tc("add-filter", "bpf", index, handle=1, fd=pins.open_program("from_netdev"), name="theirs",
                parent=attach.INGRESS, prio=9, protocol=3, direct_action=True)
 '
@@ -77,6 +78,7 @@ ip route show 198.51.100.0/24
 ip -o link show type vxlan
 for device in under0 peer0; do tc qdisc show dev $device clsact | cut -d' ' -f2; done
 bpftool net show | grep -o 'theirs'
+ip link show | grep prog/xdp || true
 """
 
 
@@ -106,6 +108,7 @@ def test_uninstall_takes_ours_and_leaves_the_rest(tmp_path: Path) -> None:
         "removed /var/lib/cni/networks/empty",
         "left /var/lib/cni/networks/held, which holds 1 addresses",
         *(f"detached {hook} from {device}" for device in ("peer0", "under0") for hook in ("from_netdev", "to_netdev")),
+        "detached xdp from peer0",
         "removed the overlay device",
         "removed 5 routes",
         "removed /sys/fs/bpf/calico-ebpf",
