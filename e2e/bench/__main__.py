@@ -24,6 +24,7 @@ CASES = {
     "transfer": "e2e.bench.transfer",
     "reuse": "e2e.bench.reuse",
     "sweep": "e2e.bench.sweep",
+    "xdp": "e2e.bench.xdp",
     "pods": "e2e.bench.pods",
     "install": "e2e.bench.install",
     "churn": "e2e.bench.churn",
