@@ -42,8 +42,9 @@ ABI_LAYOUT(tuple, 40);
 /* --- Services: frontends -> (service, slots), slots or rows of a table -> backend id, backends -> address --- */
 
 /*
- * What a client talks to; with port and protocol 0 a cluster IP as such: its other ports are refused; with port 0 and
- * ICMP a load balancer's address as such: it answers echo.
+ * What a client talks to; with port and protocol 0 a cluster IP as such, whose other ports are refused, or a load
+ * balancer's address as such, where the rest of what comes is dropped; with port 0 and ICMP the latter: it answers
+ * echo.
  */
 struct frontend_key {
 	struct address address;
@@ -395,7 +396,7 @@ enum drop_reason {
 	DROP_NO_POD,           /* to a pod that is gone; TCP in mid-stream is refused */
 	DROP_TAKING_OVER,      /* of no flow here yet, while those of another layout are taken over: it is sent again */
 	DROP_NO_SUCH_PORT,     /* refused: a port that the Service of this cluster IP does not have */
-	DROP_NO_SERVICE,       /* an address of the ranges of Services that none of them has */
+	DROP_NO_SERVICE,       /* an address of the ranges of Services, or a port of a load balancer's, that none has */
 	DROP_SOURCE_RANGE,     /* not of the sources for which a load-balancer address is */
 	DROP_TOO_BIG,          /* for the link or tunnel that it has to take; the sender is told, where it is to know */
 	DROP_DENIED,           /* from a range of the deny list */

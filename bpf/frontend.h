@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* What the maps of Services say at once: who may use a frontend, and whether a backend is still there. */
+/* What the maps of Services say at once: whose an address is, who may use a frontend, whether a backend is there. */
 #ifndef CALICO_EBPF_FRONTEND_H
 #define CALICO_EBPF_FRONTEND_H
 
@@ -8,6 +8,15 @@
 #include <bpf/bpf_helpers.h>
 
 #include "maps.h"
+
+/* What a Service has an address as, whatever its ports: flags of its frontends there, or 0. */
+static __always_inline __u32 address_of_service(const struct address *address)
+{
+	const struct frontend_key key = {.address = *address};
+	const struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+
+	return frontend ? frontend->flags : 0;
+}
 
 /* Whether a client may use a frontend, which was found under `key`. */
 static __always_inline bool source_allowed(const struct frontend *frontend, const struct frontend_key *key,

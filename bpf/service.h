@@ -66,14 +66,6 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 	return node->flags & NODE_NO_NODE_PORTS ? NULL : frontend;
 }
 
-/* Whether a Service has an address as its cluster IP, whatever its ports. */
-static __always_inline bool is_cluster_ip(const struct address *address)
-{
-	const struct frontend_key key = {.address = *address};
-
-	return bpf_map_lookup_elem(&frontends, &key);
-}
-
 /*
  * As frontend_at, for what pods and processes of this node ask. At another node's NodePort under externalTrafficPolicy
  * Local they are clients from outside, whom that node judges: NULL, the packet goes there as it is.

@@ -297,14 +297,15 @@ class Settings:
     load_balancer_echo: str = _setting(
         "answer",
         "Whether ping is answered at load-balancer addresses, whoever asks, by the node that it comes to (`answer`), "
-        "or left to the network's routes (`ignore`).",
-        "monitoring asks; and left to routes it may go to and fro between router and node until its TTL has run out",
+        "or dropped there (`ignore`).",
+        "monitoring asks",
         choices=("answer", "ignore"),
     )
     xdp: str = _setting(
         "off",
-        "Whether a program in the underlay devices' driver drops what is denied, or not of a load balancer's source "
-        "ranges, and sends on to other nodes what is in the middle of a flow (`on`): no other outcome, sooner. "
+        "Whether a program in the underlay devices' driver drops what is denied, not of a load balancer's source "
+        "ranges, or for no Service, and sends on to other nodes what is in the middle of a flow (`on`): no other "
+        "outcome, sooner. "
         "Where the driver does not take it, `doctor` says so, and all is done without.",
         "some drivers reset their queues when it comes or goes, refuse large MTUs, or turn off offloads",
         choices=("off", "on"),

@@ -59,24 +59,31 @@ static __always_inline bool to_tunnel(const struct packet *packet)
 }
 
 /*
- * What becomes of a packet without a frontend, by its destination, which is neither a pod's nor a node's; `in_range`:
- * Services may have it. Returns 0: it goes on, or a negated drop reason.
+ * What becomes of a packet without a frontend, by its destination, which is neither a pod's nor a node's, and has these
+ * flags as an address of Services; `vain`: else nobody has it. Returns 0: it goes on, or a negated drop reason.
  */
-static __always_inline int unserved(const struct packet *packet, const struct address *to, bool in_range)
+static __always_inline int unserved(const struct packet *packet, __u32 flags, bool vain)
 {
-	if (!is_cluster_ip(to))
-		return in_range ? -DROP_NO_SERVICE : 0;
+	if (!(flags & FRONTEND_CLUSTER_IP))
+		return vain ? -DROP_NO_SERVICE : 0;
 	if (is_later(packet))
 		return -DROP_FRAGMENT;
 	return in_mid_stream(packet) && taking_over() ? -DROP_TAKING_OVER : -DROP_NO_SUCH_PORT;
 }
 
-/* The same of a packet that may be for another node or its pods. */
-static __always_inline int unserved_on_its_way(const struct packet *packet)
+/*
+ * The same of a packet that may be for another node or its pods. What has `come_in` for a load balancer's address ends
+ * here: routes would have it go to and fro.
+ */
+static __always_inline int unserved_on_its_way(const struct packet *packet, bool come_in)
 {
 	const struct remote *remote = remote_at(&packet->tuple.daddr);
+	__u32 flags;
 
-	return of_a_node(remote) ? 0 : unserved(packet, &packet->tuple.daddr, remote);
+	if (of_a_node(remote))
+		return 0;
+	flags = address_of_service(&packet->tuple.daddr);
+	return unserved(packet, flags, remote || (come_in && flags));
 }
 
 /* As frontend_at. What is met at a loopback address is for the node's own processes, not for who sends to it here. */
@@ -160,7 +167,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	remote = remote_at(to);
 	if (of_a_node(remote) || own_address(to))
 		return 0;
-	result = unserved(packet, to, remote);
+	result = unserved(packet, address_of_service(to), remote);
 	/* A Service's backend may be outside as well: the API server's of many a cluster is. */
 	return result ? result : open_masquerade(skb, packet, opening);
 }
@@ -215,7 +222,7 @@ static __noinline int pass_from_pod(struct __sk_buff *skb, struct packet *packet
 
 	if (result != PASS && result != -DROP_NO_SERVICE)
 		return result;
-	result = unserved(packet, &packet->tuple.daddr, result == -DROP_NO_SERVICE);
+	result = unserved(packet, address_of_service(&packet->tuple.daddr), result == -DROP_NO_SERVICE);
 	if (!result && may_have_flow(packet) && !own_address(&packet->tuple.daddr))
 		result = -DROP_FRAGMENT; /* out of the cluster it would go without masquerade */
 	return result ? result : PASS;
@@ -474,7 +481,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	if (!frontend && !arrival->handed_over) {
 		if (own)
 			return open_to_host(work);
-		result = unserved_on_its_way(packet);
+		result = unserved_on_its_way(packet, true);
 		if (!result && pod_is_gone(skb, packet, &packet->tuple))
 			result = -DROP_NO_POD;
 		return result ? result : PASS;
@@ -598,7 +605,7 @@ static __noinline int pass_from_outside(struct __sk_buff *skb, struct work *work
 	}
 	if (packet->part == PART_KNOWN && frontend_asked(packet, &key))
 		return -DROP_FRAGMENT; /* at an address of a Service, it would be routed back to where it came from */
-	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(packet);
+	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(packet, true);
 	return result ? result : PASS;
 }
 
@@ -764,7 +771,7 @@ static __always_inline int open_from_host(const struct packet *packet, struct op
 		 * further */
 		if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))
 			return PASS;
-		result = unserved_on_its_way(packet);
+		result = unserved_on_its_way(packet, false);
 		return result ? result : PASS;
 	}
 	/* another node's port that is a NodePort as well: its process talks to one here */

@@ -3,7 +3,8 @@
  * The XDP program: at the devices of the underlay, in the driver, before the kernel has made anything of a frame. It is
  * there where the setting `xdp` says so, and does nothing that from_netdev would not do, by the same maps:
  *
- *  - it drops what is denied, and what is not of the sources for which a load-balancer address is;
+ *  - it drops what is denied, what is not of the sources for which a load-balancer address is, and what is for an
+ *    address of Services, or a port of a load balancer's, that none has;
  *  - it translates what is in the middle of a flow, and sends it out by the device by which it came.
  *
  * All else it passes: TC begins flows, follows and ends them, tells senders what they must know, and resolves next
@@ -156,6 +157,15 @@ static __always_inline bool from_a_node(const struct frame *frame)
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
+/* Whether an address without a frontend is of the ranges of Services, and none has it, or is a load balancer's. */
+static __always_inline bool is_unallocated(const struct address *address)
+{
+	const struct remote *remote = remote_at(address);
+	__u32 flags = address_of_service(address);
+
+	return !of_a_node(remote) && !(flags & FRONTEND_CLUSTER_IP) && (remote || flags);
+}
+
 /* What has no flow yet is TC's, but for what is to have none. */
 static __always_inline int judge(const struct xdp_md *ctx, const struct frame *frame)
 {
@@ -164,12 +174,16 @@ static __always_inline int judge(const struct xdp_md *ctx, const struct frame *f
 		.port_be = frame->tuple.dport_be,
 		.protocol = frame->tuple.protocol,
 	};
-	const struct frontend *frontend = bpf_map_lookup_elem(&frontends, &key);
+	const struct frontend *frontend;
 
-	if (!frontend || source_allowed(frontend, &key, &frame->tuple.saddr) || from_a_node(frame) ||
-	    own_address(&frame->tuple.daddr))
+	if (own_address(&frame->tuple.daddr) || from_a_node(frame))
 		return XDP_PASS;
-	return drop_frame(ctx, frame, DROP_SOURCE_RANGE);
+	frontend = bpf_map_lookup_elem(&frontends, &key);
+	if (frontend && !source_allowed(frontend, &key, &frame->tuple.saddr))
+		return drop_frame(ctx, frame, DROP_SOURCE_RANGE);
+	if (!frontend && is_unallocated(&frame->tuple.daddr))
+		return drop_frame(ctx, frame, DROP_NO_SERVICE);
+	return XDP_PASS;
 }
 
 /* Whether TC would do no more than translate a packet of a flow, and send it on. */

@@ -316,8 +316,8 @@ class Controller:
             problems.append(Problem(f"map {name}", f"full: {advice}"))
         claimed: dict[tuple[str, str], list[str]] = {}
         for frontend, keys in self._dataplane.contested().items():
-            if frontends.is_echo(frontend):
-                continue  # of an address that Services share, each with ports of its own
+            if frontends.is_address(frontend):
+                continue  # which Services share, each with ports of its own
             first, *others = (f"{key.namespace}/{key.name}" for key in keys)
             for other in others:
                 claimed.setdefault((other, first), []).append(frontends.shown(frontend))

@@ -2,9 +2,10 @@
 """Where a Service is met: the addresses and ports that its clients talk to. Pure.
 
 Cluster IPs; and for clients outside, NodePorts, external IPs and load-balancer addresses. A NodePort stands under the
-unspecified address of its family, which the programs look up where a packet's own is a node's. A cluster IP stands by
-itself as well, under port and protocol 0: what asks it for a port that the Service does not have is refused; a load
-balancer's address under port 0 and ICMP, where echo is answered. The families are those of the cluster IPs. Source:
+unspecified address of its family, which the programs look up where a packet's own is a node's. A cluster IP and a load
+balancer's address stand by themselves as well, under port and protocol 0: what asks the one for a port that the Service
+does not have is refused, at the other it is dropped; the latter also under port 0 and ICMP, where echo is answered. The
+families are those of the cluster IPs. Source:
 pkg/proxy of Kubernetes; KEP-1860 for ipMode.
 """
 
@@ -23,8 +24,8 @@ PROTOCOLS = {"TCP": IPPROTO_TCP, "UDP": IPPROTO_UDP, "SCTP": IPPROTO_SCTP}
 ICMP = {4: IPPROTO_ICMP, 6: IPPROTO_ICMPV6}
 ANY = {4: packed("0.0.0.0"), 6: packed("::")}
 
-# A Service port in one family: family, port, protocol; port and protocol 0: the family's cluster IPs; port 0 and ICMP:
-# its load balancers' addresses.
+# A Service port in one family: family, port, protocol; port and protocol 0: the family's cluster IPs and its load
+# balancers' addresses; port 0 and ICMP: the latter, where they answer echo.
 PortKey = tuple[int, int, int]
 
 
@@ -65,13 +66,13 @@ def frontends(
     if service.spec.external_traffic_policy == "Local":
         # a node's own backends are gone with it: no other node could go on with their connections
         flags = (flags | FrontendFlag.LOCAL) & ~FrontendFlag.MAGLEV
-    found: dict[PortKey, tuple[str, Frontends]] = {
-        (family, 0, 0): ("", Frontends(_inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), ()))
-        for family, addresses in inside.items()
-    }
-    for family in (inside.keys() & load_balancers.keys()) if echo else ():
-        alone = [one for one in load_balancers[family] if one not in inside[family]]
-        found[family, 0, ICMP[family]] = "", Frontends((), _inside(alone, 0, ICMP[family], FrontendFlag.EXTERNAL))
+    found: dict[PortKey, tuple[str, Frontends]] = {}
+    for family, addresses in inside.items():
+        alone = [one for one in load_balancers.get(family, ()) if one not in addresses]
+        itself = _inside(addresses, 0, 0, FrontendFlag.CLUSTER_IP), _inside(alone, 0, 0, FrontendFlag.EXTERNAL)
+        found[family, 0, 0] = "", Frontends(*itself)
+        if alone and echo:
+            found[family, 0, ICMP[family]] = "", Frontends((), _inside(alone, 0, ICMP[family], FrontendFlag.EXTERNAL))
     node_ports: set[tuple[int, str]] = set()
     for port in service.spec.ports:
         protocol = PROTOCOLS.get(port.protocol)
@@ -118,10 +119,9 @@ def is_port(number: int) -> bool:
     return 0 < number < 65536
 
 
-def is_echo(frontend: bytes) -> bool:
-    """Whether a struct frontend_key stands for an address that answers echo."""
-    key = FrontendKey.unpack(frontend)
-    return not key.port and key.protocol in ICMP.values()
+def is_address(frontend: bytes) -> bool:
+    """Whether a struct frontend_key stands for an address as such, not for a port there."""
+    return not FrontendKey.unpack(frontend).port
 
 
 def shown(frontend: bytes) -> str:

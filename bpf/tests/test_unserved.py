@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Packets for Services' addresses that no frontend takes, on the real programs: a port that the Service of a cluster IP
-does not have is refused, an address of the ranges that no Service has swallows everything.
+does not have is refused, an address of the ranges that no Service has swallows everything, and so does what comes in
+for a port that a load balancer's address does not have.
 """
 
 import pytest
@@ -21,6 +22,7 @@ WAYS_IN = pytest.mark.parametrize("program", ["from_pod", "from_netdev", "from_o
 LO_MAC = "00:00:00:00:00:00"
 RANGE = {V4: ("10.96.0.0", 16), V6: ("fd00:10:96::", 112)}
 UNUSED = {V4: "10.96.7.7", V6: "fd00:10:96::707"}
+BALANCER = {V4: "198.51.100.8", V6: "2001:db8:1b::8"}
 ELSEWHERE = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 
 
@@ -174,6 +176,54 @@ class TestPortThatTheServiceDoesNotHave:
         for program in ("from_netdev", "to_netdev"):
             packet = asked(program, family, TCP(sport=5000, dport=81), address)
             assert datapath.run(program, packet).verdict == PASS
+
+
+class TestPortThatALoadBalancerDoesNotHave:
+    """Its address, another port or protocol."""
+
+    @pytest.fixture
+    def balancer(self, datapath: Datapath) -> Datapath:
+        for number, family in enumerate((V4, V6), 8):
+            address = BALANCER[family]
+            datapath.service(address, 80, dp.TCP_PROTOCOL, [(family.server, 8080)], number, flags=FrontendFlag.EXTERNAL)
+            datapath.service(address, 0, 0, [], number, flags=FrontendFlag.EXTERNAL)
+        return datapath
+
+    @BOTH
+    @pytest.mark.parametrize("program", ["from_netdev", "from_other", "from_overlay"])
+    @pytest.mark.parametrize("what", ["tcp", "mid-stream", "rst", "udp", "ping", "sctp"])
+    def test_what_comes_in_is_dropped(self, balancer: Datapath, family: Family, program: str, what: str) -> None:
+        """Routes would lead it back to where it came from; nothing is said, as XDP drops it before that."""
+        transport = {
+            "tcp": TCP(sport=5000, dport=81),
+            "mid-stream": TCP(sport=5000, dport=81, flags="PA"),
+            "rst": TCP(sport=5000, dport=81, flags="R"),
+            "udp": UDP(sport=5000, dport=80) / b"?",
+            "ping": echo(family),
+            "sctp": sctp(),
+        }
+        packet = asked(program, family, transport[what], BALANCER[family])
+        result = balancer.run(program, packet)
+        assert result.verdict == SHOT
+        same(result.packet, packet)
+        assert balancer.dropped(DropReason.NO_SERVICE) == 1
+        assert balancer.counter(Counter.REFUSALS) == 0
+
+    @BOTH
+    def test_what_this_node_sends_goes_by_its_routes(self, balancer: Datapath, family: Family) -> None:
+        """Another machine may have the address, with other ports."""
+        for program, verdict in (("from_pod", REDIRECT), ("to_netdev", PASS)):
+            packet = asked(program, family, TCP(sport=5000, dport=81), BALANCER[family])
+            result = balancer.run(program, packet)
+            assert (result.verdict, result.packet[family.ip].dst) == (verdict, BALANCER[family])
+
+    @BOTH
+    def test_address_that_is_a_nodes_is_the_nodes(self, balancer: Datapath, family: Family) -> None:
+        """Some load balancers hand out nodes' addresses."""
+        for address in (family.node, family.other_node):
+            balancer.service(address, 0, 0, [], flags=FrontendFlag.EXTERNAL)
+            packet = asked("from_netdev", family, TCP(sport=5000, dport=81), address)
+            assert balancer.run("from_netdev", packet).verdict == PASS
 
 
 class TestAddressThatNoServiceHas:

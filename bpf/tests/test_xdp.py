@@ -275,6 +275,28 @@ def test_frame_from_outside_the_source_ranges_is_dropped(datapath: Datapath, fam
 
 @BOTH
 @BUILD
+def test_frame_for_no_service_is_dropped_as_tc_drops_it(datapath: Datapath, family: Family, build: Build) -> None:
+    """A port that a load balancer's address does not have, an address of the ranges of Services that none has. Not
+    what is to be refused, nor what another node sends, nor what is for a node."""
+    addresses = {V4: ("198.51.100.7", "10.96.7.7"), V6: ("2001:db8:1b::7", "fd00:10:96::707")}
+    balancer, unused = addresses[family]
+    datapath.service_range(("10.96.0.0", 16) if family is V4 else ("fd00:10:96::", 112))
+    datapath.cluster_ip(family.service)
+    for address in (balancer, family.node, family.other_node):
+        datapath.service(address, 0, 0, [], flags=EXTERNAL)
+    for dropped, address in enumerate((balancer, unused)):
+        packet = arriving(build(family, (family.outside, PORT), (address, 81)))
+        assert datapath.run_xdp(packet).verdict == XDP_DROP
+        assert datapath.dropped(DropReason.NO_SERVICE) == 2 * dropped + 1
+        assert datapath.run("from_netdev", packet).verdict == SHOT
+        assert datapath.dropped(DropReason.NO_SERVICE) == 2 * dropped + 2
+        assert_passed(datapath, expected(packet, eth_src=dp.PEER_MAC))
+    for address in (family.service, family.node, family.other_node, family.client, family.remote, family.outside):
+        assert_passed(datapath, arriving(build(family, (family.outside, PORT), (address, 81))))
+
+
+@BOTH
+@BUILD
 def test_flow_that_leaves_by_another_device_is_tcs(datapath: Datapath, family: Family, build: Build) -> None:
     """A driver may not send what another one has received; and the next hop there is not known."""
     entry = begin(datapath, family, build)

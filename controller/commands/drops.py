@@ -52,7 +52,8 @@ MEANINGS = {
     abi.DropReason.NO_SUCH_PORT: "Refused, the Service has that cluster IP but not that port, or not that protocol: "
     "see `calico-ebpf services`, and which port the client asks for.",
     abi.DropReason.NO_SERVICE: "The address is in a range of Services, and no Service has it: the Service is gone, or "
-    "the client remembers an old address; `calico-ebpf status` has the ranges.",
+    "the client remembers an old address; `calico-ebpf status` has the ranges. Or it is a load balancer's, which has "
+    "no such port: see `calico-ebpf services`.",
     abi.DropReason.SOURCE_RANGE: "A load-balancer address is not for this client: see loadBalancerSourceRanges of the "
     "Service.",
     abi.DropReason.TOO_BIG: "Larger than the link or tunnel takes by which it has to go. A few are how senders learn "

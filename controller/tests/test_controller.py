@@ -364,7 +364,7 @@ def test_services_with_the_same_address_are_named(rig: Rig) -> None:
     rig.tell(WEB, other, *LISTED)
     rig.wait(2)
     assert rig.report()["errors"] == [
-        "Service shop/web: 198.51.100.1 and 1 more: of Service shop/aaa as well, which is used"
+        "Service shop/web: 198.51.100.1 port 80/TCP: of Service shop/aaa as well, which is used"
     ]
 
 

@@ -222,8 +222,8 @@ def test_node_port_of_both_families_and_two_protocols() -> None:
     assert set(_external(manifest)) == {"0.0.0.0:30053/6", "0.0.0.0:30053/17", ":::30053/6", ":::30053/17"}
 
 
-def test_cluster_ips_stand_by_themselves() -> None:
-    """Each once, whatever the Service's ports; without backends, and, of the others, load balancers' for their echo."""
+def test_cluster_ips_and_load_balancer_addresses_stand_by_themselves() -> None:
+    """Each once, whatever the Service's ports; without backends, and, of the others, load balancers' alone."""
     ports = [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 443}, {"name": "c", "port": 99999}]
     ips = ["198.51.100.1", "2001:db8:5::1"]
     manifest = service(ips=ips, ports=ports, type="LoadBalancer", externalIPs=["192.0.2.90"]) | {"status": INGRESS}
@@ -234,8 +234,8 @@ def test_cluster_ips_stand_by_themselves() -> None:
         for frontend, flags in pool.frontends
         if not is_port(frontend)
     }
-    answering = {"192.0.2.80:0/1": (E, ())}
-    assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips} | answering
+    balancer = {"192.0.2.80:0/0": (E, ()), "192.0.2.80:0/1": (E, ())}
+    assert alone == {f"{ip}:0/0": (FrontendFlag.CLUSTER_IP, ()) for ip in ips} | balancer
 
 
 S, H = FrontendFlag.SOURCES, FrontendFlag.HOST_ALLOWED
@@ -273,8 +273,10 @@ def test_source_ranges_are_of_load_balancer_addresses_alone(
         if flags != FrontendFlag.CLUSTER_IP
     } == {
         "192.0.2.80:80/6": v4,
+        "192.0.2.80:0/0": E,
         "192.0.2.80:0/1": E,
         "2001:db8::80:80/6": v6,
+        "2001:db8::80:0/0": E,
         "2001:db8::80:0/58": E,
         "192.0.2.90:80/6": E,
         "0.0.0.0:30080/6": E,
