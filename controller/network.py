@@ -78,6 +78,7 @@ class NodeNetwork:
         self._refused: set[Route] = set()
         self._attached: Mapping[int, tuple[str, ...]] | None = None
         self._told: dict[str, bytes] = {}
+        self._without_xdp: list[Problem] = []
         self.entries: dict[str, dict[bytes, bytes]] | None = None
         self.problems: list[Problem] = []
         self.failed = False
@@ -181,6 +182,7 @@ class NodeNetwork:
                 self._attach_xdp({one for one in set_here if not snapshot.devices[one].layer_3}, snapshot)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._devices_now = underlay, others
+        self.problems += self._without_xdp
         if not listed:
             return False
         self._tell_cni(pod_mtu)
@@ -370,6 +372,7 @@ class NodeNetwork:
         for ifindex in sorted(ours.keys() - wanted):
             if self._done(self._netlink.detach_xdp, ifindex, ours[ifindex]):
                 log.info("xdp-detached", ifindex=ifindex)
+        self._without_xdp = []
         for ifindex in sorted(wanted):
             name, held = snapshot.devices[ifindex].name, ours.get(ifindex, 0)
             if held == _program_id(self._pins, attach.XDP_PROGRAM):
@@ -377,7 +380,7 @@ class NodeNetwork:
             try:
                 self._netlink.attach_xdp(ifindex, self._pins, held)
             except NetworkError as error:
-                self.problems.append(Problem(f"device {name}", str(error)))
+                self._without_xdp.append(Problem(f"device {name}", str(error)))
             else:
                 log.info("xdp-attached", device=name)
 
