@@ -146,6 +146,19 @@ def remove_device(name: str) -> None:
     subprocess.run(["ip", "link", "del", name], check=True)
 
 
+# A program that passes every frame.
+XDP_PASS = '__attribute__((section("xdp"))) int passes(void *frame) { return 2; }'
+
+
+def compiled(source: str, directory: Path) -> Path:
+    """The object of a program that a test writes itself, in C."""
+    written, made = directory / "program.c", directory / "program.o"
+    written.write_text(source)
+    system = f"-I/usr/include/{os.uname().machine}-linux-gnu"
+    subprocess.run(["clang", "-target", "bpf", "-O2", system, "-c", written, "-o", made], check=True)
+    return made
+
+
 def know_neighbours(addresses: list[str]) -> None:
     """Has lo's MAC be that of each address; of IPv4 the kernel has it for all of them once something was sent."""
     for address in addresses:

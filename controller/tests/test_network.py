@@ -18,6 +18,7 @@ from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, Peer, PeerKey, Remo
 from bpf.abi import Node as NodeEntry
 from bpf.address import packed, text
 from bpf.settings import Settings
+from bpf.tests import kernel
 from controller import monitor
 from controller.network import NodeNetwork
 from controller.nodes import POD_LINKS
@@ -633,10 +634,7 @@ def test_device_that_takes_no_xdp_is_told_of_and_works_without(rig: Rig, spoil: 
 def _pin_trivial(path: Path) -> None:
     """Pins an XDP program that passes everything."""
     with tempfile.TemporaryDirectory() as directory:
-        source, made = Path(directory, "pass.c"), Path(directory, "pass.o")
-        source.write_text('__attribute__((section("xdp"))) int passes(void *frame) { return 2; }')
-        subprocess.run(["clang", "-target", "bpf", "-O2", "-c", source, "-o", made], check=True)
-        subprocess.run(["bpftool", "prog", "load", made, path], check=True)
+        subprocess.run(["bpftool", "prog", "load", kernel.compiled(kernel.XDP_PASS, Path(directory)), path], check=True)
 
 
 def test_remote_leads_to_the_underlay_device(rig: Rig) -> None:

@@ -8,7 +8,6 @@ the far end, by XDP as well: a veth device loses what its peer sends by XDP wher
 """
 
 import ctypes
-import fcntl
 import json
 import os
 import socket
@@ -34,6 +33,7 @@ from controller.tests.space import Space
 from e2e.bench import rounds
 from e2e.bench.outcome import OURS, Outcome, Series
 from e2e.bench.tool import BenchError
+from e2e.lab import offloads
 
 TITLE = "XDP against TC: small UDP packets, forwarded to another node's backend, and dropped by the deny list"
 TC = "calico-ebpf without XDP"
@@ -52,7 +52,6 @@ DENIED = {V4: ("198.18.7.7", ("198.18.7.0", 24)), V6: ("2001:db8:7::7", ("2001:d
 _LIVE_FRAMES, _PROG_TEST_RUN = 2, 10
 _BATCH = 64
 FRAME_BYTES = 128
-_SIOCETHTOOL, _ETHTOOL_SGRO = 0x8946, 0x2C
 
 GENERATOR = """
 #include <linux/bpf.h>
@@ -117,7 +116,7 @@ class Pair:
         for space, device in ((node, "up0"), (far, "far0")):
             space.ip("link set lo up")
             space.ip(f"link set {device} up")
-        node.run(lambda: _group_frames("up0"))
+        node.run(lambda: offloads.switch("up0", "gro", True))
         self._up = node.run(lambda: socket.if_nametoindex("up0"))
         self._far_index = far.run(lambda: socket.if_nametoindex("far0"))
         for one in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
@@ -184,10 +183,7 @@ class Pair:
     def _program(self, name: str, source: str) -> Path:
         pin = self._pins / name
         with tempfile.TemporaryDirectory() as scratch:
-            written, made = Path(scratch, "program.c"), Path(scratch, "program.o")
-            written.write_text(source)
-            system = f"-I/usr/include/{os.uname().machine}-linux-gnu"
-            subprocess.run(["clang", "-target", "bpf", "-O2", system, "-c", written, "-o", made], check=True)
+            made = kernel.compiled(source, Path(scratch))
             subprocess.run(["bpftool", "prog", "load", made, pin], check=True, stderr=subprocess.DEVNULL)
         return pin
 
@@ -229,10 +225,3 @@ def _run_live(program: int, count: int, ifindex: int) -> float:
     began = time.perf_counter()
     syscall._call(_PROG_TEST_RUN, ctypes.create_string_buffer(attr, len(attr)), "live frames")
     return time.perf_counter() - began
-
-
-def _group_frames(device: str) -> None:
-    """Turns GRO on, with which a veth device polls, as a NIC does."""
-    value = ctypes.create_string_buffer(struct.pack("=II", _ETHTOOL_SGRO, 1))
-    with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, _SIOCETHTOOL, struct.pack("16sQ16x", device.encode(), ctypes.addressof(value)))

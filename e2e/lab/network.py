@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The lab's wires: a bridge in the switch's space, and a veth pair from it to every other space."""
 
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 
+from bpf.tests import kernel
 from e2e.lab import addresses
 from e2e.lab.addresses import Dual
+from e2e.lab.runtime import tool
 from e2e.lab.space import Space
 
 BRIDGE = "br0"
@@ -35,6 +39,16 @@ def resize(switch: Space, space: Space, mtu: int) -> None:
     """Gives a space's link to the switch another MTU, at both ends."""
     for one, device in ((switch, space.name), (space, DEVICE)):
         _batch(one, [f"link set {device} mtu {mtu}"])
+
+
+def finish_frames(switch: Space, space: Space) -> None:
+    """Has a space's link carry frames as cables do, checksums and all, and its switch's end take what the space's sends
+    by XDP, which a veth device does where it has a program itself."""
+    for one, device in ((switch, space.name), (space, DEVICE)):
+        one.run(*tool("offloads", device, "tx=off"))
+    with tempfile.TemporaryDirectory() as scratch:
+        program = str(kernel.compiled(kernel.XDP_PASS, Path(scratch)))
+        switch.run("ip", "link", "set", space.name, "xdpdrv", "obj", program, "sec", "xdp")
 
 
 def route(space: Space, gateway: Dual, prefixes: Iterable[str]) -> None:

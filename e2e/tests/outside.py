@@ -72,11 +72,12 @@ class Outside(Stage):
     Args:
         mode: of MODES.
         mtu: of the client's and the nodes' devices; with tunnels it is no less than leaves pods enough for IPv6.
+        xdp: of the nodes' settings; with `on`, frames are as on cables.
     """
 
-    def __init__(self, lab: Lab, mode: str, mtu: int = 1500) -> None:
+    def __init__(self, lab: Lab, mode: str, mtu: int = 1500, xdp: str = "off") -> None:
         super().__init__(lab, "directory")
-        self.mode = mode
+        self.mode, self._xdp = mode, xdp
         self._askers: dict[Path, Asker] = {}
         self.handover, _, self.way_back = mode.partition("-")
         self.mtu = max(mtu, TUNNELS_MTU_MIN) if self.handover == "vxlan" else mtu
@@ -100,7 +101,9 @@ class Outside(Stage):
         added = [self.lab.add_node() for _ in range(2)]
         for space in (self.client, *(node.space for node in added)):
             network.resize(self.lab.switch, space, self.mtu)
-        settings = {"handover": self.handover, "return_path": self.way_back}
+            if self._xdp == "on":
+                network.finish_frames(self.lab.switch, space)
+        settings = {"handover": self.handover, "return_path": self.way_back, "xdp": self._xdp}
         settings |= {"encapsulation": "never"} if self.mtu < TUNNELS_MTU_MIN else {}
         self.lab.bring_up(added, self.source, settings)
         for node in self.lab.nodes:
