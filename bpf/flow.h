@@ -245,6 +245,26 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 }
 
 /*
+ * Has packets of an entry that leave by the kernel's route take that of today: devices, addresses and routes come and
+ * go. An entry is over, and its next packet begins anew, where the address under which it was masqueraded is gone.
+ */
+static __noinline void flow_reroute(struct __sk_buff *skb, struct flow *flow)
+{
+	const struct address *from = &flow->twin.daddr, *to = &flow->twin.saddr; /* of packets as they leave */
+	__u32 ifindex;
+
+	if (flow->way.kind != WAY_ROUTE)
+		return;
+	if (!(flow->flags & FLOW_REPLY) && !own_address(from)) {
+		flow->expires_ns = 0;
+		return;
+	}
+	ifindex = route_out(skb, from, to);
+	if (ifindex)
+		flow->way.ifindex = ifindex;
+}
+
+/*
  * Whether a packet that begins a flow in mid-stream shows that its connection comes by another node than before: the
  * same client's port has a flow to the same backend, whose entry for answers is `other`, and of the two flows one is
  * handed over by another node, the other one a Service's that is met here. Anything else is another connection.
@@ -286,6 +306,7 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 	flow->state = state;
 	flow->seen_ns = now;
 	flow->expires_ns = now + flow_timeout(packet->tuple.protocol, state);
+	flow_reroute(skb, flow);
 	if (!twin) {
 		flow_restore(skb, &packet->tuple, flow, outside);
 		return;
@@ -294,6 +315,7 @@ static __always_inline void flow_follow(struct __sk_buff *skb, const struct pack
 	twin->state = state;
 	twin->seen_ns = now;
 	twin->expires_ns = flow->expires_ns;
+	flow_reroute(skb, twin);
 }
 
 /*

@@ -676,6 +676,74 @@ class TestWayOfAnswers:
         assert (flow.way.kind, flow.way.ifindex) == (WayKind.ROUTE, ifindex)
 
 
+class TestRouteThatMoves:
+    """Devices, addresses and routes come and go under flows that stay."""
+
+    CLIENT_PORT = 5000
+
+    @BOTH
+    @pytest.mark.parametrize("by", ["request", "answer"])
+    def test_answers_follow_the_route_within_a_second(self, datapath: Datapath, family: Family, by: str) -> None:
+        """A VPN that was set up anew is another device: the next packet of either side finds it."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        client, pod = (family.outside, self.CLIENT_PORT), (family.server, 8080)
+        there, back = key(client, (family.node, NODE_PORT)), key(pod, client)
+        packets = {
+            "request": ("from_netdev", arriving(tcp(family, client, (family.node, NODE_PORT), "PA"))),
+            "answer": ("from_pod", expected(tcp(family, pod, client, "PA"), eth_src=dp.SERVER_MAC)),
+        }
+        datapath.run("from_netdev", arriving(tcp(family, client, (family.node, NODE_PORT))))
+        datapath.run("from_pod", expected(tcp(family, pod, client, "SA"), eth_src=dp.SERVER_MAC))
+        with dp.another_device(family.outside) as ifindex:
+            datapath.run(*packets[by])
+            assert self._device(datapath, back) == dp.LO
+            self._make_old(datapath, there, back)
+            datapath.run(*packets[by])
+            assert self._device(datapath, back) == ifindex
+
+    @BOTH
+    def test_masqueraded_packets_follow_the_route(self, datapath: Datapath, family: Family) -> None:
+        """Their address stays: it is still this node's."""
+        there, back = self._masquerade(datapath, family)
+        with dp.another_device(family.outside) as ifindex:
+            self._make_old(datapath, there, back)
+            result = datapath.run("from_pod", udp(family, (family.client, self.CLIENT_PORT), (family.outside, 53)))
+        assert result.packet[family.ip].src == family.node
+        assert self._device(datapath, there) == ifindex
+
+    @BOTH
+    def test_flow_under_an_address_that_is_gone_begins_anew(self, datapath: Datapath, family: Family) -> None:
+        """A resolver's socket that asks again and again would never hear: nobody has the address any more."""
+        there, back = self._masquerade(datapath, family)
+        datapath.delete("nodes", packed(family.node))
+        other = "192.0.2.77" if family is V4 else "2001:db8::77"
+        datapath.node(other, own=True)
+        datapath.device(dp.LO, addresses=(other, V6.node) if family is V4 else (V4.node, other))
+        question = udp(family, (family.client, self.CLIENT_PORT), (family.outside, 53))
+        self._make_old(datapath, there, back)
+        datapath.run("from_pod", question)
+        assert datapath.run("from_pod", question).packet[family.ip].src == other
+
+    def _masquerade(self, datapath: Datapath, family: Family) -> tuple[Tuple, Tuple]:
+        """Has a pod ask a resolver outside; the keys of the flow."""
+        pod, server = (family.client, self.CLIENT_PORT), (family.outside, 53)
+        port = int(datapath.run("from_pod", udp(family, pod, server)).packet[UDP].sport)
+        return key(pod, server, dp.UDP_PROTOCOL), key(server, (family.node, port), dp.UDP_PROTOCOL)
+
+    def _device(self, datapath: Datapath, entry: Tuple) -> int:
+        flow = datapath.flow(entry)
+        assert flow
+        assert flow.way.kind == WayKind.ROUTE
+        return flow.way.ifindex
+
+    def _make_old(self, datapath: Datapath, *entries: Tuple) -> None:
+        """Has entries be due for a refresh."""
+        for entry in entries:
+            flow = datapath.flow(entry)
+            assert flow
+            datapath.write_flow(entry, flow._replace(seen_ns=0))
+
+
 class TestEvictedEntry:
     """Half of a flow was evicted: what is left of it restores it as it was."""
 
