@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices of a node's besides its underlay: clients of Services behind them, as they come and go."""
 
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -44,6 +45,11 @@ class Behind(NamedTuple):
         node.space.run("ip", "netns", "add", self.device)
         host = node.space.sandbox(self.device)
         host.group.mkdir(exist_ok=True)
+        self.plug(node, host)
+        return host
+
+    def plug(self, node: Node, host: Space) -> None:
+        """The device alone, made anew."""
         if self.port:
             self._wire(node)
         else:
@@ -51,7 +57,6 @@ class Behind(NamedTuple):
         _batch(node.space, *_configured(self.device, self.gateway, self.lengths))
         routes = [f"route add default via {gateway}" for gateway in self.gateway]
         _batch(host, "link set lo up", *_configured("eth0", self.host, self.lengths), *routes)
-        return host
 
     def remove(self, node: Node) -> None:
         node.space.run("ip", "link", "del", self.device)
@@ -83,6 +88,17 @@ NETWORK = Behind("eth1", "eth1", Dual("192.168.207.1", "fd00:207::1"), Dual("192
 CONTAINERS = Behind("docker0", "box", Dual("172.17.0.1", "fd00:172::1"), Dual("172.17.0.2", "fd00:172::2"), (16, 64))
 VPN = Behind("tun0", "", Dual("10.8.0.1", "fd00:8::1"), Dual("10.8.0.2", "fd00:8::2"), (24, 64))
 BEHIND = (NETWORK, CONTAINERS, VPN)
+# By one connection, and the second time when it is told to.
+ASKING_TWICE = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) as server:
+    server.settimeout(20)
+    for _ in range(2):
+        server.sendall(b"?\\n")
+        assert server.recv(2000)
+        print("asked", flush=True)
+        sys.stdin.readline()
+"""
 # Of a host of either, to be reached over the default route.
 ELSEWHERE = Dual("198.18.0.1", "2001:db8:18::1")
 ROWS = [(MODES[0], NETWORK), (MODES[1], CONTAINERS), (MODES[0], VPN), (MODES[1], VPN)]
@@ -196,6 +212,24 @@ def test_device_that_is_made_again_serves_again(outside: Outside, hosts: dict[st
         NETWORK.make(node)
         wait(lambda: NETWORK.met(node))
         assert names(ask(hosts[NETWORK.device], "tcp", *address)) == {"web-2"}
+
+
+@pytest.mark.parametrize("mode", MODES[:1])
+@pytest.mark.parametrize("name", ["near", "far"])
+def test_connection_outlives_its_device(outside: Outside, hosts: dict[str, Space], name: str) -> None:
+    """A network that is unplugged and plugged in again comes by another device."""
+    node, host = outside.node(1), hosts[NETWORK.device]
+    server = target(node, SERVICES[name], NODE_PORT, "IPv4")
+    with host.start("python3", "-I", "-S", "-c", ASKING_TWICE, *map(str, server), stdin=subprocess.PIPE) as asking:
+        assert asking.stdin
+        assert asking.stdout
+        assert asking.stdout.readline() == "asked\n"
+        node.space.run("ip", "link", "del", NETWORK.device)
+        NETWORK.plug(node, host)
+        wait(lambda: NETWORK.met(node))
+        asking.stdin.write("again\n")
+        asking.stdin.flush()
+        assert asking.stdout.readline() == "asked\n"
 
 
 @pytest.mark.parametrize("mode", MODES)
