@@ -75,6 +75,7 @@ MARK = 0xCE1F0000
 PASS, SHOT, REDIRECT = 0xFFFFFFFF, 2, 7
 XDP_DROP, XDP_PASS, XDP_TX = 1, 2, 3
 
+LO_MAC = "00:00:00:00:00:00"
 HOST_MAC, POD_MAC = "02:00:00:00:00:01", "02:00:00:00:00:02"
 SERVER_HOST_MAC, SERVER_MAC = "02:00:00:00:00:03", "02:00:00:00:00:04"
 PEER_MAC, ROUTER_MAC = "02:00:00:00:00:05", "02:00:00:00:00:06"
@@ -492,6 +493,16 @@ def sctp(family: Family, source: tuple[str, int], destination: tuple[str, int], 
     """A packet of an association with one chunk; without any, with that which opens it."""
     header = SCTP(sport=source[1], dport=destination[1], tag=7)
     return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / header / (chunk or SCTPChunkInit())))
+
+
+def protocol_of(build: object) -> int:
+    """Of what tcp(), udp() or sctp() builds."""
+    return {tcp: TCP_PROTOCOL, udp: UDP_PROTOCOL, sctp: SCTP_PROTOCOL}[build]  # type: ignore[index]
+
+
+def arriving(packet: Packet, source: str = ROUTER_MAC) -> Packet:
+    """The packet as the underlay's device gets it, from a router or from another node."""
+    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def expected(packet: Packet, *, hops: int = 0, **changes: "str | int") -> Packet:

@@ -10,14 +10,13 @@ from scapy.packet import Packet
 
 from bpf.abi import Affinity, BackendKey, DropReason, FrontendFlag, Slot, SlotKey
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, V4, V6, Datapath, Family, expected, same, tcp, udp
+from bpf.tests.datapath import REDIRECT, V4, V6, Datapath, Family, expected, protocol_of, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 NODE_PORT = 30080
-LO_MAC = "00:00:00:00:00:00"
 SECOND = 10**9
 # Every machine has been up for longer, and none takes half of it from one packet to the next.
 AFFINITY_S = 10
@@ -26,10 +25,6 @@ PORTS = range(8000, 8008)
 REMOTE_PORT, REMOTE_ID = 9000, 18
 # By chance one of eight is met so often in a row once in 30 million times.
 OFTEN = 9
-
-
-def protocol_of(build: object) -> int:
-    return dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
 
 
 def offer(
@@ -71,7 +66,7 @@ def backends_met(
 def arriving(family: Family, build: Any, source_port: int, node: str, sender: str = dp.ROUTER_MAC) -> Packet:
     """A packet of the client outside to a node's NodePort, as it comes from the router or from another node."""
     packet = build(family, (family.outside, source_port), (node, NODE_PORT))
-    return expected(packet, eth_src=sender, eth_dst=LO_MAC)
+    return dp.arriving(packet, sender)
 
 
 def remembered(datapath: Datapath, client: str, number: int = 1) -> Affinity:

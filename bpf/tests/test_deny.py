@@ -9,18 +9,27 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import DropReason, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    key,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-LO_MAC = "00:00:00:00:00:00"
 DENIED = {V4: ("203.0.113.8", 30), V6: ("2001:db8:ffff::8", 126)}
 NEIGHBOUR = {V4: "203.0.113.12", V6: "2001:db8:ffff::c"}
-
-
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def assert_denied(datapath: Datapath, program: str, packet: Packet) -> None:

@@ -15,31 +15,37 @@ from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodK
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    protocol_of,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-LO_MAC = "00:00:00:00:00:00"
 EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
 NODE_PORT = 30080
 HOUR_NS = 3600 * 10**9
-
-
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    """The packet as the underlay's device gets it, from a router or from another node."""
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def node_port(datapath: Datapath, family: Family, protocol: int, backend: str, flags: int = 0, local: int = 0) -> None:
     datapath.service(
         family.any_node, NODE_PORT, protocol, [(backend, 8080)], local=local, flags=EXTERNAL | FrontendFlag(flags)
     )
-
-
-def protocol_of(build: object) -> int:
-    return dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
 
 
 def answer_flags(build: object) -> dict[str, str]:

@@ -2,26 +2,33 @@
 """Host ports on the real programs: whose address and port they are, and how the answers go back."""
 
 import pytest
-from scapy.packet import Packet
 
 from bpf.abi import FrontendFlag, HostPort, RemoteFlag, WayKind
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    PASS,
+    REDIRECT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    protocol_of,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-LO_MAC = "00:00:00:00:00:00"
 ANY = {V4: "0.0.0.0", V6: "::"}
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 PORT = 8053
 FLAGS = FrontendFlag.EXTERNAL | FrontendFlag.HOST_PORT
-
-
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    """The packet as the underlay's device gets it, from a router or from another node."""
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def host_port(datapath: Datapath, family: Family, build: object, address: str = "") -> None:
@@ -29,10 +36,6 @@ def host_port(datapath: Datapath, family: Family, build: object, address: str = 
     backends = [(family.server, 53)]
     number = HostPort.IDS // 10  # ids of backends are made of it
     datapath.service(address or ANY[family], PORT, protocol_of(build), backends, number, local=1, flags=FLAGS)
-
-
-def protocol_of(build: object) -> int:
-    return dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
 
 
 def answer_flags(build: object) -> dict[str, str]:

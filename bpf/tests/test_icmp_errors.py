@@ -12,7 +12,24 @@ from scapy.packet import Packet, Raw
 from bpf.abi import Counter, DropReason, FlowState, FrontendFlag, PodKey
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp, tcp, udp
+from bpf.tests.datapath import (
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    protocol_of,
+    same,
+    sctp,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
@@ -22,9 +39,7 @@ WAY_BACK = pytest.mark.parametrize("way_back", [0, FrontendFlag.DIRECT], ids=["e
 # What a router must quote of IPv4, which has UDP's checksum and not TCP's; and what it may.
 QUOTED = pytest.mark.parametrize("quoted", [28, 1280], ids=["eight bytes", "everything"])
 ROUTER = {V4: "198.18.0.254", V6: "2001:db8:f::fe"}
-LO_MAC = "00:00:00:00:00:00"
 NODE_PORT, MTU = 30080, 1280
-PROTOCOLS = {tcp: dp.TCP_PROTOCOL, udp: dp.UDP_PROTOCOL, sctp: dp.SCTP_PROTOCOL}
 TO_POD = {"eth_src": dp.HOST_MAC, "eth_dst": dp.POD_MAC}
 TO_SERVER = {"eth_src": dp.SERVER_HOST_MAC, "eth_dst": dp.SERVER_MAC}
 
@@ -50,14 +65,9 @@ def too_big(
     return Ether(bytes(frame / network / ICMPv6PacketTooBig(mtu=MTU) / quote))
 
 
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    """The packet as the underlay's device gets it, from a router or from another node."""
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
-
-
 def node_port(datapath: Datapath, family: Family, build: Build, backend: str, flags: int = 0, local: int = 0) -> None:
     flags = FrontendFlag.EXTERNAL | FrontendFlag(flags)
-    datapath.service(family.any_node, NODE_PORT, PROTOCOLS[build], [(backend, 8080)], local=local, flags=flags)
+    datapath.service(family.any_node, NODE_PORT, protocol_of(build), [(backend, 8080)], local=local, flags=flags)
 
 
 class TestPods:
@@ -70,7 +80,7 @@ class TestPods:
         self, datapath: Datapath, family: Family, build: Build, quoted: int
     ) -> None:
         """The other end of what the pod knows; without that it would not take the error for its own."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.server, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.server, 8080)])
         request = build(family, (family.client, 40000), (family.service, 80))
         seen = datapath.run("from_pod", request).packet
         result = datapath.run("from_pod", too_big(family.server, seen, quoted))
@@ -86,7 +96,7 @@ class TestPods:
         self, datapath: Datapath, family: Family, build: Build, quoted: int, program: str
     ) -> None:
         """Somebody between the nodes, whom traceroute is to show."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.remote, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.remote, 8080)])
         request = build(family, (family.client, 40000), (family.service, 80))
         seen = datapath.run("from_pod", request).packet
         result = datapath.run(program, arriving(too_big(ROUTER[family], seen, quoted)))
@@ -145,7 +155,7 @@ class TestPods:
     @BUILD
     def test_error_about_what_a_pod_has_sent_to_itself(self, datapath: Datapath, family: Family, build: Build) -> None:
         """Both its addresses change: it sees the Service's as the client's."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.client, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.client, 8080)])
         request = build(family, (family.client, 40000), (family.service, 80))
         seen = datapath.run("from_pod", request).packet
         assert seen[family.ip].src == family.service
@@ -181,7 +191,7 @@ class TestPods:
     @QUOTED
     def test_stacks_own_error(self, datapath: Datapath, family: Family, build: Build, quoted: int) -> None:
         """What it cannot send on has been translated already."""
-        datapath.service(family.service, 443, PROTOCOLS[build], [(family.node, 6443)])
+        datapath.service(family.service, 443, protocol_of(build), [(family.node, 6443)])
         request = build(family, (family.client, 40000), (family.service, 443))
         seen = datapath.run("from_pod", request)
         assert seen.verdict == PASS
@@ -308,7 +318,7 @@ class TestHost:
         self, datapath: Datapath, family: Family, build: Build
     ) -> None:
         """As an answer does."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.remote, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.remote, 8080)])
         request = build(family, (family.node, 40000), (family.service, 80))
         seen = datapath.run("to_netdev", request).packet
         result = datapath.run("from_netdev", arriving(too_big(ROUTER[family], seen)))
@@ -413,7 +423,7 @@ class TestOthers:
         self, datapath: Datapath, family: Family, build: Build
     ) -> None:
         """Cut off at every byte, with lengths that say so or not: the packet passes whole as it is, or translated."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.server, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.server, 8080)])
         request = build(family, (family.client, 40000), (family.service, 80))
         seen = datapath.run("from_pod", request).packet
         error = too_big(family.server, seen)

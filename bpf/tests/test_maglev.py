@@ -8,13 +8,26 @@ from scapy.packet import Packet
 from bpf.abi import BackendKey, DropReason, Flow, FlowFlag, FlowState, FrontendFlag, Maglev, MaglevKey, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    protocol_of,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-LO_MAC = "00:00:00:00:00:00"
 EXTERNAL, DIRECT, MAGLEV = FrontendFlag.EXTERNAL, FrontendFlag.DIRECT, FrontendFlag.MAGLEV
 # Of one pod, so that it is the port that tells a backend; the first has the id 10.
 PORTS = range(8000, 8005)
@@ -50,15 +63,6 @@ def offer(
     flags = EXTERNAL | MAGLEV | FrontendFlag(flags)
     datapath.service(family.balancer, 80, protocol_of(build), backends, 1, local, flags, affinity_s)
     datapath.maglev([10 + one % len(PORTS) for one in range(dp.MAGLEV_SIZE)])
-
-
-def protocol_of(build: object) -> int:
-    return dp.TCP_PROTOCOL if build is tcp else dp.UDP_PROTOCOL
-
-
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    """The packet as the underlay's device gets it, from a router or from another node."""
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def entering(family: Family, client: tuple[str, int], flags: str = "A", source: str = dp.ROUTER_MAC) -> Packet:

@@ -24,16 +24,31 @@ from scapy.packet import Packet, Raw
 from bpf.abi import Counter, DropReason, FrontendFlag, PodKey, RemoteFlag, Way, WayKind
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp, tcp, udp
+from bpf.tests.datapath import (
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    protocol_of,
+    same,
+    sctp,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp, sctp], ids=["tcp", "udp", "sctp"])
-PROTOCOLS = {tcp: dp.TCP_PROTOCOL, udp: dp.UDP_PROTOCOL, sctp: dp.SCTP_PROTOCOL}
 TUNNEL = pytest.mark.parametrize("flags", [RemoteFlag(0), RemoteFlag.TUNNEL_HANDOVER], ids=["l2", "tunnel"])
 MTU, NODE_PORT = 1400, 30080
-LO_MAC = "00:00:00:00:00:00"
 
 Build = Callable[..., Packet]
 
@@ -84,13 +99,9 @@ def told(
     return Ether(bytes(frame / IPv6(src=reporter, dst=about[IPv6].src) / error / quote))
 
 
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
-
-
 def node_port(datapath: Datapath, family: Family, build: Build, backend: str, flags: int = 0, local: int = 0) -> None:
     flags = FrontendFlag.EXTERNAL | FrontendFlag(flags)
-    datapath.service(family.any_node, NODE_PORT, PROTOCOLS[build], [(backend, 8080)], local=local, flags=flags)
+    datapath.service(family.any_node, NODE_PORT, protocol_of(build), [(backend, 8080)], local=local, flags=flags)
 
 
 class TestTooBig:
@@ -210,7 +221,7 @@ class TestTooBig:
     @pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
     def test_what_the_device_cuts_counts_by_its_parts(self, datapath: Datapath, family: Family, build: Build) -> None:
         """Segmentation offload: many packets in one, of which each must fit, headers and options and all."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.remote, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.remote, 8080)])
         options = {"options": [("NOP", None)] * 12} if build is tcp else {}
         first = build(family, (family.client, 5000), (family.service, 80))
         datapath.run("from_pod", first)
@@ -328,7 +339,7 @@ class TestLastHop:
     @BUILD
     def test_from_a_pod(self, datapath: Datapath, family: Family, build: Build) -> None:
         """Of TCP as well there is an ICMP error, no RST: it says where the packet ended, not that nobody listens."""
-        datapath.service(family.service, 80, PROTOCOLS[build], [(family.remote, 8080)])
+        datapath.service(family.service, 80, protocol_of(build), [(family.remote, 8080)])
         packet = last_hop(build(family, (family.client, 40000), (family.service, 80)))
         result = datapath.run("from_pod", packet, summed=False)
         assert result.verdict == REDIRECT

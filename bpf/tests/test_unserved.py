@@ -13,13 +13,12 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 WAYS_IN = pytest.mark.parametrize("program", ["from_pod", "from_netdev", "from_overlay", "to_netdev"])
-LO_MAC = "00:00:00:00:00:00"
 RANGE = {V4: ("10.96.0.0", 16), V6: ("fd00:10:96::", 112)}
 UNUSED = {V4: "10.96.7.7", V6: "fd00:10:96::707"}
 BALANCER = {V4: "198.51.100.8", V6: "2001:db8:1b::8"}

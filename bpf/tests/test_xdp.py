@@ -16,6 +16,7 @@ from bpf.abi import DropReason, FlowFlag, FlowState, FrontendFlag, Tuple
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
 from bpf.tests.datapath import (
+    LO_MAC,
     REDIRECT,
     SHOT,
     V4,
@@ -25,8 +26,10 @@ from bpf.tests.datapath import (
     XDP_TX,
     Datapath,
     Family,
+    arriving,
     expected,
     key,
+    protocol_of,
     same,
     tcp,
     udp,
@@ -38,8 +41,6 @@ Build = Callable[..., Packet]
 
 BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
-PROTOCOLS = {tcp: dp.TCP_PROTOCOL, udp: dp.UDP_PROTOCOL}
-LO_MAC = "00:00:00:00:00:00"
 PORT = 5000
 EXTERNAL = FrontendFlag.EXTERNAL
 
@@ -50,10 +51,6 @@ def namespace() -> Iterator[None]:
     with dp.routed_namespace():
         dp.run_on(kernel.know_neighbours, [V4.other_node, V6.other_node, V4.outside, V6.outside])
         yield
-
-
-def arriving(packet: Packet, source: str = dp.ROUTER_MAC) -> Packet:
-    return expected(packet, eth_src=source, eth_dst=LO_MAC)
 
 
 def asking(family: Family, build: Build, port: int = PORT) -> Packet:
@@ -80,13 +77,13 @@ def answering(family: Family, build: Build, port: int = PORT) -> Packet:
 def begin(datapath: Datapath, family: Family, build: Build, port: int = PORT) -> Tuple:
     """Has TC begin a flow of an outside client with a backend on the other node, and see its answer; its key."""
     flags = EXTERNAL
-    datapath.service(family.balancer, 80, PROTOCOLS[build], [(family.remote, 8080)], flags=flags)
+    datapath.service(family.balancer, 80, protocol_of(build), [(family.remote, 8080)], flags=flags)
     first = build(family, (family.outside, port), (family.balancer, 80))
     assert datapath.run("from_netdev", arriving(first)).verdict == REDIRECT
     more = {"flags": "SA"} if build is tcp else {}
     answer = build(family, (family.remote, 8080), (family.outside, port), **more)
     assert datapath.run("from_netdev", arriving(answer, dp.PEER_MAC)).verdict == REDIRECT
-    entry = key((family.outside, port), (family.balancer, 80), PROTOCOLS[build])
+    entry = key((family.outside, port), (family.balancer, 80), protocol_of(build))
     flow = datapath.flow(entry)
     assert flow
     answers = datapath.flow(flow.twin)
@@ -261,8 +258,8 @@ def test_frame_from_outside_the_source_ranges_is_dropped(datapath: Datapath, fam
     begin(datapath, family, build)
     sources = EXTERNAL | FrontendFlag.SOURCES
     for address in (family.balancer, family.node):
-        datapath.service(address, 80, PROTOCOLS[build], [(family.remote, 8080)], flags=sources)
-    datapath.allow(family.balancer, 80, PROTOCOLS[build], (family.remote, 32 if family is V4 else 128))
+        datapath.service(address, 80, protocol_of(build), [(family.remote, 8080)], flags=sources)
+    datapath.allow(family.balancer, 80, protocol_of(build), (family.remote, 32 if family is V4 else 128))
     assert datapath.run_xdp(asking(family, build, PORT + 1)).verdict == XDP_DROP
     assert datapath.dropped(DropReason.SOURCE_RANGE) == 1
     assert datapath.run("from_netdev", asking(family, build, PORT + 1)).verdict == SHOT
