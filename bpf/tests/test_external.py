@@ -57,15 +57,20 @@ class TestLocalBackend:
 
     @BOTH
     @BUILD
-    @pytest.mark.parametrize("policy", [0, LOCAL], ids=["cluster", "local"])
+    @pytest.mark.parametrize(
+        ("program", "policy"),
+        [("from_netdev", 0), ("from_netdev", LOCAL), ("from_other", 0)],
+        ids=["cluster", "local", "other device"],
+    )
     def test_client_keeps_its_address_both_ways(
-        self, datapath: Datapath, family: Family, build: object, policy: int
+        self, datapath: Datapath, family: Family, build: object, program: str, policy: int
     ) -> None:
         """The pod sees the client, and its answer leaves from the node's address and port by the kernel's route."""
+        datapath.device(dp.LO, other=program == "from_other")
         node_port(datapath, family, protocol_of(build), family.server, policy, local=1)
         client = (family.outside, 5000)
         request = arriving(build(family, client, (family.node, NODE_PORT)))
-        result = datapath.run("from_netdev", request)
+        result = datapath.run(program, request)
         assert result.verdict == REDIRECT
         wanted = expected(
             request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
@@ -265,26 +270,7 @@ class TestEntryNode:
 
 
 class TestOtherDevice:
-    """The client comes by a device beside the underlay."""
-
-    @BOTH
-    @BUILD
-    def test_service_is_met_and_answered(self, datapath: Datapath, family: Family, build: object) -> None:
-        """As by the underlay: the pod sees the client, whose answer comes from the address that it talks to."""
-        datapath.device(dp.LO, other=True)
-        node_port(datapath, family, protocol_of(build), family.server)
-        client = (family.outside, 5000)
-        request = arriving(build(family, client, (family.node, NODE_PORT)))
-        result = datapath.run("from_other", request)
-        assert result.verdict == REDIRECT
-        wanted = expected(
-            request, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
-        )
-        same(result.packet, wanted)
-        answer = build(family, (family.server, 8080), client, **answer_flags(build))
-        result = datapath.run("from_pod", answer)
-        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
-        same(result.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT))
+    """The client comes by a device beside the underlay: what is otherwise there."""
 
     @BOTH
     @BUILD
