@@ -18,6 +18,7 @@ import pytest
 
 from bpf import bpftool, features, loader, node, sockdiag
 from bpf.abi import Counter, FrontendFlag
+from bpf.attach import XDP_PROGRAM
 from bpf.settings import Settings
 from bpf.tests import datapath as dp
 from bpf.tests.kernel import Programs
@@ -103,7 +104,7 @@ def test_every_program_loads(guest: Guest) -> None:
     links = {f"{way}_{there}" for there in ("pod", "netdev", "l3", "overlay") for way in ("from", "to")}
     hooks = links | {"from_other"}
     sockets = {f"{call}{version}" for call in ("connect", "sendmsg", "recvmsg", "getpeername") for version in (4, 6)}
-    assert set(guest.programs.programs) == hooks | sockets | {"sweep"}
+    assert set(guest.programs.programs) == hooks | sockets | {"sweep", XDP_PROGRAM}
 
 
 def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
