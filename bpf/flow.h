@@ -24,6 +24,7 @@
 
 #include "address.h"
 #include "config.h"
+#include "device.h"
 #include "drop.h"
 #include "icmp_error.h"
 #include "maps.h"
@@ -245,22 +246,17 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 }
 
 /*
- * Has packets of an entry that leave by the kernel's route take that of today: devices, addresses and routes come and
- * go. An entry is over, and its next packet begins anew, where the address under which it was masqueraded is gone.
+ * Has answers whose device has gone leave by another one to which the kernel routes them: a VPN that was set up anew.
+ * While it stands they keep to it: a route is asked of each side's device, and rules may give the two different ones.
  */
 static __noinline void flow_reroute(struct __sk_buff *skb, struct flow *flow)
 {
-	const struct address *from = &flow->twin.daddr, *to = &flow->twin.saddr; /* of packets as they leave */
 	__u32 ifindex;
 
-	if (flow->way.kind != WAY_ROUTE)
+	if (flow->way.kind != WAY_ROUTE || !(flow->flags & FLOW_REPLY) || device_at(flow->way.ifindex))
 		return;
-	if (!(flow->flags & FLOW_REPLY) && !own_address(from)) {
-		flow->expires_ns = 0;
-		return;
-	}
-	ifindex = route_out(skb, from, to);
-	if (ifindex)
+	ifindex = route_out(skb, &flow->twin.daddr, &flow->twin.saddr);
+	if (device_at(ifindex))
 		flow->way.ifindex = ifindex;
 }
 

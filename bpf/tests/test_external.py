@@ -11,7 +11,18 @@ from scapy.layers.inet6 import ICMPv6EchoReply, ICMPv6EchoRequest, IPv6
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bpf.abi import Counter, DropReason, FlowFlag, FlowState, FrontendFlag, PodKey, RemoteFlag, Tuple, WayKind
+from bpf.abi import (
+    Counter,
+    DeviceKey,
+    DropReason,
+    FlowFlag,
+    FlowState,
+    FrontendFlag,
+    PodKey,
+    RemoteFlag,
+    Tuple,
+    WayKind,
+)
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
@@ -668,72 +679,47 @@ class TestWayOfAnswers:
         assert (flow.way.kind, flow.way.ifindex) == (WayKind.ROUTE, ifindex)
 
 
-class TestRouteThatMoves:
-    """Devices, addresses and routes come and go under flows that stay."""
-
-    CLIENT_PORT = 5000
+class TestDeviceThatGoes:
+    """Under flows that stay."""
 
     @BOTH
     @pytest.mark.parametrize("by", ["request", "answer"])
-    def test_answers_follow_the_route_within_a_second(self, datapath: Datapath, family: Family, by: str) -> None:
-        """A VPN that was set up anew is another device: the next packet of either side finds it."""
-        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
-        client, pod = (family.outside, self.CLIENT_PORT), (family.server, 8080)
-        there, back = key(client, (family.node, NODE_PORT)), key(pod, client)
+    @pytest.mark.parametrize("at", ["node", "balancer"])
+    def test_answers_take_the_device_that_has_its_route(
+        self, datapath: Datapath, family: Family, by: str, at: str
+    ) -> None:
+        """A VPN that was set up anew is another device: within a second a packet of either side finds it. While the
+        old one stands, and while no route leads to one that is known, nothing changes."""
+        server, pod = (getattr(family, at), NODE_PORT), (family.server, 8080)
+        client = (family.outside, 5000)
+        datapath.service(family.any_node if at == "node" else server[0], NODE_PORT, dp.TCP_PROTOCOL, [pod])
+        there, back = key(client, server), key(pod, client)
         packets = {
-            "request": ("from_netdev", arriving(tcp(family, client, (family.node, NODE_PORT), "PA"))),
+            "request": ("from_netdev", arriving(tcp(family, client, server, "PA"))),
             "answer": ("from_pod", expected(tcp(family, pod, client, "PA"), eth_src=dp.SERVER_MAC)),
         }
-        datapath.run("from_netdev", arriving(tcp(family, client, (family.node, NODE_PORT))))
+        datapath.run("from_netdev", arriving(tcp(family, client, server)))
         datapath.run("from_pod", expected(tcp(family, pod, client, "SA"), eth_src=dp.SERVER_MAC))
-        with dp.another_device(family.outside) as ifindex:
+
+        def device() -> int:
+            for entry in (there, back):
+                flow = datapath.flow(entry)
+                assert flow
+                datapath.write_flow(entry, flow._replace(seen_ns=0))
             datapath.run(*packets[by])
-            assert self._device(datapath, back) == dp.LO
-            self._make_old(datapath, there, back)
-            datapath.run(*packets[by])
-            assert self._device(datapath, back) == ifindex
-
-    @BOTH
-    def test_masqueraded_packets_follow_the_route(self, datapath: Datapath, family: Family) -> None:
-        """Their address stays: it is still this node's."""
-        there, back = self._masquerade(datapath, family)
-        with dp.another_device(family.outside) as ifindex:
-            self._make_old(datapath, there, back)
-            result = datapath.run("from_pod", udp(family, (family.client, self.CLIENT_PORT), (family.outside, 53)))
-        assert result.packet[family.ip].src == family.node
-        assert self._device(datapath, there) == ifindex
-
-    @BOTH
-    def test_flow_under_an_address_that_is_gone_begins_anew(self, datapath: Datapath, family: Family) -> None:
-        """A resolver's socket that asks again and again would never hear: nobody has the address any more."""
-        there, back = self._masquerade(datapath, family)
-        datapath.delete("nodes", packed(family.node))
-        other = "192.0.2.77" if family is V4 else "2001:db8::77"
-        datapath.node(other, own=True)
-        datapath.device(dp.LO, addresses=(other, V6.node) if family is V4 else (V4.node, other))
-        question = udp(family, (family.client, self.CLIENT_PORT), (family.outside, 53))
-        self._make_old(datapath, there, back)
-        datapath.run("from_pod", question)
-        assert datapath.run("from_pod", question).packet[family.ip].src == other
-
-    def _masquerade(self, datapath: Datapath, family: Family) -> tuple[Tuple, Tuple]:
-        """Has a pod ask a resolver outside; the keys of the flow."""
-        pod, server = (family.client, self.CLIENT_PORT), (family.outside, 53)
-        port = int(datapath.run("from_pod", udp(family, pod, server)).packet[UDP].sport)
-        return key(pod, server, dp.UDP_PROTOCOL), key(server, (family.node, port), dp.UDP_PROTOCOL)
-
-    def _device(self, datapath: Datapath, entry: Tuple) -> int:
-        flow = datapath.flow(entry)
-        assert flow
-        assert flow.way.kind == WayKind.ROUTE
-        return flow.way.ifindex
-
-    def _make_old(self, datapath: Datapath, *entries: Tuple) -> None:
-        """Has entries be due for a refresh."""
-        for entry in entries:
-            flow = datapath.flow(entry)
+            flow = datapath.flow(back)
             assert flow
-            datapath.write_flow(entry, flow._replace(seen_ns=0))
+            assert flow.way.kind == WayKind.ROUTE
+            return flow.way.ifindex
+
+        with dp.another_device(family.outside) as ifindex:
+            datapath.device(ifindex)
+            assert device() == dp.LO
+            datapath.delete("devices", DeviceKey(ifindex).pack())
+            datapath.delete("devices", DeviceKey(dp.LO).pack())
+            assert device() == dp.LO
+            datapath.device(ifindex)
+            assert device() == ifindex
 
 
 class TestEvictedEntry:
