@@ -11,6 +11,11 @@
 
 #include "abi.h"
 
+#ifndef AF_INET
+#define AF_INET  2
+#define AF_INET6 10
+#endif
+
 #define V4_MARK bpf_htonl(0x0000ffff) /* third word of a v4-mapped address */
 
 static __always_inline struct address address_v4(__be32 v4_be)

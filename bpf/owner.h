@@ -27,9 +27,15 @@ static __always_inline bool of_a_node(const struct remote *remote)
 	return remote && !(remote->flags & REMOTE_SERVICES);
 }
 
+/* An address of a node, this one or another; NULL: of none. */
+static __always_inline const struct node *node_at(const struct address *address)
+{
+	return bpf_map_lookup_elem(&nodes, address);
+}
+
 static __always_inline bool own_address(const struct address *address)
 {
-	const struct node *node = bpf_map_lookup_elem(&nodes, address);
+	const struct node *node = node_at(address);
 
 	return node && node->flags & NODE_OWN;
 }

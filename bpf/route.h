@@ -9,11 +9,6 @@
 
 #include "address.h"
 
-#ifndef AF_INET
-#define AF_INET  2
-#define AF_INET6 10
-#endif
-
 /* What the kernel's routes say of what it forwards between two addresses: BPF_FIB_LKUP_RET_*, and the device. */
 static __always_inline int look_up_route(struct __sk_buff *skb, const struct address *from, const struct address *to,
 					 __u32 *ifindex)

@@ -50,7 +50,7 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 	frontend = bpf_map_lookup_elem(&frontends, key);
 	if (frontend && key->port_be)
 		return frontend;
-	node = bpf_map_lookup_elem(&nodes, &tuple->daddr);
+	node = node_at(&tuple->daddr);
 	/* echo: some load balancers hand out nodes' addresses, and who asks a node wants to hear of the node */
 	if (frontend)
 		return node ? NULL : frontend;

@@ -72,10 +72,17 @@ static __always_inline int unserved(const struct packet *packet, __u32 flags, bo
 }
 
 /*
- * The same of a packet that may be for another node or its pods. What has `come_in` for a load balancer's address ends
- * here: routes would have it go to and fro.
+ * Whether what comes in for a load balancer's address would be routed on, and to and fro. Not what the host has by a
+ * local route, for health checks, say; nor other protocols, neighbour discovery among them.
  */
-static __always_inline int unserved_on_its_way(const struct packet *packet, bool come_in)
+static __always_inline bool goes_to_and_fro(struct __sk_buff *skb, const struct packet *packet)
+{
+	return (has_ports(packet->tuple.protocol) || packet->is_echo) && !node_at(&packet->tuple.daddr) &&
+	       route_out(skb, &packet->tuple.saddr, &packet->tuple.daddr);
+}
+
+/* The same of a packet that may be for another node or its pods; `come_in`: from outside, not sent by this node. */
+static __always_inline int unserved_on_its_way(struct __sk_buff *skb, const struct packet *packet, bool come_in)
 {
 	const struct remote *remote = remote_at(&packet->tuple.daddr);
 	__u32 flags;
@@ -83,7 +90,7 @@ static __always_inline int unserved_on_its_way(const struct packet *packet, bool
 	if (of_a_node(remote))
 		return 0;
 	flags = address_of_service(&packet->tuple.daddr);
-	return unserved(packet, flags, remote || (come_in && flags));
+	return unserved(packet, flags, remote || (come_in && flags && goes_to_and_fro(skb, packet)));
 }
 
 /* As frontend_at. What is met at a loopback address is for the node's own processes, not for who sends to it here. */
@@ -481,7 +488,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 	if (!frontend && !arrival->handed_over) {
 		if (own)
 			return open_to_host(work);
-		result = unserved_on_its_way(packet, true);
+		result = unserved_on_its_way(skb, packet, true);
 		if (!result && pod_is_gone(skb, packet, &packet->tuple))
 			result = -DROP_NO_POD;
 		return result ? result : PASS;
@@ -605,7 +612,7 @@ static __noinline int pass_from_outside(struct __sk_buff *skb, struct work *work
 	}
 	if (packet->part == PART_KNOWN && frontend_asked(packet, &key))
 		return -DROP_FRAGMENT; /* at an address of a Service, it would be routed back to where it came from */
-	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(packet, true);
+	result = own_address(&packet->tuple.daddr) ? 0 : unserved_on_its_way(skb, packet, true);
 	return result ? result : PASS;
 }
 
@@ -757,7 +764,7 @@ static __noinline int answer_to_outside(struct __sk_buff *skb, struct packet *pa
  * closed, MPTCP, a process of another cgroup), has no backend, or must not use it. Returns 0: a backend was chosen,
  * PASS: it has no such address, or a negated drop reason.
  */
-static __always_inline int open_from_host(const struct packet *packet, struct opening *opening)
+static __always_inline int open_from_host(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)
 {
 	struct frontend_key key;
 	const struct frontend *frontend = frontend_for_own(&packet->tuple, &key);
@@ -771,7 +778,7 @@ static __always_inline int open_from_host(const struct packet *packet, struct op
 		 * further */
 		if (in_mid_stream(packet) || !same_address(&key.address, &packet->tuple.daddr))
 			return PASS;
-		result = unserved_on_its_way(packet, false);
+		result = unserved_on_its_way(skb, packet, false);
 		return result ? result : PASS;
 	}
 	/* another node's port that is a NodePort as well: its process talks to one here */
@@ -792,7 +799,7 @@ static __noinline int begin_from_host(struct __sk_buff *skb, struct work *work)
 	int result;
 
 	__builtin_memset(&work->opening, 0, sizeof(work->opening));
-	result = open_from_host(&work->packet, &work->opening);
+	result = open_from_host(skb, &work->packet, &work->opening);
 	if (result)
 		return result;
 	/* Its answers come in by this device again: by another one rp_filter takes none from a Service's address. */

@@ -157,17 +157,52 @@ static __always_inline bool from_a_node(const struct frame *frame)
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
-/* Whether an address without a frontend is of the ranges of Services, and none has it, or is a load balancer's. */
-static __always_inline bool is_unallocated(const struct address *address)
+/* What to ask the kernel's routes; `from`: NULL, of no matter. */
+static __always_inline struct bpf_fib_lookup route_between(const struct address *from, const struct address *to)
 {
-	const struct remote *remote = remote_at(address);
-	__u32 flags = address_of_service(address);
+	struct bpf_fib_lookup route = {.family = is_v4(to) ? AF_INET : AF_INET6};
 
-	return !of_a_node(remote) && !(flags & FRONTEND_CLUSTER_IP) && (remote || flags);
+	if (is_v4(to)) {
+		route.ipv4_dst = to->word_be[3];
+		if (from)
+			route.ipv4_src = from->word_be[3];
+	} else {
+		__builtin_memcpy(route.ipv6_dst, to, sizeof(*to));
+		if (from)
+			__builtin_memcpy(route.ipv6_src, from, sizeof(*from));
+	}
+	return route;
+}
+
+/* As goes_to_and_fro() of tc.c has it, of what a load balancer's address has no port for. */
+static __always_inline bool is_routed_on(struct xdp_md *ctx, const struct frame *frame)
+{
+	struct bpf_fib_lookup route = route_between(&frame->tuple.saddr, &frame->tuple.daddr);
+	int result;
+
+	route.ifindex = ctx->ingress_ifindex;
+	result = bpf_fib_lookup(ctx, &route, sizeof(route), 0);
+	return result == BPF_FIB_LKUP_RET_SUCCESS || result == BPF_FIB_LKUP_RET_NO_NEIGH;
+}
+
+/* Whether a destination without a frontend is of the ranges of Services, and none has it, or is a load balancer's. */
+static __always_inline bool is_unallocated(struct xdp_md *ctx, const struct frame *frame)
+{
+	const struct address *to = &frame->tuple.daddr;
+	const struct remote *remote;
+	__u32 flags;
+
+	if (pod_at(to) || node_at(to))
+		return false;
+	remote = remote_at(to);
+	flags = address_of_service(to);
+	if (of_a_node(remote) || flags & FRONTEND_CLUSTER_IP)
+		return false;
+	return remote || (flags && is_routed_on(ctx, frame));
 }
 
 /* What has no flow yet is TC's, but for what is to have none. */
-static __always_inline int judge(const struct xdp_md *ctx, const struct frame *frame)
+static __always_inline int judge(struct xdp_md *ctx, const struct frame *frame)
 {
 	const struct frontend_key key = {
 		.address = frame->tuple.daddr,
@@ -181,7 +216,7 @@ static __always_inline int judge(const struct xdp_md *ctx, const struct frame *f
 	frontend = bpf_map_lookup_elem(&frontends, &key);
 	if (frontend && !source_allowed(frontend, &key, &frame->tuple.saddr))
 		return drop_frame(ctx, frame, DROP_SOURCE_RANGE);
-	if (!frontend && is_unallocated(&frame->tuple.daddr))
+	if (!frontend && is_unallocated(ctx, frame))
 		return drop_frame(ctx, frame, DROP_NO_SERVICE);
 	return XDP_PASS;
 }
@@ -216,18 +251,8 @@ static __always_inline bool find_next_hop(struct xdp_md *ctx, const struct frame
 
 	if (flow->way.kind == WAY_NODE)
 		__builtin_memcpy(&next_hop, flow->way.end, sizeof(next_hop));
+	*route = route_between(flow->way.kind == WAY_ROUTE ? &to->saddr : NULL, &next_hop);
 	route->ifindex = flow->way.ifindex;
-	if (is_v4(&next_hop)) {
-		route->family = 2; /* AF_INET */
-		route->ipv4_dst = next_hop.word_be[3];
-		if (flow->way.kind == WAY_ROUTE)
-			route->ipv4_src = to->saddr.word_be[3];
-	} else {
-		route->family = 10; /* AF_INET6 */
-		__builtin_memcpy(route->ipv6_dst, &next_hop, sizeof(next_hop));
-		if (flow->way.kind == WAY_ROUTE)
-			__builtin_memcpy(route->ipv6_src, &to->saddr, sizeof(next_hop));
-	}
 	if (bpf_fib_lookup(ctx, route, sizeof(*route), BPF_FIB_LOOKUP_OUTPUT) != BPF_FIB_LKUP_RET_SUCCESS ||
 	    route->ifindex != ctx->ingress_ifindex)
 		return false;
@@ -279,7 +304,7 @@ static __always_inline bool may_go_on(const struct frame *frame, __u32 mtu)
 static __always_inline int forward(struct xdp_md *ctx, const struct frame *frame, const struct flow *flow, __u32 mtu)
 {
 	const struct tuple to = reverse(&flow->twin);
-	struct bpf_fib_lookup route = {};
+	struct bpf_fib_lookup route;
 
 	if (!in_the_middle(frame, flow) || !may_go_on(frame, mtu) || !find_next_hop(ctx, frame, flow, &to, &route))
 		return XDP_PASS;

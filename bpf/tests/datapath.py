@@ -440,6 +440,16 @@ def another_device(*addresses: str) -> Iterator[int]:
 
 
 @contextmanager
+def local_route(address: str) -> Iterator[None]:
+    """Has the host take what is for an address that none of its devices has."""
+    run_on(kernel.local_route, "add", address)
+    try:
+        yield
+    finally:
+        run_on(kernel.local_route, "del", address)
+
+
+@contextmanager
 def host_socket(make: Callable[..., int], *arguments: object) -> Iterator[None]:
     """A socket of the host's own, that one of the kernel's functions makes."""
     descriptor = run_on(make, *arguments)

@@ -142,6 +142,10 @@ def route_out(name: str, addresses: list[str]) -> int:
     return socket.if_nametoindex(name)
 
 
+def local_route(change: str, address: str) -> None:
+    subprocess.run(["ip", "route", change, "local", address, "dev", "lo"], check=True)
+
+
 def remove_device(name: str) -> None:
     subprocess.run(["ip", "link", "del", name], check=True)
 
@@ -159,11 +163,15 @@ def compiled(source: str, directory: Path) -> Path:
     return made
 
 
-def know_neighbours(addresses: list[str]) -> None:
-    """Has lo's MAC be that of each address; of IPv4 the kernel has it for all of them once something was sent."""
+def route_by(address: str, router: str) -> None:
+    subprocess.run(["ip", "route", "add", address, "via", router, "dev", "lo", "onlink"], check=True)
+
+
+def know_neighbours(addresses: list[str], device: str = "lo") -> None:
+    """Has lo's MAC be that of each address; of IPv4 the kernel has it for all at lo once something was sent."""
     for address in addresses:
-        if ":" in address:
-            command = f"ip neigh replace {address} lladdr 00:00:00:00:00:00 dev lo nud permanent"
+        if ":" in address or device != "lo":
+            command = f"ip neigh replace {address} lladdr 00:00:00:00:00:00 dev {device} nud permanent"
             subprocess.run(command.split(), check=True)
             continue
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

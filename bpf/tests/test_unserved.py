@@ -6,14 +6,29 @@ for a port that a load balancer's address does not have.
 
 import pytest
 from scapy.layers.inet import ICMP, IP, TCP, UDP, fragment
-from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, IPv6, IPv6ExtHdrFragment
+from scapy.layers.inet6 import ICMPv6DestUnreach, ICMPv6EchoRequest, ICMPv6ND_NS, IPv6, IPv6ExtHdrFragment
 from scapy.layers.l2 import Ether
 from scapy.layers.sctp import SCTP, SCTPChunkInit
 from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    arriving,
+    expected,
+    key,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
@@ -217,9 +232,25 @@ class TestPortThatALoadBalancerDoesNotHave:
             assert (result.verdict, result.packet[family.ip].dst) == (verdict, BALANCER[family])
 
     @BOTH
+    def test_what_the_host_has_there_is_the_hosts(self, balancer: Datapath, family: Family) -> None:
+        """By a local route, as some clouds' agents make it: load balancers ask there for the node's health."""
+        packet = asked("from_netdev", family, TCP(sport=5000, dport=10256), BALANCER[family])
+        with dp.local_route(BALANCER[family]):
+            assert balancer.run("from_netdev", packet).verdict == PASS
+        assert balancer.run("from_netdev", packet).verdict == SHOT
+
+    def test_neighbour_is_asked_at_its_address(self, balancer: Datapath) -> None:
+        """Whoever answers for it: a router asks, now and then, whether it still does."""
+        network = IPv6(src=V6.outside, dst=BALANCER[V6], hlim=255)
+        packet = arriving(Ether(bytes(Ether() / network / ICMPv6ND_NS(tgt=BALANCER[V6]))))
+        assert balancer.run("from_netdev", packet).verdict == PASS
+
+    @BOTH
     def test_address_that_is_a_nodes_is_the_nodes(self, balancer: Datapath, family: Family) -> None:
-        """Some load balancers hand out nodes' addresses."""
-        for address in (family.node, family.other_node):
+        """Some load balancers hand out nodes' addresses, also such as no pod knows a way to."""
+        external = "192.0.2.99" if family is V4 else "2001:db8::99"
+        balancer.node(external, own=False)
+        for address in (family.node, family.other_node, external):
             balancer.service(address, 0, 0, [], flags=FrontendFlag.EXTERNAL)
             packet = asked("from_netdev", family, TCP(sport=5000, dport=81), address)
             assert balancer.run("from_netdev", packet).verdict == PASS

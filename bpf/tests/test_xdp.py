@@ -3,6 +3,7 @@
 passes as it came. MACs of next hops are lo's, which are zero; those of real ones are e2e's to see."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -12,7 +13,7 @@ from scapy.layers.inet6 import IPv6, IPv6ExtHdrHopByHop
 from scapy.layers.l2 import Ether
 from scapy.packet import Packet
 
-from bpf.abi import DropReason, FlowFlag, FlowState, FrontendFlag, Tuple
+from bpf.abi import DropReason, FlowFlag, FlowState, FrontendFlag, Tuple, Way, WayKind
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
 from bpf.tests.datapath import (
@@ -165,13 +166,22 @@ def test_what_opens_and_closes_is_tcs(datapath: Datapath, family: Family, flags:
         {"flags": FlowFlag.RST},
         {"seen_ns": 0},
         {"expires_ns": 0},
+        *({"way": Way(dp.LO, kind, bytes(16))} for kind in WayKind if kind not in (WayKind.ROUTE, WayKind.NODE)),
     ],
-    ids=["new", "closing", "handed over", "reset lately", "not seen for a second", "expired"],
+    ids=[
+        "new",
+        "closing",
+        "handed over",
+        "reset lately",
+        "not seen for a second",
+        "expired",
+        *(f"way {kind.name.lower()}" for kind in WayKind if kind not in (WayKind.ROUTE, WayKind.NODE)),
+    ],
 )
 def test_flow_of_which_tc_must_hear_is_tcs(
-    datapath: Datapath, family: Family, build: Build, change: dict[str, int]
+    datapath: Datapath, family: Family, build: Build, change: dict[str, Any]
 ) -> None:
-    """Whose state may change, whose sender is noted, whose entry is to be written again."""
+    """Whose state may change, whose sender is noted, whose entry is to be written again; whose way is another."""
     entry = begin(datapath, family, build)
     flow = datapath.flow(entry)
     assert flow
@@ -191,6 +201,32 @@ def test_udp_whose_backend_is_gone_is_tcs(datapath: Datapath, family: Family) ->
 
 
 @BOTH
+def test_udp_of_no_service_is_tcs(datapath: Datapath, family: Family) -> None:
+    """A Service may come, which it then asks."""
+    entry = begin(datapath, family, udp)
+    flow = datapath.flow(entry)
+    assert flow
+    datapath.write_flow(entry, flow._replace(backend_id=0))
+    assert_passed(datapath, asking(family, udp))
+
+
+@BOTH
+def test_udp_checksum_is_never_zero(datapath: Datapath, family: Family) -> None:
+    """That would say that there is none (RFC 768): a datagram whose sum comes to it."""
+    begin(datapath, family, udp)
+
+    def sent_on(payload: bytes) -> Packet:
+        packet = carrying(asking(family, udp), payload)
+        return expected(packet, hops=1, dst=family.remote, dport=8080, eth_src=LO_MAC)
+
+    payload = int(sent_on(bytes(2))[UDP].chksum).to_bytes(2, "big")
+    assert sent_on(payload)[UDP].chksum == 0xFFFF
+    result = datapath.run_xdp(carrying(asking(family, udp), payload))
+    assert result.verdict == XDP_TX
+    same(result.packet, sent_on(payload))
+
+
+@BOTH
 @BUILD
 def test_frames_that_need_more_than_translation_are_tcs(datapath: Datapath, family: Family, build: Build) -> None:
     """From another node, for another host, at their last hop, too large, with options or extensions, fragments."""
@@ -203,10 +239,11 @@ def test_frames_that_need_more_than_translation_are_tcs(datapath: Datapath, fami
         for one in (last, optional):
             del one[IP].chksum
         optional[IP].ihl = None
-        part = packet.copy()
-        part[IP].flags = "MF"
-        del part[IP].chksum
-        others = [part]
+        first, later = packet.copy(), packet.copy()
+        first[IP].flags, later[IP].frag = "MF", 8
+        for one in (first, later):
+            del one[IP].chksum
+        others = [first, later]
     else:
         last[IPv6].hlim = 1
         inner = optional[IPv6].payload
@@ -288,19 +325,47 @@ def test_frame_for_no_service_is_dropped_as_tc_drops_it(datapath: Datapath, fami
         assert datapath.run("from_netdev", packet).verdict == SHOT
         assert datapath.dropped(DropReason.NO_SERVICE) == 2 * dropped + 2
         assert_passed(datapath, expected(packet, eth_src=dp.PEER_MAC))
-    for address in (family.service, family.node, family.other_node, family.client, family.remote, family.outside):
+    external = "192.0.2.99" if family is V4 else "2001:db8::99"
+    datapath.node(external, own=False)
+    datapath.service(external, 0, 0, [], flags=EXTERNAL)
+    nodes = (family.node, family.other_node, external)
+    for address in (*nodes, family.service, family.client, family.remote, family.outside):
         assert_passed(datapath, arriving(build(family, (family.outside, PORT), (address, 81))))
+    with dp.local_route(balancer):
+        assert_passed(datapath, arriving(build(family, (family.outside, PORT), (balancer, 81))))
+
+
+@BOTH
+@BUILD
+def test_pod_in_a_range_of_services_is_a_pod(datapath: Datapath, family: Family, build: Build) -> None:
+    """A cluster whose ranges overlap."""
+    datapath.service_range((family.client, 24 if family is V4 else 112))
+    assert_passed(datapath, arriving(build(family, (family.outside, PORT), (family.client, 81))))
+
+
+@BUILD
+def test_router_before_a_node_is_tcs(datapath: Datapath, build: Build) -> None:
+    """A packet for a node goes to its MAC; the kernel may have a router on the way there. IPv6 takes none at lo."""
+    begin(datapath, V4, build)
+    assert datapath.run_xdp(asking(V4, build)).verdict == XDP_TX
+    router = "203.0.113.254"
+    dp.run_on(kernel.know_neighbours, [router])
+    dp.run_on(kernel.route_by, V4.other_node, router)
+    assert_passed(datapath, asking(V4, build))
 
 
 @BOTH
 @BUILD
 def test_flow_that_leaves_by_another_device_is_tcs(datapath: Datapath, family: Family, build: Build) -> None:
-    """A driver may not send what another one has received; and the next hop there is not known."""
+    """A driver may not send what another one has received, whether or not the next hop there is known."""
     entry = begin(datapath, family, build)
     flow = datapath.flow(entry)
     assert flow
     with dp.another_device(family.other_node) as index:
         datapath.write_flow(entry, flow._replace(way=flow.way._replace(ifindex=index)))
-        assert_passed(datapath, asking(family, build))
+        for known in (False, True):
+            if known:
+                dp.run_on(kernel.know_neighbours, [family.other_node], "out0")
+            assert_passed(datapath, asking(family, build))
     datapath.write_flow(entry, flow)
     assert datapath.run_xdp(asking(family, build)).verdict == XDP_TX

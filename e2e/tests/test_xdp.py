@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.root, pytest.mark.timeout(180)]
 
 CLIENT_TTL = 64
 QUESTIONS = 100
-# What TC may see of a flow, of every packet once in and once out: its ends, and one a second of each direction.
+# What TC may see of a flow, of every packet once in and once out: its ends, and one a second.
 FEW = 40
 
 
