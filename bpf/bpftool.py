@@ -16,9 +16,10 @@ from bpf.errors import BatchError, BpftoolError
 
 BPFTOOL = "bpftool"
 
-# What strerror(3) says of the two errors that mean something of their own.
+# What strerror(3) says of the errors that mean something of their own.
 FULL = re.compile(r"Argument list too long|No space left on device|Cannot allocate memory")
-MISSING = "delete failed: No such file or directory"
+GONE = "No such file or directory"
+MISSING = f"delete failed: {GONE}"
 
 # A batch is run in pieces of this size, the next of which is made meanwhile; in JSON, bpftool echoes every line.
 BATCH_LINES = 10_000
@@ -55,9 +56,11 @@ def filters() -> list[dict[str, Any]]:
 
 def xdp_programs() -> list[dict[str, Any]]:
     """The XDP programs of the caller's network namespace: `devname`, `ifindex`, `mode` (driver, generic, offload),
-    `id`, and `name`, which is the program's."""
+    `id`, and `name`, which is the program's, or "". A device has one in its driver and one offloaded, at most."""
     found: list[dict[str, Any]] = json.loads(run("-j", "net", "show"))[0]["xdp"]
-    return [item | {"name": json.loads(run("-j", "prog", "show", "id", str(item["id"])))["name"]} for item in found]
+    single = [item | one for item in found for one in item.get("multi_attachments", [item])]
+    named = [item | {"name": _program_name(item["id"])} for item in single]
+    return [item for item in named if item["name"] is not None]
 
 
 def btf_types(path: str) -> list[dict[str, Any]]:
@@ -119,6 +122,16 @@ def load(obj: Path, programs: Path, maps: Iterable[tuple[str, Path]]) -> None:
     """
     reused = [word for name, pin in maps for word in ("map", "name", name, "pinned", str(pin))]
     run("prog", "loadall", str(obj), str(programs), *reused)
+
+
+def _program_name(number: int) -> str | None:
+    """What its maker calls it, if anything ("" else); None: it has gone since its id was told."""
+    try:
+        return str(json.loads(run("-j", "prog", "show", "id", str(number))).get("name", ""))
+    except BpftoolError as error:
+        if GONE in str(error):
+            return None
+        raise
 
 
 def _batch_chunk(lines: Sequence[str], held: Sequence[int]) -> None:

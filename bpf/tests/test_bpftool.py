@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The runner of bpftool: batches on real maps, and a bpftool that is missing, hangs or talks nonsense."""
 
+import json
 import os
 import time
 from collections.abc import Iterator
@@ -177,3 +178,28 @@ def test_version_features_and_filters_are_read() -> None:
     assert bpftool.version().startswith("v")
     assert {"program_types", "map_types", "helpers"} <= bpftool.features().keys()
     assert isinstance(bpftool.filters(), list)
+
+
+def test_xdp_programs_have_names_and_modes_whatever_they_are(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """One without a name, two on one device, and one that goes between the two questions; other failures are told."""
+    attached = [
+        {"devname": "u0", "ifindex": 2, "mode": "driver", "id": 1},
+        {
+            "devname": "u1",
+            "ifindex": 3,
+            "multi_attachments": [{"mode": "driver", "id": 2}, {"mode": "offload", "id": 1}],
+        },
+        {"devname": "u2", "ifindex": 4, "mode": "driver", "id": 3},
+    ]
+    script = f"""case "$*" in
+*"net show") echo '{json.dumps([{"xdp": attached, "tc": []}])}';;
+*"id 1") echo '{{"id": 1, "type": "xdp"}}';;
+*"id 2") echo '{{"id": 2, "type": "xdp", "name": "ours"}}';;
+*) echo '{{"error": "get by id (3): %s"}}'; exit 255;;
+esac"""
+    fake(monkeypatch, tmp_path, script % "No such file or directory")
+    found = [(item["ifindex"], item["mode"], item["name"]) for item in bpftool.xdp_programs()]
+    assert found == [(2, "driver", ""), (3, "driver", "ours"), (3, "offload", "")]
+    fake(monkeypatch, tmp_path, script % "Operation not permitted")
+    with pytest.raises(BpftoolError, match="not permitted"):
+        bpftool.xdp_programs()
