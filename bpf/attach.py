@@ -5,6 +5,7 @@ A hook is named after its program: `from_*` stands at ingress, `to_*` at egress.
 atomically. `netlink` is a pyroute2.IPRoute, or anything with its `tc` method, such as an IPBatch, which only encodes.
 """
 
+import errno
 import os
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ EGRESS = 0xFFFFFFF3
 
 # The XDP program, by whose name it is known again.
 XDP_PROGRAM = "calico_ebpf_xdp"
+# What the kernel says where there is another one, or none, or no such device.
+XDP_GONE = (errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENODEV)
 _XDP_UPDATE_IF_NOEXIST, _XDP_DRIVER, _XDP_REPLACE = 1, 4, 16
 
 # enum bpf_attach_type of the programs in bpf/cgroup.c
@@ -75,7 +78,7 @@ def attach_xdp(netlink: Any, ifindex: int, program_fd: int, replaced_fd: int | N
 
 
 def detach_xdp(netlink: Any, ifindex: int, replaced_fd: int) -> None:
-    """Takes this XDP program off a device; pyroute2's NetlinkError says that there is another one, or none."""
+    """Takes this XDP program off a device; pyroute2's NetlinkError with one of XDP_GONE says that it is not there."""
     _set_xdp(netlink, ifindex, -1, _XDP_DRIVER | _XDP_REPLACE, replaced_fd)
 
 

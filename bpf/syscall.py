@@ -93,6 +93,17 @@ def program_by_id(number: int) -> int | None:
         return None
 
 
+@contextmanager
+def opened_by_id(number: int) -> Iterator[int | None]:
+    """The same, closed after a `with` block."""
+    fd = program_by_id(number)
+    try:
+        yield fd
+    finally:
+        if fd is not None:
+            os.close(fd)
+
+
 def map_lookup(fd: int, key: bytes, value_size: int) -> bytes | None:
     """The value of a key, or None where it has none."""
     key_buffer, value = ctypes.create_string_buffer(key, len(key)), ctypes.create_string_buffer(value_size)

@@ -5,7 +5,6 @@ Reads what is there as plain values, and carries out what others have decided. R
 """
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ipaddress import ip_network
@@ -190,7 +189,7 @@ class Netlink:
     def attach_xdp(self, ifindex: int, pins: Pins, replaced: int) -> None:
         """Attaches the pinned XDP program in the device's driver, where none stands, or only the one with the id
         `replaced` (0: none). Raises NotLoadedError: it is not pinned."""
-        with pins.opened_program(attach.XDP_PROGRAM) as program, _opened(replaced) as before:
+        with pins.opened_program(attach.XDP_PROGRAM) as program, syscall.opened_by_id(replaced) as before:
             try:
                 attach.attach_xdp(self._netlink, ifindex, program, before)
             except NetlinkError as error:
@@ -199,9 +198,9 @@ class Netlink:
 
     def detach_xdp(self, ifindex: int, program: int) -> None:
         """Takes the XDP program with this id off a device. That it is gone already is no error."""
-        gone = (errno.ENOENT, errno.EEXIST, errno.EINVAL, errno.ENODEV)
-        with _named("detaching XDP"), _opened(program) as before, _ignored(*gone):
-            attach.detach_xdp(self._netlink, ifindex, before or -1)
+        with _named("detaching XDP"), syscall.opened_by_id(program) as before, _ignored(*attach.XDP_GONE):
+            if before is not None:
+                attach.detach_xdp(self._netlink, ifindex, before)
 
     def detach(self, ifindex: int, hook: str) -> None:
         """That it is gone already is no error."""
@@ -254,17 +253,6 @@ def _unreachable_arguments(cidr: str) -> dict[str, Any]:
 def _prefix_arguments(cidr: str) -> dict[str, Any]:
     family = AF_INET if ip_network(cidr).version == 4 else AF_INET6
     return {"family": family, "dst": cidr, "proto": PROTOCOL, "table": MAIN_TABLE}
-
-
-@contextmanager
-def _opened(program: int) -> Iterator[int | None]:
-    """A descriptor of the program with this id; None: 0, or there is none any more."""
-    descriptor = syscall.program_by_id(program) if program else None
-    try:
-        yield descriptor
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 """Devices, filters and routes as the commands see and remove them; here alone do they use pyroute2."""
 
 import errno
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from socket import AF_INET, AF_INET6
@@ -78,13 +77,14 @@ class Links:
 
     def detach(self, attachment: Attached) -> None:
         """Takes a program of ours off its device; it is no error that it is gone."""
-        with _named(f"detaching {attachment.hook} from {attachment.device}", *GONE):
-            program = syscall.program_by_id(attachment.program) if attachment.program else None
+        what = f"detaching {attachment.hook} from {attachment.device}"
+        if attachment.hook != XDP:
+            with _named(what, *GONE):
+                attach.detach_device(self._netlink, attachment.ifindex, attachment.hook)
+            return
+        with _named(what, *attach.XDP_GONE), syscall.opened_by_id(attachment.program) as program:
             if program is not None:
                 attach.detach_xdp(self._netlink, attachment.ifindex, program)
-                os.close(program)
-                return
-            attach.detach_device(self._netlink, attachment.ifindex, attachment.hook)
 
     def remove_clsact(self, ifindex: int) -> None:
         """Removes a device's clsact where nobody's filter is left on it."""

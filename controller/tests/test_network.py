@@ -3,7 +3,9 @@
 
 import dataclasses
 import json
+import os
 import re
+import socket
 import subprocess
 import tempfile
 import threading
@@ -13,13 +15,14 @@ from typing import Any
 
 import pytest
 
-from bpf import bpftool, node
+from bpf import attach, bpftool, node, syscall
 from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
 from bpf.abi import Node as NodeEntry
 from bpf.address import packed, text
 from bpf.settings import Settings
 from bpf.tests import kernel
 from controller import monitor
+from controller.commands import links
 from controller.network import NodeNetwork
 from controller.nodes import POD_LINKS
 from controller.peers import State, Target
@@ -628,6 +631,32 @@ def test_device_that_takes_no_xdp_is_told_of_and_works_without(rig: Rig, spoil: 
     _again(rig)
     assert rig.network.problems == []
     assert _xdp(rig) == before
+    other.unlink()
+
+
+@pytest.mark.parametrize("another", [False, True], ids=["none there", "another's there"])
+def test_xdp_that_is_gone_takes_nothing_else_with_it(rig: Rig, another: bool) -> None:
+    """Somebody was faster: no error, for `uninstall` as for the controller, and no descriptor is left open."""
+    _again(rig)
+    other = rig.settings.bpffs / "other"
+    rig.run(lambda: _pin_trivial(other))
+    if another:
+        rig.ip(f"link set up0 xdpdrv pinned {other}")
+    before, open_before = (rig.hooks(), _xdp(rig)), len(os.listdir("/proc/self/fd"))
+    with node.pins(rig.settings).opened_program(attach.XDP_PROGRAM) as program:
+        there = syscall.program_id(program)
+
+    def detach() -> None:
+        netlink, index = Netlink(), socket.if_nametoindex("up0")
+        for gone in (there, 2**31 - 5):
+            with links.Links() as removing:
+                removing.detach(links.Attached("up0", index, links.XDP, gone))
+            netlink.detach_xdp(index, gone)
+        netlink.close()
+
+    rig.run(detach)
+    assert (rig.hooks(), _xdp(rig)) == before
+    assert len(os.listdir("/proc/self/fd")) == open_before
     other.unlink()
 
 
