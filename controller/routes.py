@@ -41,15 +41,15 @@ _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
 
 
-# Why a driver takes no XDP program, by the error's number.
+# Why a driver takes no XDP program, by the error's number: of EOPNOTSUPP and ENOMEM there are several (virtio_net).
 XDP_REFUSALS = {
-    errno.EOPNOTSUPP: "its driver has no XDP",
+    errno.EOPNOTSUPP: "its driver has no XDP, or has offloads on that it cannot switch off",
     errno.EEXIST: "another's program is there",
     errno.EBUSY: "another's program is there",
     errno.EINVAL: "its driver takes none with this MTU, or these offloads",
     errno.ERANGE: "its MTU is too large for it",
     errno.ENOSPC: "it has too few queues",
-    errno.ENOMEM: "there is no memory for its queues",
+    errno.ENOMEM: "there is no memory for its queues, or, before kernel 5.13, there are too few of them",
 }
 
 

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The overlay device as netlink makes, shows and removes it, in a network namespace of the test's own."""
 
+import errno
 from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
+from bpf import attach
+from bpf.pins import Pins
 from controller.errors import NetworkError
 from controller.routes import Netlink
 from controller.tests.space import Space
@@ -61,3 +67,25 @@ def test_overlay_that_is_gone_is_removed_without_error(space: Routed) -> None:
     space.run(lambda: space.netlink.remove_overlay(77))
     with pytest.raises(NetworkError, match="making calico-vxlan"):
         space.run(lambda: space.netlink.create_overlay(4789, 1))
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        (errno.EOPNOTSUPP, "its driver has no XDP, or has offloads on that it cannot switch off"),
+        (errno.ENOMEM, "there is no memory for its queues, or, before kernel 5.13, there are too few of them"),
+        (errno.EPERM, "said so"),
+    ],
+)
+def test_driver_that_takes_no_xdp_says_why(
+    space: Routed, bpffs: Path, monkeypatch: pytest.MonkeyPatch, code: int, why: str
+) -> None:
+    """As far as its error tells: some stand for more than one reason."""
+
+    def refuse(*_: object) -> None:
+        raise NetlinkError(code, "said so")
+
+    monkeypatch.setattr(attach, "attach_xdp", refuse)
+    monkeypatch.setattr(Pins, "opened_program", lambda *_: nullcontext(7))
+    with pytest.raises(NetworkError, match=f"^no XDP: {why} \\({code}\\); TC does its work$"):
+        space.netlink.attach_xdp(1, Pins(bpffs), 0)
