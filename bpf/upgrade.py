@@ -146,8 +146,10 @@ def switching(before: Pins, programs: Path) -> Iterator[Callable[[Pins], None]]:
     """What replaces all that another layout has attached with the pinned `programs`: to the cgroup, and to devices.
 
     It is made ready here, so that it takes no time in which both layouts are at work. A filter whose program this
-    version does not have stays, until who attaches programs takes it off.
+    version does not have stays, until who attaches programs takes it off. XDP goes before: TC does its work, until the
+    controller, which knows where it is wanted, attaches it again.
     """
+    _detach_xdp()
     held = {path.name: syscall.obj_get(path) for path in programs.iterdir()}
     try:
         messages = _replacements(held)
@@ -256,6 +258,23 @@ def _entries(pins: Pins, name: str, shape: Mapping[str, Any]) -> Iterable[tuple[
         return
     with pins.opened_map(name) as fd:
         yield from syscall.map_entries(fd, shape["key_size"], shape["value_size"])
+
+
+def _detach_xdp() -> None:
+    """Takes our XDP program off this node's devices: it would go on dropping by maps that nobody writes any more. Not
+    with the filters, while connections are held: drivers may reset their queues for it."""
+    from pyroute2 import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
+
+    ours = [item for item in bpftool.xdp_programs() if item["name"] == attach.XDP_PROGRAM]
+    if not ours:
+        return
+    with IPRoute() as netlink:
+        for item in ours:
+            # What a driver does not let go of must not stop the rest: the controller replaces it.
+            with syscall.opened_by_id(item["id"]) as program, suppress(NetlinkError):
+                if program is not None:
+                    attach.detach_xdp(netlink, item["ifindex"], program)
 
 
 def _replacements(programs: Mapping[str, int]) -> list[bytes]:

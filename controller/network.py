@@ -177,9 +177,7 @@ class NodeNetwork:
             if overlay:
                 wanted[overlay.ifindex] = OVERLAY_HOOKS
             self._attach(snapshot, wanted, known)
-            if known:
-                set_here = underlay if self._settings.xdp == "on" else set()
-                self._attach_xdp({one for one in set_here if not snapshot.devices[one].layer_3}, snapshot)
+            self._attach_xdp(underlay, snapshot, known)
             self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
             self._devices_now = underlay, others
         self.problems += self._without_xdp
@@ -365,14 +363,18 @@ class NodeNetwork:
                     self._done(self._netlink.detach, ifindex, hook)
         self._attached = wanted
 
-    def _attach_xdp(self, wanted: set[int], snapshot: Snapshot) -> None:
-        """A driver that takes none is no failure to be tried again at once: TC does the same."""
+    def _attach_xdp(self, underlay: set[int], snapshot: Snapshot, known: bool) -> None:
+        """Until it is `known` which devices are wanted, what stands there stays, with the program of today. A driver that
+        takes none is no failure to be tried again at once: TC does the same."""
         found = bpftool.xdp_programs()
         ours = {item["ifindex"]: item["id"] for item in found if item["name"] == attach.XDP_PROGRAM}
+        self._without_xdp = []
+        wanted = ours.keys() & snapshot.devices.keys()
+        if known:
+            wanted = self._xdp_devices(underlay, snapshot)
         for ifindex in sorted(ours.keys() - wanted):
             if self._done(self._netlink.detach_xdp, ifindex, ours[ifindex]):
                 log.info("xdp-detached", ifindex=ifindex)
-        self._without_xdp = []
         for ifindex in sorted(wanted):
             name, held = snapshot.devices[ifindex].name, ours.get(ifindex, 0)
             if held == _program_id(self._pins, attach.XDP_PROGRAM):
@@ -383,6 +385,11 @@ class NodeNetwork:
                 self._without_xdp.append(Problem(f"device {name}", str(error)))
             else:
                 log.info("xdp-attached", device=name)
+
+    def _xdp_devices(self, underlay: set[int], snapshot: Snapshot) -> set[int]:
+        """Those of the underlay that are to have XDP."""
+        wanted = underlay if self._settings.xdp == "on" else set()
+        return {ifindex for ifindex in wanted if not snapshot.devices[ifindex].layer_3}
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:

@@ -660,6 +660,40 @@ def test_xdp_that_is_gone_takes_nothing_else_with_it(rig: Rig, another: bool) ->
     other.unlink()
 
 
+def test_xdp_of_earlier_is_replaced_before_our_node_is_known(rig: Rig) -> None:
+    """It drops, too. Whether it is wanted is seen later: then it goes."""
+    _again(rig, xdp="on")
+    before = _xdp(rig)["up0"]
+    rig.settings = dataclasses.replace(rig.settings, tcp_new_s=61, xdp="off")
+    rig.begin()
+    rig.sync(listed=False)
+    after = _xdp(rig)["up0"]
+    assert after[:2] == before[:2]
+    assert after != before
+    rig.nodes(OWN)
+    rig.sync()
+    assert _xdp(rig) == {}
+
+
+def test_takeover_by_another_layout_takes_xdp_off_until_it_is_attached_again(rig: Rig) -> None:
+    """It would drop by the maps of before, which nobody writes any more. Another's program stays."""
+    _again(rig, xdp="on")
+    first = _xdp(rig)["up0"]
+    other = rig.settings.bpffs / "other"
+    rig.run(lambda: _pin_trivial(other))
+    rig.ip(f"link set far0 xdpdrv pinned {other}")
+    rig.settings = dataclasses.replace(rig.settings, pods_max=2 * rig.settings.pods_max)
+    rig.begin()
+    assert _xdp(rig).keys() == {"far0"}
+    rig.sync(listed=False)
+    rig.nodes(OWN)
+    rig.sync()
+    assert _xdp(rig)["up0"][:2] == first[:2]
+    assert _xdp(rig)["up0"] != first
+    assert rig.network.problems == []
+    other.unlink()
+
+
 def _pin_trivial(path: Path) -> None:
     """Pins an XDP program that passes everything."""
     with tempfile.TemporaryDirectory() as directory:
