@@ -15,6 +15,9 @@ KERNEL = (5, 10)
 
 MAP_TYPES = ("hash", "array", "percpu_hash", "percpu_array", "lru_hash", "lpm_trie")
 
+# It is done without where the kernel does not take its program.
+XDP = "xdp"
+
 # Program type to the helpers that bpf/*.c and the headers call with it.
 HELPERS = {
     "sched_cls": (
@@ -39,7 +42,7 @@ HELPERS = {
         "bpf_skb_store_bytes",
         "bpf_skc_lookup_tcp",
     ),
-    "xdp": (
+    XDP: (
         "bpf_fib_lookup",
         "bpf_ktime_get_ns",
         "bpf_map_lookup_elem",
@@ -66,30 +69,32 @@ XDP_FRAGS = (5, 18)
 
 
 class Features(NamedTuple):
-    """`missing` names program types, map types and helpers; `configuration` holds the kernel's CONFIG_*, as far as they
-    can be read ("y", "m", or None)."""
+    """`missing` names program types, map types and helpers, and `missing_xdp` what XDP alone needs, without which the
+    rest works; `configuration` holds the kernel's CONFIG_*, as far as they can be read ("y", "m", or None)."""
 
     missing: tuple[str, ...]
+    missing_xdp: tuple[str, ...]
     configuration: Mapping[str, Any]
 
 
 def probe() -> Features:
     """Asks the running kernel. Raises BpftoolError."""
     found = bpftool.features()
-    return Features(tuple(missing(found)), found.get("system_config", {}))
+    return Features(tuple(missing(found)), tuple(missing_xdp(found)), found.get("system_config", {}))
 
 
 def missing(found: Mapping[str, Any]) -> list[str]:
-    """What the programs need and a report of `bpftool -j feature probe` does not have."""
+    """What the programs need, XDP's aside, and a report of `bpftool -j feature probe` does not have."""
     lacking = [name for name in MAP_TYPES if not found["map_types"].get(f"have_{name}_map_type")]
-    lacking = [f"map type {name}" for name in lacking]
-    for program, helpers in HELPERS.items():
-        if not found["program_types"].get(f"have_{program}_prog_type"):
-            lacking.append(f"program type {program}")
-            continue
-        available = set(found["helpers"].get(f"{program}_available_helpers", ()))
-        lacking += [f"{helper} in {program}" for helper in helpers if helper not in available]
-    return lacking
+    programs = [program for program in HELPERS if program != XDP]
+    return [f"map type {name}" for name in lacking] + [
+        one for program in programs for one in _missing_of(program, found)
+    ]
+
+
+def missing_xdp(found: Mapping[str, Any]) -> list[str]:
+    """What XDP's program needs, and such a report does not have."""
+    return _missing_of(XDP, found)
 
 
 def kernel() -> tuple[tuple[int, int], str]:
@@ -97,3 +102,10 @@ def kernel() -> tuple[tuple[int, int], str]:
     release = os.uname().release
     major, minor = re.findall(r"\d+", release)[:2]
     return (int(major), int(minor)), release
+
+
+def _missing_of(program: str, found: Mapping[str, Any]) -> list[str]:
+    if not found["program_types"].get(f"have_{program}_prog_type"):
+        return [f"program type {program}"]
+    available = set(found["helpers"].get(f"{program}_available_helpers", ()))
+    return [f"{helper} in {program}" for helper in HELPERS[program] if helper not in available]

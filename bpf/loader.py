@@ -8,6 +8,7 @@ layout takes over what it can of them: see bpf/upgrade.py.
 import errno
 import fcntl
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -21,10 +22,17 @@ from bpf.errors import BpftoolError, KernelError, LayoutError, NotLoadedError
 from bpf.pins import Pins, replace_link
 from bpf.syscall import MapInfo
 
-OBJECTS = ("tc.o", "cgroup.o", "xdp.o")
+# In the standard library alone, as other kernels' guests have it: without a handler it prints to standard error.
+log = logging.getLogger(__name__)
 
-# The sweep's, which is done without where the kernel does not take it; without BTF no kernel takes iterators.
+# XDP's is loaded whether or not it is set, so that the setting makes no other layout.
+XDP = "xdp.o"
+OBJECTS = ("tc.o", "cgroup.o", XDP)
+
+# The sweep's; without BTF no kernel takes iterators.
 SWEEP = "sweep.o"
+# What is done without where the kernel does not take it.
+OPTIONAL = (SWEEP, XDP)
 KERNEL_BTF = Path("/sys/kernel/btf/vmlinux")
 
 
@@ -43,7 +51,7 @@ def load(pins: Pins, objects: Path, config: Config, sizes: Mapping[str, int], lo
     Raises:
         LayoutError: a pinned map has another layout.
         KernelError: bpffs is not mounted, or this kernel takes no BPF.
-        BpftoolError: the kernel refused the programs, the sweep's aside; the message carries the verifier's log.
+        BpftoolError: the kernel refused the programs, those of OPTIONAL aside; the message carries the verifier's log.
     """
     with _locked(lock):
         _require_link(pins)
@@ -198,9 +206,10 @@ def _load_programs(pins: Pins, target: Path, images: Mapping[str, bytes]) -> Non
             obj.write_bytes(image)
             try:
                 bpftool.load(obj, target, [(used, pins.map(used)) for used in elf.map_names(obj) if used in MAPS])
-            except BpftoolError:
-                if name != SWEEP:
+            except BpftoolError as error:
+                if name not in OPTIONAL:
                     raise
+                log.warning("program-refused object=%s why=%s", name, error)
 
 
 def _sweep(pins: Pins, current: Path) -> None:

@@ -368,10 +368,11 @@ class NodeNetwork:
         takes none is no failure to be tried again at once: TC does the same."""
         found = bpftool.xdp_programs()
         ours = {item["ifindex"]: item["id"] for item in found if item["name"] == attach.XDP_PROGRAM}
+        there = self._pins.program(attach.XDP_PROGRAM).exists()
         self._without_xdp = []
-        wanted = ours.keys() & snapshot.devices.keys()
+        wanted = ours.keys() & snapshot.devices.keys() if there else set()
         if known:
-            wanted = self._xdp_devices(underlay, snapshot)
+            wanted = self._xdp_devices(underlay, snapshot, there)
         for ifindex in sorted(ours.keys() - wanted):
             if self._done(self._netlink.detach_xdp, ifindex, ours[ifindex]):
                 log.info("xdp-detached", ifindex=ifindex)
@@ -386,10 +387,20 @@ class NodeNetwork:
             else:
                 log.info("xdp-attached", device=name)
 
-    def _xdp_devices(self, underlay: set[int], snapshot: Snapshot) -> set[int]:
-        """Those of the underlay that are to have XDP."""
-        wanted = underlay if self._settings.xdp == "on" else set()
-        return {ifindex for ifindex in wanted if not snapshot.devices[ifindex].layer_3}
+    def _xdp_devices(self, underlay: set[int], snapshot: Snapshot, there: bool) -> set[int]:
+        """Those of the underlay that are to have XDP; why others do not is noted.
+
+        Args:
+            there: the kernel has taken the program.
+        """
+        if self._settings.xdp != "on":
+            return set()
+        found = {ifindex for ifindex in underlay if not snapshot.devices[ifindex].layer_3}
+        if there:
+            return found
+        why = "no XDP: the kernel has refused its program, the log says why; TC does its work"
+        self._without_xdp = [Problem(f"device {snapshot.devices[ifindex].name}", why) for ifindex in sorted(found)]
+        return set()
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:

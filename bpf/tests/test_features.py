@@ -41,6 +41,16 @@ def test_missing_names_program_map_and_helper() -> None:
     ]
 
 
+def test_missing_of_xdp_is_told_apart() -> None:
+    """The rest works without."""
+    found = report()
+    found["helpers"]["xdp_available_helpers"].remove("bpf_fib_lookup")
+    assert features.missing(found) == []
+    assert features.missing_xdp(found) == ["bpf_fib_lookup in xdp"]
+    found["program_types"]["have_xdp_prog_type"] = False
+    assert features.missing_xdp(found) == ["program type xdp"]
+
+
 def test_helpers_are_those_that_the_programs_call() -> None:
     """The list follows the C sources: no helper is asked for that nobody calls, and none forgotten."""
     conversions = {"bpf_htons", "bpf_ntohs", "bpf_htonl", "bpf_ntohl"}

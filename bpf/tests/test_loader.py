@@ -148,15 +148,19 @@ def test_load_of_refused_program_keeps_the_one_before(pins: Pins, objects: Path,
     assert verdict(pins, "tc") == 7
 
 
-def test_load_does_without_a_sweep_that_is_refused(pins: Pins, objects: Path, lock: Path, tmp_path: Path) -> None:
-    """The kernel may not take it, though it has BTF: the traffic's programs are loaded all the same."""
+@pytest.mark.parametrize("name", ["sweep", "xdp"])
+def test_load_does_without_what_no_traffic_needs_and_is_refused(
+    pins: Pins, objects: Path, lock: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """The kernel may not take it, though it has BTF: the other programs are loaded all the same, and it is said why."""
     some = tmp_path / "objects"
     shutil.copytree(objects, some)
-    image = (some / "sweep.o").read_bytes()
+    image = (some / f"{name}.o").read_bytes()
     assert b"classifier" in image
-    (some / "sweep.o").write_bytes(image.replace(b"classifier", b"iter/nobod"))
+    (some / f"{name}.o").write_bytes(image.replace(b"classifier", b"iter/nobod"))
     assert loader.load(pins, some, CONFIG, {}, lock)
-    assert {path.name for path in pins.programs.iterdir()} == {"tc", "cgroup", "xdp"}
+    assert {path.name for path in pins.programs.iterdir()} == {"tc", "cgroup", "xdp", "sweep"} - {name}
+    assert f"program-refused object={name}.o" in caplog.text
     assert not loader.load(pins, some, CONFIG, {}, lock)
 
 

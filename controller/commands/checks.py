@@ -43,6 +43,8 @@ def kernel_checks(settings: Settings) -> Iterator[Check]:
     found = _probe()
     if isinstance(found, Features):
         yield from _features(found)
+        if settings.xdp == "on":
+            yield _xdp(found)
     else:
         yield found
     yield _sctp()
@@ -88,6 +90,11 @@ def _features(found: Features) -> Iterator[Check]:
         value = found.configuration.get(option)
         seen = f"{option}={value}" if value else f"{option} is not set, or the kernel's configuration cannot be read"
         yield check(what, bool(value), seen, f"needs {option}, if programs cannot be attached", Verdict.WARN)
+
+
+def _xdp(found: Features) -> Check:
+    lacking = ", ".join(found.missing_xdp) or "every helper is there"
+    return check("xdp features", not found.missing_xdp, lacking, "all works without; or set xdp to off", Verdict.WARN)
 
 
 def _jit() -> Check:

@@ -660,6 +660,21 @@ def test_xdp_that_is_gone_takes_nothing_else_with_it(rig: Rig, another: bool) ->
     other.unlink()
 
 
+def test_xdp_that_the_kernel_has_refused_is_told_of_where_it_is_set(rig: Rig) -> None:
+    """All else is as ever; one that an earlier build has left goes, also before the Node is known."""
+    _again(rig, xdp="on")
+    assert "up0" in _xdp(rig)
+    rig.begin()
+    node.pins(rig.settings).program(attach.XDP_PROGRAM).unlink()
+    rig.sync(listed=False)
+    assert _xdp(rig) == {}
+    rig.nodes(OWN)
+    rig.sync()
+    why = "no XDP: the kernel has refused its program, the log says why; TC does its work"
+    assert [(problem.subject, problem.message) for problem in rig.network.problems] == [("device up0", why)]
+    assert rig.hooks()["up0"] == NETDEV
+
+
 def test_xdp_of_earlier_is_replaced_before_our_node_is_known(rig: Rig) -> None:
     """It drops, too. Whether it is wanted is seen later: then it goes."""
     _again(rig, xdp="on")

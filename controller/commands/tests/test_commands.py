@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from click.testing import Result
 
-from bpf import abi, bundle
+from bpf import abi, bundle, features
 from bpf.address import packed
 from bpf.errors import BpfError
+from bpf.features import Features
 from controller import alone
 from controller.commands import checks, checks_install, cnifiles, daemons, doctor, status, uninstall
 from controller.commands.checks import Check, Verdict
@@ -258,6 +259,14 @@ def test_network_is_looked_for_where_the_runtime_does(node: Node, tmp_path: Path
 def test_kernel_checks_pass_where_these_tests_run(node: Node) -> None:
     """A kernel that runs these tests has what the programs need."""
     assert [item for item in checks.kernel_checks(node.settings) if item.verdict == Verdict.FAIL] == []
+
+
+def test_kernel_without_xdp_is_a_warning_where_it_is_set(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All works without: it does not fail, and nobody is told who has not asked for it."""
+    monkeypatch.setattr(features, "probe", lambda: Features((), ("program type xdp",), {}))
+    for xdp, expected in (("off", []), ("on", [("xdp features", Verdict.WARN, "program type xdp")])):
+        found = checks.kernel_checks(dataclasses.replace(node.settings, xdp=xdp))
+        assert [(item.name, item.verdict, item.seen) for item in found if "xdp" in item.name] == expected
 
 
 def test_kernel_checks_without_bpftool_or_cgroup_fail(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,7 @@ def test_every_program_loads(guest: Guest) -> None:
 
 def test_features_are_found(guest: Guest, found: Mapping[str, Any]) -> None:
     """Nothing that the programs need is missing; the coarse clock is used from 5.11 on; sockets are closed on all."""
-    assert features.missing(found) == []
+    assert features.missing(found) + features.missing_xdp(found) == []
     assert guest.machine(sockdiag.closes)
     assert guest.machine(node.config, Settings()).coarse_clock == (guest.version >= (5, 11))
 
