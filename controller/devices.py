@@ -16,6 +16,9 @@ ETHERNET, LOOPBACK = 1, 772
 # GRE, WireGuard and TUN, modems.
 LAYER_3 = frozenset((768, 769, 776, 778, 823, 65534, 519))
 
+# Kinds of devices.
+BOND, VLAN = "bond", "vlan"
+
 # How other network plugins name what is theirs: their pods' ends, bridges and tunnels.
 OTHER_PLUGINS = (
     *("cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "tunl"),  # Calico
@@ -35,6 +38,7 @@ class Device(NamedTuple):
         link_type: ARPHRD_*.
         kind: of a virtual one, as `ip -details link` names it.
         master: ifindex of the bond or bridge that it is a part of; 0: it is its own.
+        lower: ifindex of the device that a VLAN's stands on; 0: it is no VLAN's, or that one is in another namespace.
     """
 
     ifindex: int
@@ -46,6 +50,7 @@ class Device(NamedTuple):
     link_type: int = ETHERNET
     kind: str = ""
     master: int = 0
+    lower: int = 0
 
     @property
     def layer_3(self) -> bool:
@@ -88,6 +93,11 @@ def others(devices: Mapping[int, Device], underlay: set[int], hops: Iterable[Hop
     """
     found = leading_out(devices, hops) - underlay
     return {ifindex for ifindex in found if _may_have_clients(devices[ifindex])}
+
+
+def has_vlans(devices: Mapping[int, Device], ifindex: int) -> bool:
+    """Whether VLANs' devices stand on this one. Those in other network namespaces are not seen from here."""
+    return any(device.kind == VLAN and device.lower == ifindex for device in devices.values())
 
 
 def _may_have_clients(device: Device) -> bool:

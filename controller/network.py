@@ -364,8 +364,8 @@ class NodeNetwork:
         self._attached = wanted
 
     def _attach_xdp(self, underlay: set[int], snapshot: Snapshot, known: bool) -> None:
-        """Until it is `known` which devices are wanted, what stands there stays, with the program of today. A driver that
-        takes none is no failure to be tried again at once: TC does the same."""
+        """Until it is `known` which devices are wanted, what stands there stays, with the program of today. A driver
+        that takes none is no failure to be tried again at once: TC does the same."""
         found = bpftool.xdp_programs()
         ours = {item["ifindex"]: item["id"] for item in found if item["name"] == attach.XDP_PROGRAM}
         there = self._pins.program(attach.XDP_PROGRAM).exists()
@@ -395,12 +395,25 @@ class NodeNetwork:
         """
         if self._settings.xdp != "on":
             return set()
-        found = {ifindex for ifindex in underlay if not snapshot.devices[ifindex].layer_3}
-        if there:
-            return found
-        why = "no XDP: the kernel has refused its program, the log says why; TC does its work"
-        self._without_xdp = [Problem(f"device {snapshot.devices[ifindex].name}", why) for ifindex in sorted(found)]
-        return set()
+        found = set()
+        there_now = (snapshot.devices[ifindex] for ifindex in sorted(underlay))
+        for device in (one for one in there_now if not one.layer_3):
+            why = (
+                self._why_no_xdp(device, snapshot) if there else "the kernel has refused its program, the log says why"
+            )
+            if why:
+                self._without_xdp.append(Problem(f"device {device.name}", f"no XDP: {why}; TC does its work"))
+            else:
+                found.add(device.ifindex)
+        return found
+
+    def _why_no_xdp(self, device: Device, snapshot: Snapshot) -> str:
+        """Why XDP would do nothing at a device, or do wrong; "": it would not."""
+        if device.kind == devices.BOND:
+            return "a bond's parts are not followed"  # where it runs, with indices that the maps do not know
+        if devices.has_vlans(snapshot.devices, device.ifindex) and self._netlink.takes_tags(device.name):
+            return f"it takes the tags of its VLANs out of frames: `ethtool -K {device.name} rxvlan off`"
+        return ""
 
     def _attach_device(self, ifindex: int, hooks: Iterable[str], found: Mapping[str, int], snapshot: Snapshot) -> None:
         for hook in hooks:

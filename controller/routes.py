@@ -11,14 +11,15 @@ from ipaddress import ip_network
 from socket import AF_INET, AF_INET6
 from typing import Any, NamedTuple
 
-from pyroute2 import IPRoute
+from pyroute2 import Ethtool, IPRoute
+from pyroute2.ethtool.ioctl import EthtoolError
 from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from bpf import attach, podlink, syscall
 from bpf.address import packed, text
 from bpf.pins import Pins
-from controller.devices import Device
+from controller.devices import VLAN, Device
 from controller.errors import NetworkError
 from controller.nodes import OVERLAY_NAME, Hop, Route
 
@@ -202,6 +203,15 @@ class Netlink:
             if before is not None:
                 attach.detach_xdp(self._netlink, ifindex, before)
 
+    def takes_tags(self, device: str) -> bool:
+        """Whether a device takes VLANs' tags out of the frames that come in, so that XDP does not see them; also where
+        it does not tell."""
+        try:
+            with Ethtool() as ethtool:
+                return bool(ethtool.get_features(device).features["rx-vlan-hw-parse"].enable)
+        except (OSError, LookupError, NetlinkError, EthtoolError):
+            return True
+
     def detach(self, ifindex: int, hook: str) -> None:
         """That it is gone already is no error."""
         with _named(f"detaching {hook}"), _ignored(errno.ENOENT, errno.EINVAL, errno.ENODEV):
@@ -213,8 +223,18 @@ def _device(link: Any) -> Device:
     name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & 1)
     port = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_VXLAN_PORT") if name == OVERLAY_NAME else None
     kind, master = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"), link.get_attr("IFLA_MASTER")
+    here = kind == VLAN and link.get_attr("IFLA_LINK_NETNSID") is None
     return Device(
-        link["index"], name, link.get_attr("IFLA_MTU"), up, mac, port or 0, link["ifi_type"], kind or "", master or 0
+        link["index"],
+        name,
+        link.get_attr("IFLA_MTU"),
+        up,
+        mac,
+        port or 0,
+        link["ifi_type"],
+        kind or "",
+        master or 0,
+        link.get_attr("IFLA_LINK") if here else 0,
     )
 
 

@@ -4,7 +4,7 @@
 import pytest
 
 from bpf.address import packed
-from controller.devices import LOOPBACK, Device, leading_out, others, underlay
+from controller.devices import LOOPBACK, Device, has_vlans, leading_out, others, underlay
 from controller.nodes import Hop, NodeFacts
 
 OWN = NodeFacts("own", (packed("192.0.2.1"), packed("2001:db8::1")), ("10.244.0.0/24",), True)
@@ -86,3 +86,13 @@ def test_clients_come_by_what_leads_to_networks(device: Device, route: str, expe
     hops = (_hop("192.0.2.0/24", UP), _hop(route, OTHER))
     assert others(devices, {UP}, hops) == ({OTHER} if expected else set())
     assert others(devices, {UP, OTHER}, hops) == set()
+
+
+def test_vlans_are_known_by_the_device_that_they_stand_on() -> None:
+    """Not by other kinds, whose device below is another's index where that one is in another namespace (veth)."""
+    devices = _devices(
+        Device(2, "eth0", 1500, True),
+        Device(3, "eth1", 1500, True),
+        Device(4, "eth1.7", 1500, True, kind="vlan", lower=3),
+    )
+    assert [has_vlans(devices, ifindex) for ifindex in devices] == [False, True, False]

@@ -23,10 +23,11 @@ from bpf.settings import Settings
 from bpf.tests import kernel
 from controller import monitor
 from controller.commands import links
+from controller.devices import Device as Link
 from controller.network import NodeNetwork
 from controller.nodes import POD_LINKS
 from controller.peers import State, Target
-from controller.routes import Netlink
+from controller.routes import Netlink, Snapshot
 from controller.tests.objects import decoded_node
 from controller.tests.objects import node as manifest
 from controller.tests.space import Space
@@ -673,6 +674,40 @@ def test_xdp_that_the_kernel_has_refused_is_told_of_where_it_is_set(rig: Rig) ->
     why = "no XDP: the kernel has refused its program, the log says why; TC does its work"
     assert [(problem.subject, problem.message) for problem in rig.network.problems] == [("device up0", why)]
     assert rig.hooks()["up0"] == NETDEV
+
+
+BOND = "no XDP: a bond's parts are not followed; TC does its work"
+TAGS = "no XDP: it takes the tags of its VLANs out of frames: `ethtool -K up0 rxvlan off`; TC does its work"
+
+
+@pytest.mark.parametrize(
+    ("kind", "lower", "tags", "why"),
+    [("bond", 0, False, [BOND]), ("", "up0", True, [TAGS]), ("", "up0", False, []), ("", "far0", True, [])],
+    ids=["bond", "VLAN", "VLAN whose tags stay", "another's VLAN"],
+)
+def test_xdp_leaves_devices_that_it_would_mistake(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, kind: str, lower: str | int, tags: bool, why: list[str]
+) -> None:
+    """Also those that come to be so later: the next sync takes it off, or puts it back."""
+    real = Netlink.snapshot
+
+    def changed(netlink: Netlink) -> Snapshot:
+        found = real(netlink)
+        devices = {index: one._replace(kind=kind) if one.name == "up0" else one for index, one in found.devices.items()}
+        below = next((index for index, one in devices.items() if one.name == lower), 0)
+        return found._replace(devices=devices | {999: Link(999, "any.7", 1500, True, kind="vlan", lower=below)})
+
+    _again(rig, xdp="on")
+    assert "up0" in _xdp(rig)
+    with monkeypatch.context() as patched:
+        patched.setattr(Netlink, "snapshot", changed)
+        patched.setattr(Netlink, "takes_tags", lambda *_: tags)
+        rig.sync()
+        assert [problem.message for problem in rig.network.problems] == why
+        assert ("up0" in _xdp(rig)) == (not why)
+    rig.sync()
+    assert rig.network.problems == []
+    assert "up0" in _xdp(rig)
 
 
 def test_xdp_of_earlier_is_replaced_before_our_node_is_known(rig: Rig) -> None:

@@ -7,10 +7,13 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from pyroute2 import Ethtool
 from pyroute2.netlink.exceptions import NetlinkError
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from bpf import attach
 from bpf.pins import Pins
+from controller import routes
 from controller.errors import NetworkError
 from controller.routes import Netlink
 from controller.tests.space import Space
@@ -89,3 +92,35 @@ def test_driver_that_takes_no_xdp_says_why(
     monkeypatch.setattr(Pins, "opened_program", lambda *_: nullcontext(7))
     with pytest.raises(NetworkError, match=f"^no XDP: {why} \\({code}\\); TC does its work$"):
         space.netlink.attach_xdp(1, Pins(bpffs), 0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "lower"), [("vlan", (), 7), ("vlan", (("IFLA_LINK_NETNSID", 0),), 0), ("veth", (), 0)]
+)
+def test_vlan_stands_on_a_device_of_its_own_namespace(kind: str, more: tuple[tuple[str, int], ...], lower: int) -> None:
+    """As the kernel tells it: of one elsewhere the index is that namespace's, and a veth device's is its peer."""
+    message = ifinfmsg()
+    attributes = [("IFLA_IFNAME", "any"), ("IFLA_MTU", 1500), ("IFLA_LINK", 7), *more]
+    message.setvalue({"attrs": [*attributes, ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", kind)]})]})
+    message.encode()
+    read = ifinfmsg(message.data)
+    read.decode()
+    found = routes._device(read)
+    assert (found.kind, found.lower) == (kind, lower)
+
+
+def test_tags_are_taken_while_the_device_says_so(space: Routed) -> None:
+    """Its feature rx-vlan-hw-parse; of a device that does not tell it is taken for granted."""
+    space.ip("link add u0 type veth peer name u1")
+    assert space.run(lambda: space.netlink.takes_tags("u0"))
+
+    def leave_tags() -> None:
+        with Ethtool() as ethtool:
+            found = ethtool.get_features("u0")
+            found.features["rx-vlan-hw-parse"].enable = False
+            ethtool.set_features("u0", found)
+
+    space.run(leave_tags)
+    assert not space.run(lambda: space.netlink.takes_tags("u0"))
+    assert space.run(lambda: space.netlink.takes_tags("u1"))
+    assert space.run(lambda: space.netlink.takes_tags("gone"))
