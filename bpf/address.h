@@ -87,4 +87,21 @@ static __always_inline bool link_scoped(const struct address *address)
 	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 || is_unspecified(address);
 }
 
+/* What to ask the kernel's routes; `from`: NULL, of no matter. */
+static __always_inline struct bpf_fib_lookup route_between(const struct address *from, const struct address *to)
+{
+	struct bpf_fib_lookup route = {.family = is_v4(to) ? AF_INET : AF_INET6};
+
+	if (is_v4(to)) {
+		route.ipv4_dst = to->word_be[3];
+		if (from)
+			route.ipv4_src = from->word_be[3];
+	} else {
+		__builtin_memcpy(route.ipv6_dst, to, sizeof(*to));
+		if (from)
+			__builtin_memcpy(route.ipv6_src, from, sizeof(*from));
+	}
+	return route;
+}
+
 #endif

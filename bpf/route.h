@@ -13,17 +13,10 @@
 static __always_inline int look_up_route(struct __sk_buff *skb, const struct address *from, const struct address *to,
 					 __u32 *ifindex)
 {
-	struct bpf_fib_lookup route = {.family = AF_INET, .ifindex = skb->ifindex};
+	struct bpf_fib_lookup route = route_between(from, to);
 	int result;
 
-	if (is_v4(to)) {
-		route.ipv4_src = from->word_be[3];
-		route.ipv4_dst = to->word_be[3];
-	} else {
-		route.family = AF_INET6;
-		__builtin_memcpy(route.ipv6_src, from, sizeof(route.ipv6_src));
-		__builtin_memcpy(route.ipv6_dst, to, sizeof(route.ipv6_dst));
-	}
+	route.ifindex = skb->ifindex;
 	result = bpf_fib_lookup(skb, &route, sizeof(route), 0);
 	*ifindex = route.ifindex;
 	return result;

@@ -157,23 +157,6 @@ static __always_inline bool from_a_node(const struct frame *frame)
 	return bpf_map_lookup_elem(&peers, &key);
 }
 
-/* What to ask the kernel's routes; `from`: NULL, of no matter. */
-static __always_inline struct bpf_fib_lookup route_between(const struct address *from, const struct address *to)
-{
-	struct bpf_fib_lookup route = {.family = is_v4(to) ? AF_INET : AF_INET6};
-
-	if (is_v4(to)) {
-		route.ipv4_dst = to->word_be[3];
-		if (from)
-			route.ipv4_src = from->word_be[3];
-	} else {
-		__builtin_memcpy(route.ipv6_dst, to, sizeof(*to));
-		if (from)
-			__builtin_memcpy(route.ipv6_src, from, sizeof(*from));
-	}
-	return route;
-}
-
 /* As goes_to_and_fro() of tc.c has it, of what a load balancer's address has no port for. */
 static __always_inline bool is_routed_on(struct xdp_md *ctx, const struct frame *frame)
 {
