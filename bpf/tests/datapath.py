@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import pytest
 from scapy.layers.inet import IP, TCP, UDP
 from scapy.layers.inet6 import IPv6
 from scapy.layers.l2 import Ether
@@ -503,6 +504,11 @@ def sctp(family: Family, source: tuple[str, int], destination: tuple[str, int], 
     """A packet of an association with one chunk; without any, with that which opens it."""
     header = SCTP(sport=source[1], dport=destination[1], tag=7)
     return Ether(bytes(ethernet() / family.ip(src=source[0], dst=destination[0]) / header / (chunk or SCTPChunkInit())))
+
+
+# What most tests are run with: either family, and TCP and UDP.
+BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
+BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 
 
 def protocol_of(build: object) -> int:

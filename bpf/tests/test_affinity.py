@@ -10,12 +10,10 @@ from scapy.packet import Packet
 
 from bpf.abi import Affinity, BackendKey, DropReason, FrontendFlag, Slot, SlotKey
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, V4, V6, Datapath, Family, expected, protocol_of, same, tcp, udp
+from bpf.tests.datapath import BOTH, BUILD, REDIRECT, Datapath, Family, expected, protocol_of, same, tcp, udp
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 NODE_PORT = 30080
 SECOND = 10**9
 # Every machine has been up for longer, and none takes half of it from one packet to the next.

@@ -10,6 +10,7 @@ from scapy.packet import Packet, Raw
 from bpf.abi import DropReason, FrontendFlag
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
     LO_MAC,
     PASS,
     REDIRECT,
@@ -27,7 +28,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 DENIED = {V4: ("203.0.113.8", 30), V6: ("2001:db8:ffff::8", 126)}
 NEIGHBOUR = {V4: "203.0.113.12", V6: "2001:db8:ffff::c"}
 

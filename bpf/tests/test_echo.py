@@ -9,11 +9,10 @@ from scapy.packet import Packet
 
 from bpf.abi import Counter, DropReason, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, key, same
+from bpf.tests.datapath import BOTH, LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, key, same
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 WAYS_IN = pytest.mark.parametrize("program", ["from_pod", "from_netdev", "from_overlay", "to_netdev"])
 ICMP_OF = {V4: 1, V6: 58}
 TTL = 64

@@ -27,6 +27,8 @@ from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
 from bpf.tests.datapath import (
+    BOTH,
+    BUILD,
     LO_MAC,
     PASS,
     REDIRECT,
@@ -46,8 +48,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 EXTERNAL, LOCAL, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.LOCAL, FrontendFlag.DIRECT
 NODE_PORT = 30080
 HOUR_NS = 3600 * 10**9

@@ -10,11 +10,10 @@ from scapy.packet import Packet
 from bpf.abi import Counter, DropReason, FragmentKey, FrontendFlag
 from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, same
+from bpf.tests.datapath import BOTH, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, same
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 NO_MAC = "00:00:00:00:00:00"  # that of lo
 PAYLOAD = bytes(range(256)) * 20
 ID = 7

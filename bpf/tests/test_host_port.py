@@ -6,6 +6,8 @@ import pytest
 from bpf.abi import FrontendFlag, HostPort, RemoteFlag, WayKind
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
+    BUILD,
     PASS,
     REDIRECT,
     V4,
@@ -23,8 +25,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 ANY = {V4: "0.0.0.0", V6: "::"}
 LOOPBACK = {V4: "127.0.0.1", V6: "::1"}
 PORT = 8053

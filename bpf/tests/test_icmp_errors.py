@@ -13,6 +13,7 @@ from bpf.abi import Counter, DropReason, FlowState, FrontendFlag, PodKey
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
     LO_MAC,
     PASS,
     REDIRECT,
@@ -33,7 +34,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp, sctp], ids=["tcp", "udp", "sctp"])
 WAY_BACK = pytest.mark.parametrize("way_back", [0, FrontendFlag.DIRECT], ids=["entry", "direct"])
 # What a router must quote of IPv4, which has UDP's checksum and not TCP's; and what it may.

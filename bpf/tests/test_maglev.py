@@ -9,6 +9,8 @@ from bpf.abi import BackendKey, DropReason, Flow, FlowFlag, FlowState, FrontendF
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
+    BUILD,
     REDIRECT,
     SHOT,
     V4,
@@ -21,13 +23,10 @@ from bpf.tests.datapath import (
     protocol_of,
     same,
     tcp,
-    udp,
 )
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 EXTERNAL, DIRECT, MAGLEV = FrontendFlag.EXTERNAL, FrontendFlag.DIRECT, FrontendFlag.MAGLEV
 # Of one pod, so that it is the port that tells a backend; the first has the id 10.
 PORTS = range(8000, 8005)

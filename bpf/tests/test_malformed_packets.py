@@ -28,12 +28,11 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, same
+from bpf.tests.datapath import BOTH, LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, same
 from bpf.tests.wellformed import read
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 PORT, NODE_PORT, CLIENT_PORT, BACKEND_PORT = 80, 30080, 40000, 8080
 PAYLOAD = b"question"
 ELSEWHERE = {V4.name: "203.0.113.77", V6.name: "2001:db8:ffff::77"}

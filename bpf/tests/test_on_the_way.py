@@ -25,6 +25,7 @@ from bpf.abi import Counter, DropReason, FrontendFlag, PodKey, RemoteFlag, Way, 
 from bpf.address import packed
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
     LO_MAC,
     PASS,
     REDIRECT,
@@ -45,7 +46,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 BUILD = pytest.mark.parametrize("build", [tcp, udp, sctp], ids=["tcp", "udp", "sctp"])
 TUNNEL = pytest.mark.parametrize("flags", [RemoteFlag(0), RemoteFlag.TUNNEL_HANDOVER], ids=["l2", "tunnel"])
 MTU, NODE_PORT = 1400, 30080

@@ -21,11 +21,10 @@ from scapy.packet import Packet, Raw
 
 from bpf.abi import Counter, DropReason, FlowState, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp
+from bpf.tests.datapath import BOTH, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 CLIENT, SERVER = 40000, 8080
 NO_MAC = "00:00:00:00:00:00"  # that of lo
 

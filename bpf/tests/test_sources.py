@@ -10,12 +10,26 @@ from scapy.layers.inet import TCP
 
 from bpf.abi import DropReason, FrontendFlag
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import LO_MAC, PASS, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, tcp, udp
+from bpf.tests.datapath import (
+    BOTH,
+    BUILD,
+    LO_MAC,
+    PASS,
+    REDIRECT,
+    SHOT,
+    V4,
+    V6,
+    Datapath,
+    Family,
+    expected,
+    key,
+    same,
+    tcp,
+    udp,
+)
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 EXTERNAL, SOURCES, DIRECT = FrontendFlag.EXTERNAL, FrontendFlag.SOURCES, FrontendFlag.DIRECT
 BALANCED = {V4: "198.51.100.7", V6: "2001:db8:1b::7"}
 CLIENTS = {V4: ("203.0.113.0", 28), V6: ("2001:db8:ffff::", 124)}

@@ -19,6 +19,7 @@ from scapy.packet import Packet, Raw
 from bpf.abi import BackendKey, Counter, DropReason, Flow, FlowFlag, FlowState, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
     PASS,
     REDIRECT,
     SHOT,
@@ -37,7 +38,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 SECOND = 10**9
 INTERNAL_LOCAL = FrontendFlag.CLUSTER_IP | FrontendFlag.LOCAL
 

@@ -14,6 +14,7 @@ from scapy.packet import Packet, Raw
 from bpf.abi import Counter, DropReason, FrontendFlag, RemoteFlag
 from bpf.tests import datapath as dp
 from bpf.tests.datapath import (
+    BOTH,
     LO_MAC,
     PASS,
     REDIRECT,
@@ -32,7 +33,6 @@ from bpf.tests.datapath import (
 
 pytestmark = pytest.mark.root
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
 WAYS_IN = pytest.mark.parametrize("program", ["from_pod", "from_netdev", "from_overlay", "to_netdev"])
 RANGE = {V4: ("10.96.0.0", 16), V6: ("fd00:10:96::", 112)}
 UNUSED = {V4: "10.96.7.7", V6: "fd00:10:96::707"}

@@ -17,6 +17,8 @@ from bpf.abi import DropReason, FlowFlag, FlowState, FrontendFlag, Tuple, Way, W
 from bpf.tests import datapath as dp
 from bpf.tests import kernel
 from bpf.tests.datapath import (
+    BOTH,
+    BUILD,
     LO_MAC,
     REDIRECT,
     SHOT,
@@ -40,8 +42,6 @@ pytestmark = pytest.mark.root
 
 Build = Callable[..., Packet]
 
-BOTH = pytest.mark.parametrize("family", [V4, V6], ids=lambda family: family.name)
-BUILD = pytest.mark.parametrize("build", [tcp, udp], ids=["tcp", "udp"])
 PORT = 5000
 EXTERNAL = FrontendFlag.EXTERNAL
 
