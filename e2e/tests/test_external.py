@@ -263,10 +263,10 @@ def test_flows_tell_entry_node_backend_and_way_back(outside: Outside) -> None:
 
 
 def _flow(node: Node, source: str) -> dict[str, Any]:
+    """The last one from there: the port may have been another connection's a moment ago."""
     port = source.rpartition(":")[2]
     found = json.loads(node.calico("flows", "--output", "json", "--port", port))
-    (flow,) = [one for one in found if one["source"] == source]
-    return dict(flow)
+    return dict(next(one for one in found if one["source"] == source))
 
 
 def _both_ways(
