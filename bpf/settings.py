@@ -333,12 +333,19 @@ class Settings:
         "a ConfigMap that somebody has left must not change where packets seem to come from",
         empty="none is read",
     )
-    masquerade_port_min: int = _setting(40000, "First port of masquerade.", "above the NodePorts", low=1024, high=65535)
+    masquerade_port_min: int = _setting(
+        10000,
+        "First port of masquerade.",
+        "below the NodePorts and the usual ephemeral ports: where many of these are reserved, Linux gives UDP sockets "
+        "the same few again and again, and answers to a resolver are easy to forge",
+        low=1024,
+        high=65535,
+    )
     masquerade_ports: int = _setting(
         20000,
         "How many ports masquerade has towards one destination; the host's own sockets are kept off them by "
         "net.ipv4.ip_local_reserved_ports.",
-        "leaves a third of the usual ephemeral ports to the host",
+        "from there to the NodePorts",
         low=1,
         high=64512,
     )

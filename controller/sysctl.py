@@ -10,6 +10,7 @@ from bpf import files
 
 FILE_NAME = "sysctl.json"
 RESERVED = "net/ipv4/ip_local_reserved_ports"
+EPHEMERAL = "net/ipv4/ip_local_port_range"
 RESERVED_FILE = "reserved-ports.json"
 
 

@@ -125,11 +125,18 @@ def _node_ports(settings: Settings) -> Check:
 def _reserved_ports(settings: Settings) -> Check:
     if settings.masquerade == "off":
         return Check("masquerade", Verdict.OK, "off")
-    reserved = reserved_ports.parse_ports(sysctl(reserved_ports.RESERVED))
-    first, last = settings.masquerade_port_min, settings.masquerade_port_min + settings.masquerade_ports - 1
-    missing = set(range(first, last + 1)) - reserved
-    seen = f"{settings.masquerade}, ports {first}-{last}" + (f", {len(missing)} not reserved" if missing else "")
-    return check("masquerade", not missing, seen, "the controller reserves them: see whether it runs", Verdict.WARN)
+    ports = set(range(settings.masquerade_port_min, settings.masquerade_port_min + settings.masquerade_ports))
+    seen = f"{settings.masquerade}, ports {min(ports)}-{max(ports)}"
+    missing = ports - reserved_ports.parse_ports(sysctl(reserved_ports.RESERVED))
+    if missing:
+        advice = "the controller reserves them: see whether it runs"
+        return Check("masquerade", Verdict.WARN, f"{seen}, {len(missing)} not reserved", advice)
+    ephemeral = ports & reserved_ports.parse_ports("-".join(sysctl(reserved_ports.EPHEMERAL).split()))
+    if ephemeral:
+        seen += f", {len(ephemeral)} of them ephemeral ones: those of the host's UDP sockets are easy to guess"
+        advice = "set masquerade_port_min, or net.ipv4.ip_local_port_range, so that they are apart"
+        return Check("masquerade", Verdict.WARN, seen, advice)
+    return Check("masquerade", Verdict.OK, seen)
 
 
 def _kube_proxy(settings: Settings) -> Iterator[Check]:

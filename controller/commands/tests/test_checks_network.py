@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from bpf.settings import Settings
-from controller import kubeproxy, nodes, routes, web
+from controller import kubeproxy, nodes, routes, sysctl, web
 from controller.commands import checks_network, links
 from controller.commands.checks import Verdict
 from controller.devices import Device
@@ -153,20 +153,24 @@ def test_handover_is_told_with_its_reason(tmp_path: Path, way: str, why: str, ve
 
 
 @pytest.mark.parametrize(
-    ("reserved", "masquerade", "verdict"),
+    ("reserved", "ephemeral", "masquerade", "seen"),
     [
-        ("80,40000-59999", "all", Verdict.OK),
-        ("40000-59998", "all", Verdict.WARN),
-        ("", "ipv4", Verdict.WARN),
-        ("", "off", Verdict.OK),
+        ("80,10000-29999", "32768\t60999", "all", "all, ports 10000-29999"),
+        ("10000-29998", "32768\t60999", "all", "all, ports 10000-29999, 1 not reserved"),
+        ("", "32768\t60999", "ipv4", "ipv4, ports 10000-29999, 20000 not reserved"),
+        ("10000-29999", "29998\t65535", "all", "all, ports 10000-29999, 2 of them ephemeral ones: "),
+        ("", "1024\t65535", "off", "off"),
     ],
 )
-def test_ports_of_masquerade_must_be_reserved(
-    monkeypatch: pytest.MonkeyPatch, reserved: str, masquerade: str, verdict: Verdict
+def test_ports_of_masquerade_must_be_reserved_and_not_ephemeral(
+    monkeypatch: pytest.MonkeyPatch, reserved: str, ephemeral: str, masquerade: str, seen: str
 ) -> None:
     """Every one of them, where there is masquerade."""
-    monkeypatch.setattr(checks_network, "sysctl", lambda _: reserved)
-    assert checks_network._reserved_ports(Settings(masquerade=masquerade)).verdict == verdict
+    values = {sysctl.RESERVED: reserved, sysctl.EPHEMERAL: ephemeral}
+    monkeypatch.setattr(checks_network, "sysctl", values.__getitem__)
+    found = checks_network._reserved_ports(Settings(masquerade=masquerade))
+    assert found.seen.startswith(seen)
+    assert (found.verdict == Verdict.OK) == (found.seen in ("off", "all, ports 10000-29999"))
 
 
 def test_devices_that_were_set_but_are_absent_fail() -> None:
