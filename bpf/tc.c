@@ -53,9 +53,9 @@ static __always_inline int answer(struct __sk_buff *skb, int result)
 	return error;
 }
 
-static __always_inline bool to_tunnel(const struct packet *packet)
+static __always_inline bool to_tunnel(const struct tuple *tuple)
 {
-	return packet->tuple.protocol == IPPROTO_UDP && packet->tuple.dport_be == bpf_htons(config.overlay_port);
+	return tuple->protocol == IPPROTO_UDP && tuple->dport_be == bpf_htons(config.overlay_port);
 }
 
 /*
@@ -140,7 +140,7 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	__u32 ifindex;
 
 	/* Under a node's address a pod could speak for that node in a tunnel. */
-	if (!config.masquerade_port_count || to_tunnel(packet) || bpf_map_lookup_elem(&unmasqueraded, &to))
+	if (!config.masquerade_port_count || to_tunnel(&opening->to) || bpf_map_lookup_elem(&unmasqueraded, &to))
 		return 0;
 	ifindex = route_out(skb, &packet->tuple.saddr, &opening->to.daddr);
 	device = ifindex ? device_at(ifindex) : NULL;
@@ -676,7 +676,7 @@ static __always_inline int from_device(struct __sk_buff *skb, bool other)
 		return drop(skb, -DROP_DENIED);
 	if (result)
 		return unreadable(skb, &work->packet, result);
-	if ((to_tunnel(&work->packet) && own_address(&work->packet.tuple.daddr)) ||
+	if ((to_tunnel(&work->packet.tuple) && own_address(&work->packet.tuple.daddr)) ||
 	    (other && pod_at(&work->packet.tuple.daddr)))
 		return PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));

@@ -1034,6 +1034,9 @@ class TestMasquerade:
         datapath.unmasqueraded(("203.0.113.0", 24) if family is V4 else ("2001:db8:ffff::", 48))
         packet = protocol(family, (family.client, 5000), (family.outside, 443))
         result = datapath.run("from_pod", packet)
+        datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.outside, 4789)])
+        packet = udp(family, (family.client, 5000), (family.service, 53))
+        assert datapath.run("from_pod", packet).packet[family.ip].src == family.client
         assert result.verdict == PASS
         same(result.packet, packet)
         answer = arriving(protocol(family, (family.outside, 443), (family.client, 5000)))
