@@ -9,7 +9,8 @@
  *    source port, also while that other one is closing: its last packets, and the server's TIME_WAIT, stay its own.
  *  - A SYN on a closing, closed or reset flow starts a new one.
  *  - An entry whose twin belongs to a newer flow translates the last packets of its own, and touches nothing else.
- *  - An entry whose twin was evicted restores it with the next refresh, and that is counted.
+ *  - An entry whose twin was evicted restores it with the next refresh, and that is counted: unless what would have
+ *    matched the twin comes first, which is mid-stream without a flow.
  *  - An entry also knows the way: how what matches it leaves this node.
  */
 #ifndef CALICO_EBPF_FLOW_H
@@ -231,12 +232,18 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 				    bool outside)
 {
 	struct flow twin = *flow;
+	const struct remote *remote;
+	bool handed_over;
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
 	if (!(flow->flags & FLOW_HANDED_OVER)) {
 		twin.way = (struct way){};
-		if (outside && !of_a_node(remote_at(&key->saddr)))
+		if (of_a_node(remote))
+			twin.way = handed_over ? way_to_backends_node(remote) : (struct way){};
+		else if (outside)
+		remote = outside ? remote_at(&key->saddr) : NULL;
+		handed_over = flow->flags & FLOW_REPLY && flow->way.kind == WAY_ROUTE;
 			twin.way = way_to_client(skb, key);
 		else if (flow->backend_id && own_address(&key->saddr) && !(flow->flags & FLOW_REPLY))
 			twin.way = way_to_host(skb);

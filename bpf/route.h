@@ -56,6 +56,17 @@ static __always_inline struct way way_to_client(struct __sk_buff *skb, const str
 	return (struct way){.ifindex = ifindex ? ifindex : skb->ifindex, .kind = WAY_ROUTE};
 }
 
+/* How an outside client's packet is handed over to the node of its backend, at whose address `remote` is. */
+static __always_inline struct way way_to_backends_node(const struct remote *remote)
+{
+	struct way way = {.ifindex = remote->ifindex, .kind = WAY_NODE};
+
+	if (remote->flags & REMOTE_TUNNEL_HANDOVER)
+		way = (struct way){.ifindex = remote->overlay_ifindex, .kind = WAY_TUNNEL};
+	__builtin_memcpy(way.end, &remote->node, sizeof(way.end));
+	return way;
+}
+
 /* Whether answers that leave by this way go to the node that has handed over what they answer, which translates them.
  */
 static __always_inline bool leads_to_entry_node(const struct way *way)

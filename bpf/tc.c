@@ -325,7 +325,6 @@ static __always_inline int open_handover(struct __sk_buff *skb, const struct pac
 					 const struct frontend *frontend, struct opening *opening)
 {
 	const struct remote *remote = remote_at(&opening->to.daddr);
-	bool tunnel;
 
 	if (pod_at(&opening->to.daddr) || own_address(&opening->to.daddr))
 		return 0;
@@ -334,10 +333,7 @@ static __always_inline int open_handover(struct __sk_buff *skb, const struct pac
 	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER || pod_at(&packet->tuple.saddr) ||
 	    own_address(&packet->tuple.saddr))
 		return -DROP_NO_HANDOVER;
-	tunnel = remote->flags & REMOTE_TUNNEL_HANDOVER;
-	opening->way.kind = tunnel ? WAY_TUNNEL : WAY_NODE;
-	opening->way.ifindex = tunnel ? remote->overlay_ifindex : remote->ifindex;
-	__builtin_memcpy(opening->way.end, &remote->node, sizeof(opening->way.end));
+	opening->way = way_to_backends_node(remote);
 	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. To
 	 * who is behind this node, in a network of its own, it knows no way. */
 	if (frontend->flags & FRONTEND_DIRECT && !by_another_device(skb)) {

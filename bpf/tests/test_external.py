@@ -778,6 +778,25 @@ class TestBackendInTheHostsNetwork:
     """The backend is a process of a node: the host's stack takes its packets, and to_netdev sees its answers."""
 
     @BOTH
+    @BOTH
+    @pytest.mark.parametrize("flags", [RemoteFlag(0), RemoteFlag.TUNNEL_HANDOVER], ids=["layer 2", "tunnel"])
+    def test_packets_that_were_handed_over_are_so_again(
+        self, datapath: Datapath, family: Family, flags: RemoteFlag
+    ) -> None:
+        """The answer came first, and restored them: by the way on which the backend's node sees that they are."""
+        datapath.remote(family.remote_range, family.other_node, flags=flags)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
+        request, pod = (family.outside, 5000), (family.remote, 8080)
+        asked = (family.node, NODE_PORT)
+        datapath.run("from_netdev", arriving(tcp(family, request, asked)))
+        before = datapath.flow(key(request, asked))
+        assert before is not None
+        self._evict(datapath, key(pod, request), key(request, asked))
+        datapath.run("from_netdev", arriving(tcp(family, pod, request, "A"), dp.PEER_MAC))
+        after = datapath.flow(key(request, asked))
+        assert after is not None
+        assert (after.way, after.flags, after.twin) == (before.way, before.flags, before.twin)
+
     @BUILD
     def test_answer_of_the_entry_nodes_own_is_translated(
         self, datapath: Datapath, family: Family, build: object
