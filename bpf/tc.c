@@ -149,7 +149,7 @@ static __always_inline int open_masquerade(struct __sk_buff *skb, const struct p
 	opening->to.saddr = packet->is_v6 ? device->v6 : device->v4;
 	opening->way = (struct way){.ifindex = ifindex, .kind = WAY_ROUTE};
 	opening->masquerade = 1;
-	return closes_connection(packet) ? no_flow() : 0; /* of no flow that has a port */
+	return in_mid_stream(packet) ? no_flow() : 0; /* under another port than before it would be nobody's */
 }
 
 static __always_inline int open_from_pod(struct __sk_buff *skb, const struct packet *packet, struct opening *opening)

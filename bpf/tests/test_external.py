@@ -1023,11 +1023,11 @@ class TestMasquerade:
         assert datapath.dropped(DropReason.NO_HANDOVER) == 1
 
     @BOTH
-    @pytest.mark.parametrize(("flags", "verdict"), [("FA", REDIRECT), ("R", SHOT)], ids=["FIN", "RST"])
-    def test_end_of_an_unknown_connection_does_not_leave(
+    @pytest.mark.parametrize(("flags", "verdict"), [("A", REDIRECT), ("SA", REDIRECT), ("FA", REDIRECT), ("R", SHOT)])
+    def test_unknown_connection_does_not_leave(
         self, datapath: Datapath, family: Family, flags: str, verdict: int
     ) -> None:
-        """There is no port for it: a FIN is answered with RST, an RST with nothing."""
+        """The other end knows it by a port that nothing tells here: it is answered with RST, an RST with nothing."""
         packet = tcp(family, (family.client, 5000), (family.outside, 443), flags)
         assert datapath.run("from_pod", packet).verdict == verdict
         assert datapath.dropped(DropReason.NO_FLOW) == 1
