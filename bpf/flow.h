@@ -573,7 +573,8 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 		return error;
 	entry->twin = work->twin;
 	entry->flags = opening->flags | (packet->tcp_flags & TCP_FIN ? FLOW_FIN : 0);
-	entry->way = opening->way;
+	/* the way of what was handed over is that of its answers, with which its senders are compared */
+	entry->way = opening->flags & FLOW_HANDED_OVER ? opening->back : opening->way;
 	if (flow_update(&packet->tuple, entry, BPF_ANY))
 		return -DROP_FLOWS_FULL;
 	count(COUNTER_FLOWS_CREATED);

@@ -524,23 +524,34 @@ static __noinline int begin_from_outside(struct __sk_buff *skb, struct work *wor
 	return result ? result : flow_create(skb, work);
 }
 
+/* Whether a packet asks for a connection where its flow has one. */
+static __always_inline bool opens_another(const struct packet *packet, const struct flow *flow)
+{
+	return opens_connection(packet) && flow->state != FLOW_NEW;
+}
+
 /*
  * The answers of a flow that was handed over follow its sender: an entry node may have given way to another. Each
  * packet's sender is compared with the last one's, which the entry knows; only another one is looked up.
+ *
+ * One port of a client's, by two nodes, or by one and straight, to one backend: for the pod these are one connection,
+ * and there is one. The second is refused.
  */
 static __always_inline int follow_sender(struct __sk_buff *skb, struct work *work, struct flow *flow, bool overlay)
 {
 	struct flow *twin;
+	bool sent_by_node;
 
 	find_sender(skb, &work->arrival.sender, overlay);
-	if (same_way(&flow->way, &work->arrival.sender) || !handed_over(work))
+	if (same_way(&flow->way, &work->arrival.sender))
 		return 0;
-	/* One port of a client's, by two nodes to one backend: for the pod these are one connection, and there is one.
-	 */
-	if (opens_connection(&work->packet) && flow->state != FLOW_NEW) {
+	sent_by_node = handed_over(work);
+	if (opens_another(&work->packet, flow) && (sent_by_node || flow->flags & FLOW_HANDED_OVER)) {
 		work->arrival.handed_over = true;
 		return -DROP_NO_FREE_PORT;
 	}
+	if (!sent_by_node)
+		return 0;
 	flow->way = work->arrival.sender;
 	twin = flow_lookup(&flow->twin);
 	if (twin && same_tuple(&twin->twin, &work->packet.tuple))
@@ -561,7 +572,7 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 	int result = 0;
 
 	work->arrival = (struct arrival){};
-	if (flow->flags & FLOW_HANDED_OVER && !work->packet.is_error)
+	if (!work->packet.is_error && (flow->flags & FLOW_HANDED_OVER || opens_another(&work->packet, flow)))
 		result = follow_sender(skb, work, flow, overlay);
 	work->opening.back = work->arrival.sender;
 	follow(work, flow);

@@ -509,6 +509,29 @@ class TestBackendNode:
         assert datapath.counter(Counter.PORTS_REWRITTEN) == 0
 
     @BOTH
+    @pytest.mark.parametrize("order", [1, -1], ids=["straight first", "handed over first"])
+    def test_second_connection_by_another_way_is_refused(self, datapath: Datapath, family: Family, order: int) -> None:
+        """As between two entry nodes: to the pod, which has answered the first, it would be a stray SYN of that one."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        first, second = (dp.ROUTER_MAC, dp.PEER_MAC)[::order]
+        datapath.run("from_netdev", arriving(tcp(family, client, server), first))
+        datapath.run("from_pod", tcp(family, server, client, "SA"))
+        result = datapath.run("from_netdev", arriving(tcp(family, client, server), second))
+        assert (result.verdict, result.packet[Ether].dst, result.packet[TCP].flags) == (REDIRECT, second, "RA")
+        assert datapath.dropped(DropReason.NO_FREE_PORT) == 1
+        for sender in (first, first):
+            assert datapath.run("from_netdev", arriving(tcp(family, client, server, "A"), sender)).verdict == REDIRECT
+
+    @BOTH
+    def test_sender_is_known_from_the_first_packet_on(self, datapath: Datapath, family: Family) -> None:
+        """Only another one is looked up."""
+        client, server = (family.outside, 5000), (family.server, 8080)
+        datapath.run("from_netdev", arriving(tcp(family, client, server), dp.PEER_MAC))
+        ways = [datapath.flow(found).way for found in (key(client, server), key(server, client))]  # type: ignore[union-attr]
+        assert ways[0] == ways[1]
+        assert (ways[0].kind, ways[0].end[:6]) == (WayKind.MAC, dp.mac(dp.PEER_MAC))
+
+    @BOTH
     def test_own_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
         """It is forged, and the backend's node would hand it over again."""
         node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
