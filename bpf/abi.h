@@ -306,6 +306,7 @@ enum flow_flag {
 	FLOW_FIN = 1 << 1,         /* this entry's direction has sent its FIN */
 	FLOW_HANDED_OVER = 1 << 2, /* another node sends these packets: by their destination, the answers by `way` */
 	FLOW_RST = 1 << 3,         /* either direction has sent an RST, and no second of traffic has disproved it */
+	FLOW_FROM_HERE = 1 << 4,   /* what matches it is sent here: from outside it is forged */
 };
 
 /* How packets that match an entry leave this node. */
@@ -378,7 +379,7 @@ enum drop_reason {
 	DROP_NONE = 0,
 	DROP_TRUNCATED = 2,    /* a packet or a header is cut short; negated, 1 would be TC_ACT_UNSPEC */
 	DROP_BAD_HEADER,       /* a length, version, address, chain of headers or tag that cannot be */
-	DROP_SPOOFED,          /* a pod's packet with another's source address */
+	DROP_SPOOFED,          /* a pod's packet with another's source address, or one from outside with ours */
 	DROP_NO_BACKEND,       /* refused: the Service has no usable endpoint */
 	DROP_NO_FLOW,          /* refused: mid-stream TCP to a Service, with no flow that says which backend */
 	DROP_NO_SLOT,          /* a slot or its backend is missing: the Service was changing, or its maps are damaged */

@@ -87,6 +87,7 @@ class FlowFlag(IntFlag):
     FIN = 2
     HANDED_OVER = 4
     RST = 8
+    FROM_HERE = 16
 
 
 class FlowState(IntEnum):

@@ -237,13 +237,15 @@ static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *k
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
+	if (is_here(&flow->twin.saddr))
+		twin.flags |= FLOW_FROM_HERE;
 	if (!(flow->flags & FLOW_HANDED_OVER)) {
+		remote = outside ? remote_at(&key->saddr) : NULL;
+		handed_over = flow->flags & FLOW_REPLY && flow->way.kind == WAY_ROUTE;
 		twin.way = (struct way){};
 		if (of_a_node(remote))
 			twin.way = handed_over ? way_to_backends_node(remote) : (struct way){};
 		else if (outside)
-		remote = outside ? remote_at(&key->saddr) : NULL;
-		handed_over = flow->flags & FLOW_REPLY && flow->way.kind == WAY_ROUTE;
 			twin.way = way_to_client(skb, key);
 		else if (flow->backend_id && own_address(&key->saddr) && !(flow->flags & FLOW_REPLY))
 			twin.way = way_to_host(skb);
@@ -510,7 +512,7 @@ static __always_inline struct flow *flow_find(struct __sk_buff *skb, struct pack
 		return packet->is_error ? flow_of_error(skb, packet) : NULL;
 	now = flow_clock();
 	flow = flow_lookup(&packet->tuple);
-	if (!flow || !flow_matches(packet, flow, now, services))
+	if (!flow || (outside && flow->flags & FLOW_FROM_HERE) || !flow_matches(packet, flow, now, services))
 		return NULL;
 	flow_follow(skb, packet, flow, now, outside);
 	return flow;
@@ -563,6 +565,8 @@ static __always_inline int flow_create(struct __sk_buff *skb, struct work *work)
 		.way = opening->back,
 	};
 	entry->created_ns = entry->seen_ns;
+	if (is_here(&opening->to.daddr))
+		entry->flags |= FLOW_FROM_HERE;
 	if (in_mid_stream(packet))
 		count(COUNTER_FLOWS_PICKED_UP);
 	if (in_mid_stream(packet) || (opening->one_way && packet->tuple.protocol == IPPROTO_UDP))

@@ -40,10 +40,16 @@ static __always_inline bool own_address(const struct address *address)
 	return node && node->flags & NODE_OWN;
 }
 
+/* Whether an address is one of our pods' or the node's own: nobody sends under it but this node. */
+static __always_inline bool is_here(const struct address *address)
+{
+	return pod_at(address) || own_address(address);
+}
+
 /* A pod, or a node by the address by which pods reach it. */
 static __always_inline bool of_the_cluster(const struct address *address)
 {
-	return pod_at(address) || of_a_node(remote_at(address)) || own_address(address);
+	return is_here(address) || of_a_node(remote_at(address));
 }
 
 #endif

@@ -88,19 +88,13 @@ static __always_inline enum service_set set_for_own(const struct frontend *front
 	return (frontend->flags & internal_local) == internal_local ? SERVICE_LOCAL : SERVICE_CLUSTER;
 }
 
-/* Whether a backend is here: one of our pods, or the node itself. */
-static __always_inline bool backend_is_local(const struct backend *backend)
-{
-	return pod_at(&backend->address) || own_address(&backend->address);
-}
-
 /* Copies a backend, if it exists and, where `local`, is here; `not_own`: and not the host itself. */
 static __always_inline bool take_backend(const struct backend_key *key, bool local, bool not_own,
 					 struct backend *backend)
 {
 	const struct backend *found = bpf_map_lookup_elem(&backends, key);
 
-	if (!found || (local && !backend_is_local(found)) || (not_own && own_address(&found->address)))
+	if (!found || (local && !is_here(&found->address)) || (not_own && own_address(&found->address)))
 		return false;
 	*backend = *found;
 	return true;

@@ -161,6 +161,7 @@ static __always_inline int open_from_pod(struct __sk_buff *skb, const struct pac
 	int result;
 
 	opening->to = packet->tuple;
+	opening->flags = FLOW_FROM_HERE;
 	frontend = loopback(&packet->tuple.daddr) ? NULL : frontend_for_own(&packet->tuple, &key);
 	if (frontend) {
 		if (!source_allowed(frontend, &key, &packet->tuple.saddr))
@@ -326,12 +327,9 @@ static __always_inline int open_handover(struct __sk_buff *skb, const struct pac
 {
 	const struct remote *remote = remote_at(&opening->to.daddr);
 
-	if (pod_at(&opening->to.daddr) || own_address(&opening->to.daddr))
+	if (is_here(&opening->to.daddr))
 		return 0;
-	/* Who bears an address of this node's here has forged it, and the backend's node would not see that it was
-	 * handed over. */
-	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER || pod_at(&packet->tuple.saddr) ||
-	    own_address(&packet->tuple.saddr))
+	if (!of_a_node(remote) || remote->flags & REMOTE_NO_HANDOVER)
 		return -DROP_NO_HANDOVER;
 	opening->way = way_to_backends_node(remote);
 	/* With direct return the backend's node must see what the client talks to, and chooses the backend itself. To
@@ -474,6 +472,8 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 			return leave_to_host(packet);
 		frontend = frontend_asked(packet, &key);
 	}
+	if ((pod || frontend) && is_here(&packet->tuple.saddr))
+		return -DROP_SPOOFED;
 	arrive(skb, work, overlay);
 	if (arrival->handed_over) {
 		opening->flags = FLOW_HANDED_OVER;
@@ -604,6 +604,12 @@ static __always_inline int verdict_for_outside(struct __sk_buff *skb, struct wor
 	return send_by_way(skb, &work->opening.back);
 }
 
+/* What comes in for a pod, and begins nothing. */
+static __always_inline int pass_to_pod(struct __sk_buff *skb, struct packet *packet)
+{
+	return is_here(&packet->tuple.saddr) ? -DROP_SPOOFED : forward(skb, packet);
+}
+
 /* What comes in that has no flow, and is for no pod here: to a cluster IP it is in vain. */
 static __noinline int pass_from_outside(struct __sk_buff *skb, struct work *work, bool overlay)
 {
@@ -643,7 +649,7 @@ static __always_inline int from_outside(struct __sk_buff *skb, struct work *work
 		return follow_from_outside(skb, work, flow, overlay);
 	work->opening.back = (struct way){};
 	if (!begins_flow(packet))
-		return pod_at(&packet->tuple.daddr) ? forward(skb, &work->packet)
+		return pod_at(&packet->tuple.daddr) ? pass_to_pod(skb, &work->packet)
 						    : pass_from_outside(skb, work, overlay);
 	result = begin_from_outside(skb, work, overlay);
 	return result ? result : go_on(skb, work);
@@ -778,6 +784,7 @@ static __always_inline int open_from_host(struct __sk_buff *skb, const struct pa
 	int result;
 
 	opening->to = packet->tuple;
+	opening->flags = FLOW_FROM_HERE;
 	if (frontend && !key.port_be && !packet->is_echo)
 		return PASS; /* other ICMP to an address that answers echo: neighbour discovery, for one */
 	if (!frontend) {

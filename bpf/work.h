@@ -14,7 +14,7 @@ struct opening {
 	struct way way;   /* how it and those after it leave */
 	struct way back;  /* how their answers leave */
 	__u32 backend_id; /* 0: not through a Service */
-	__u8 flags;       /* of the entry: FLOW_HANDED_OVER or 0 */
+	__u8 flags;       /* of the entry: FLOW_HANDED_OVER or FLOW_FROM_HERE, or 0 */
 	__u8 one_way;     /* its answers do not come by here */
 	__u8 masquerade;  /* the source port comes from the range of masquerade */
 	__u8 pressed;     /* ports are short: that of a flow that is over will do */

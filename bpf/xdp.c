@@ -209,7 +209,8 @@ static __always_inline bool in_the_middle(const struct frame *frame, const struc
 {
 	const __u64 now = flow_clock();
 
-	if (flow->state != FLOW_ESTABLISHED || flow->flags & (FLOW_HANDED_OVER | FLOW_RST) || flow_expired(flow, now) ||
+	if (flow->state != FLOW_ESTABLISHED || flow->flags & (FLOW_HANDED_OVER | FLOW_RST | FLOW_FROM_HERE) ||
+	    flow_expired(flow, now) ||
 	    (__s64)(now - flow->seen_ns) >=
 		    (__s64)REFRESH_NS) /* signed: on another CPU it may just have been seen later */
 		return false;

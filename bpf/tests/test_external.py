@@ -531,14 +531,70 @@ class TestBackendNode:
         assert ways[0] == ways[1]
         assert (ways[0].kind, ways[0].end[:6]) == (WayKind.MAC, dp.mac(dp.PEER_MAC))
 
+
+class TestForgedSources:
+    """Nobody outside sends under an address of this node's or of its pods: not a packet that begins a flow, and none of
+    a flow whose packets come from here."""
+
     @BOTH
-    def test_own_address_from_outside_is_not_handed_over(self, datapath: Datapath, family: Family) -> None:
-        """It is forged, and the backend's node would hand it over again."""
-        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote, DIRECT)
-        for source in (family.client, family.node):
-            request = arriving(tcp(family, (source, 5000), (family.node, NODE_PORT)))
-            assert datapath.run("from_netdev", request).verdict == SHOT
-        assert datapath.dropped(DropReason.NO_HANDOVER) == 2
+    @pytest.mark.parametrize("source", ["client", "node"])
+    @pytest.mark.parametrize("program", ["from_netdev", "from_overlay"])
+    def test_no_flow_begins(self, datapath: Datapath, family: Family, source: str, program: str) -> None:
+        """Neither straight to a pod, nor to a Service, its backend here or on another node, which would not see that it
+        was handed over."""
+        forged = (getattr(family, source), 5000)
+        for count, (backend, asked) in enumerate(
+            [
+                (family.server, (family.server, 8080)),
+                (family.server, (family.node, NODE_PORT)),
+                (family.remote, (family.node, NODE_PORT)),
+            ],
+            1,
+        ):
+            node_port(datapath, family, dp.TCP_PROTOCOL, backend)
+            assert datapath.run(program, arriving(tcp(family, forged, asked))).verdict == SHOT
+            assert datapath.dropped(DropReason.SPOOFED) == count
+        assert datapath.flow(key(forged, (family.server, 8080))) is None
+
+    @BOTH
+    @BUILD
+    def test_answers_of_a_pod_come_from_it(self, datapath: Datapath, family: Family, build: object) -> None:
+        """A resolver's to another pod, say; and no RST from outside ends what is between two pods of a node."""
+        asker, server, protocol = (family.client, 5000), (family.server, 8080), protocol_of(build)
+        datapath.service(family.service, 80, protocol, [(family.server, 8080)])
+        datapath.run("from_pod", build(family, asker, (family.service, 80)))
+        before = datapath.flow(key(server, asker, protocol))
+        assert before is not None
+        for flags in ("SA", "R") if build is tcp else ("",):
+            answer = build(family, server, asker, *filter(None, [flags]))
+            assert datapath.run("from_netdev", arriving(answer)).verdict == SHOT
+        assert datapath.flow(key(server, asker, protocol)) == before
+        assert datapath.dropped(DropReason.SPOOFED) == (2 if build is tcp else 1)
+
+    @BOTH
+    @BUILD
+    def test_nobody_speaks_under_the_nodes_address_for_a_pod(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """What bears a pod's address is not masqueraded for who sends it from outside."""
+        pod, server = (family.client, 5000), (family.outside, 443)
+        assert datapath.run("from_pod", build(family, pod, server)).packet[family.ip].src == family.node
+        forged = arriving(build(family, pod, server))
+        result = datapath.run("from_netdev", forged)
+        assert result.verdict == PASS
+        same(result.packet, forged)
+
+    @BOTH
+    def test_who_has_gone_elsewhere_is_heard_from_there(self, datapath: Datapath, family: Family) -> None:
+        """An address that has moved to another node is not this one's any more, whatever flows say."""
+        asker, server = (family.client, 5000), (family.server, 8080)
+        datapath.run("from_pod", tcp(family, asker, server))
+        datapath.delete("pods", packed(family.server))
+        datapath.remote((family.server, 32 if family is V4 else 128), family.other_node)
+        answer = arriving(tcp(family, server, asker, "SA"), dp.PEER_MAC)
+        result = datapath.run("from_netdev", answer)
+        assert result.verdict == REDIRECT
+        same(result.packet, expected(answer, hops=1, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
 
 
 class TestAnotherNodesNodePort:
@@ -779,6 +835,25 @@ class TestEvictedEntry:
         assert (flow.way.kind, flow.way.ifindex) == (WayKind.ROUTE, ifindex)
 
     @BOTH
+    @pytest.mark.parametrize("flags", [RemoteFlag(0), RemoteFlag.TUNNEL_HANDOVER], ids=["layer 2", "tunnel"])
+    def test_packets_that_were_handed_over_are_so_again(
+        self, datapath: Datapath, family: Family, flags: RemoteFlag
+    ) -> None:
+        """The answer came first, and restored them: by the way on which the backend's node sees that they are."""
+        datapath.remote(family.remote_range, family.other_node, flags=flags)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
+        request, pod = (family.outside, 5000), (family.remote, 8080)
+        asked = (family.node, NODE_PORT)
+        datapath.run("from_netdev", arriving(tcp(family, request, asked)))
+        before = datapath.flow(key(request, asked))
+        assert before is not None
+        self._evict(datapath, key(pod, request), key(request, asked))
+        datapath.run("from_netdev", arriving(tcp(family, pod, request, "A"), dp.PEER_MAC))
+        after = datapath.flow(key(request, asked))
+        assert after is not None
+        assert (after.way, after.flags, after.twin) == (before.way, before.flags, before.twin)
+
+    @BOTH
     def test_masqueraded_packets_leave_as_before(self, datapath: Datapath, family: Family) -> None:
         """By the kernel's route, under the node's address."""
         pod, server = (family.client, 5000), (family.outside, 443)
@@ -801,25 +876,6 @@ class TestBackendInTheHostsNetwork:
     """The backend is a process of a node: the host's stack takes its packets, and to_netdev sees its answers."""
 
     @BOTH
-    @BOTH
-    @pytest.mark.parametrize("flags", [RemoteFlag(0), RemoteFlag.TUNNEL_HANDOVER], ids=["layer 2", "tunnel"])
-    def test_packets_that_were_handed_over_are_so_again(
-        self, datapath: Datapath, family: Family, flags: RemoteFlag
-    ) -> None:
-        """The answer came first, and restored them: by the way on which the backend's node sees that they are."""
-        datapath.remote(family.remote_range, family.other_node, flags=flags)
-        node_port(datapath, family, dp.TCP_PROTOCOL, family.remote)
-        request, pod = (family.outside, 5000), (family.remote, 8080)
-        asked = (family.node, NODE_PORT)
-        datapath.run("from_netdev", arriving(tcp(family, request, asked)))
-        before = datapath.flow(key(request, asked))
-        assert before is not None
-        self._evict(datapath, key(pod, request), key(request, asked))
-        datapath.run("from_netdev", arriving(tcp(family, pod, request, "A"), dp.PEER_MAC))
-        after = datapath.flow(key(request, asked))
-        assert after is not None
-        assert (after.way, after.flags, after.twin) == (before.way, before.flags, before.twin)
-
     @BUILD
     def test_answer_of_the_entry_nodes_own_is_translated(
         self, datapath: Datapath, family: Family, build: object
@@ -1034,6 +1090,9 @@ class TestMasquerade:
         result = datapath.run("from_pod", packet)
         assert result.verdict == PASS
         same(result.packet, packet)
+        datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.outside, 4789)])
+        packet = udp(family, (family.client, 5000), (family.service, 53))
+        assert datapath.run("from_pod", packet).packet[family.ip].src == family.client
 
     @BOTH
     def test_backend_that_is_nowhere_in_the_cluster_is_not_asked_for_a_client_outside(
@@ -1076,9 +1135,6 @@ class TestMasquerade:
         datapath.unmasqueraded(("203.0.113.0", 24) if family is V4 else ("2001:db8:ffff::", 48))
         packet = protocol(family, (family.client, 5000), (family.outside, 443))
         result = datapath.run("from_pod", packet)
-        datapath.service(family.service, 53, dp.UDP_PROTOCOL, [(family.outside, 4789)])
-        packet = udp(family, (family.client, 5000), (family.service, 53))
-        assert datapath.run("from_pod", packet).packet[family.ip].src == family.client
         assert result.verdict == PASS
         same(result.packet, packet)
         answer = arriving(protocol(family, (family.outside, 443), (family.client, 5000)))

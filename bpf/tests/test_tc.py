@@ -397,7 +397,7 @@ class TestFlows:
         assert forward is not None
         assert reply is not None
         assert (forward.twin, reply.twin) == (key(server, client), key(client, service))
-        assert (forward.flags, reply.flags) == (0, FlowFlag.REPLY)
+        assert (forward.flags, reply.flags) == (FlowFlag.FROM_HERE, FlowFlag.FROM_HERE | FlowFlag.REPLY)
         assert {forward.state, reply.state} == {FlowState.ESTABLISHED}
         assert {forward.backend_id, reply.backend_id} == {10}
 
