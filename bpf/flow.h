@@ -224,32 +224,38 @@ static __always_inline __u8 flow_next_state(const struct packet *packet, const s
 }
 
 /*
- * Puts back an evicted twin of `flow`, whose key is `key`. By the entry that is left, the twin's way is known where it
- * is that of what was handed over; else packets towards one `outside` go by the route there, those towards the host
- * that has asked a Service by the device by which it did, and all others by their destination.
+ * The way of what matches an evicted twin of `flow`, whose key is `key`: to one `outside` by the route there or, to a
+ * backend, handed over; to the host that has asked a Service by the device by which it did; else by its destination.
  */
+static __always_inline struct way way_of_twin(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
+					      bool outside)
+{
+	const struct remote *remote = outside ? remote_at(&key->saddr) : NULL;
+	const bool answers = flow->flags & FLOW_REPLY;
+
+	if (of_a_node(remote))
+		return answers && flow->way.kind == WAY_ROUTE ? way_to_backends_node(remote) : (struct way){};
+	if (outside)
+		return way_to_client(skb, key);
+	if (flow->backend_id && own_address(&key->saddr) && !answers)
+		return way_to_host(skb);
+	return (struct way){};
+}
+
+/* Puts back an evicted twin of `flow`, whose key is `key`. Of what was handed over the entries have one way. */
 static __noinline void flow_restore(struct __sk_buff *skb, const struct tuple *key, const struct flow *flow,
 				    bool outside)
 {
 	struct flow twin = *flow;
-	const struct remote *remote;
-	bool handed_over;
 
 	twin.twin = *key;
 	twin.flags = (flow->flags & FLOW_REPLY) ^ FLOW_REPLY;
 	if (is_here(&flow->twin.saddr))
 		twin.flags |= FLOW_FROM_HERE;
-	if (!(flow->flags & FLOW_HANDED_OVER)) {
-		remote = outside ? remote_at(&key->saddr) : NULL;
-		handed_over = flow->flags & FLOW_REPLY && flow->way.kind == WAY_ROUTE;
-		twin.way = (struct way){};
-		if (of_a_node(remote))
-			twin.way = handed_over ? way_to_backends_node(remote) : (struct way){};
-		else if (outside)
-			twin.way = way_to_client(skb, key);
-		else if (flow->backend_id && own_address(&key->saddr) && !(flow->flags & FLOW_REPLY))
-			twin.way = way_to_host(skb);
-	}
+	if (flow->flags & FLOW_REPLY && leads_to_entry_node(&flow->way))
+		twin.flags |= FLOW_HANDED_OVER;
+	else if (!(flow->flags & FLOW_HANDED_OVER))
+		twin.way = way_of_twin(skb, key, flow, outside);
 	if (!flow_update(&flow->twin, &twin, BPF_NOEXIST))
 		count(COUNTER_FLOWS_RESTORED);
 }

@@ -854,6 +854,23 @@ class TestEvictedEntry:
         assert (after.way, after.flags, after.twin) == (before.way, before.flags, before.twin)
 
     @BOTH
+    def test_senders_of_what_is_handed_over_are_followed_as_before(self, datapath: Datapath, family: Family) -> None:
+        """The answer came first: the entry for what is handed over knows that it is, and by whom."""
+        client, server, other = (family.outside, 5000), (family.server, 8080), "02:00:00:00:00:07"
+        datapath.peer(other)
+        datapath.run("from_netdev", arriving(tcp(family, client, server), dp.PEER_MAC))
+        datapath.run("from_pod", tcp(family, server, client, "SA"))
+        before = datapath.flow(key(client, server))
+        assert before is not None
+        self._evict(datapath, key(server, client), key(client, server))
+        datapath.run("from_pod", tcp(family, server, client, "A"))
+        after = datapath.flow(key(client, server))
+        assert after is not None
+        assert (after.way, after.flags) == (before.way, before.flags)
+        datapath.run("from_netdev", arriving(tcp(family, client, server, "A"), other))
+        assert datapath.run("from_pod", tcp(family, server, client, "A")).packet[Ether].dst == other
+
+    @BOTH
     def test_masqueraded_packets_leave_as_before(self, datapath: Datapath, family: Family) -> None:
         """By the kernel's route, under the node's address."""
         pod, server = (family.client, 5000), (family.outside, 443)
