@@ -91,7 +91,7 @@ def test_service_says_itself_how_its_answers_return(outside: Outside, family: st
         outside.expose_outside("says", exposed)
         wait(lambda: names(ask(outside.client, "tcp", *at)) == {"web-2"})
         assert answers_pass_by_the_entry_node() == (outside.way_back == "entry")
-        with load(outside.client, *at, 3, rate=300, least=0.3) as answered:
+        with load(outside.client, *at, 3, rate=300) as answered:
             for way_back in ("entry", "direct") * 4:
                 outside.expose_outside("says", exposed, way_back=way_back)
                 time.sleep(0.3)

@@ -145,7 +145,7 @@ def counted(outside: Outside, reasons: Sequence[str] = UNREADABLE) -> int:
 def good_traffic(outside: Outside) -> Iterator[None]:
     """New connections through a hand-over and lasting ones, none of which fails meanwhile."""
     address, port = target(outside.node(1), SERVICES["both"], NODE_PORT, "IPv4")
-    with load(outside.client, address, port, SECONDS, rate=RATE, least=0.2) as answered:
+    with load(outside.client, address, port, SECONDS, rate=RATE) as answered:
         yield
     assert answered == {"web-1", "web-2"}
 

@@ -102,7 +102,7 @@ def test_service_that_changes_all_the_time_serves_everybody(outside: Outside, fa
     ]
     time.sleep(1)
     with ExitStack() as loads:
-        answered = [loads.enter_context(load(*one, SECONDS, rate=RATE, least=0.3)) for one in asked]
+        answered = [loads.enter_context(load(*one, SECONDS, rate=RATE)) for one in asked]
         end = time.monotonic() + SECONDS
         while time.monotonic() < end:
             state = changed(state, dice)

@@ -91,7 +91,7 @@ def test_setting_comes_and_goes_under_load(early: Outside) -> None:
     entry = early.node(1)
     server = target(entry, SERVICES["far"], NODE_PORT, "IPv4")
     assert on_devices(entry) == ["eth0"]
-    with load(early.client, *server, 3, rate=200, least=0.3) as answered:
+    with load(early.client, *server, 3, rate=200) as answered:
         for value, devices in (("off", []), ("on", ["eth0"])):
             entry.stop(CONTROLLER)
             entry.configure(xdp=value)

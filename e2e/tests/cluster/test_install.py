@@ -29,8 +29,6 @@ PODS, CHURNED, WAVES = 10, 20, 5
 LOAD_S = 60
 # How long a rollout may take: on a busy machine far longer than on one of its own.
 ROLLOUT_S = 240
-# Kubelets that start and stop pods take most of a small machine.
-LEAST = 0.2
 ABSENT_S = 40
 OURS = ("-n", "kube-system")
 INSTALLED = ("/opt/cni/bin", "/etc/cni/net.d", "/etc/calico-ebpf", "/usr/local/lib/calico-ebpf")
@@ -44,7 +42,7 @@ def test_rolling_update_under_load_fails_nothing(cluster: Cluster, play: Play) -
     ask = next(place for place in play.places("ask") if place.node == machine.name)
     where = machine.sandbox_of(play.get("pod", ask.pod)["status"]["podIP"])
     before = _programs(cluster)
-    with load(where, play.service_address("IPv4"), PORT, LOAD_S, "--http", least=LEAST):
+    with load(where, play.service_address("IPv4"), PORT, LOAD_S, "--http"):
         _configure(cluster, f"tcp_new_s: {61 + int(time.time()) % 1000}")
         with _churn(play):
             cluster.kubectl(*OURS, "rollout", "restart", "daemonset/calico-ebpf")
