@@ -89,16 +89,19 @@ def _check_address(text: str) -> None:
 
 
 def _check_ranges(text: str) -> None:
-    from ipaddress import ip_network  # the CNI plugin has no time for it
+    _entry_count(text)
 
-    for part in filter(None, map(str.strip, text.split(","))):
-        ip_network(part)
+
+def _entry_count(text: str) -> int:
+    """Entries that ranges take in a map."""
+    from bpf.prefixes import prefixes  # the CNI plugin has no time for it
+
+    return len(prefixes(filter(None, map(str.strip, text.split(",")))))
 
 
 def _check_unmasqueraded(text: str) -> None:
-    _check_ranges(text)
-    if text.count(",") >= UNMASQUERADED_MAX:
-        raise ValueError(f"expected at most {UNMASQUERADED_MAX} ranges")
+    if _entry_count(text) > UNMASQUERADED_MAX:
+        raise ValueError(f"expected at most {UNMASQUERADED_MAX} ranges, where ::/0 counts as 96")
 
 
 def _check_node_ports(text: str) -> None:
@@ -320,7 +323,8 @@ class Settings:
     non_masquerade_cidrs: tuple[str, ...] = _setting(
         (),
         "Ranges outside the cluster to which pods send under their own addresses, whatever `masquerade` says: up to "
-        "1,024. What is sent to pods and nodes of the cluster is never masqueraded.",
+        "1,024, where `::/0`, all of IPv6, counts as 96. What is sent to pods and nodes of the cluster is never "
+        "masqueraded.",
         "a network that routes pods' addresses to some places and not to others",
         empty="none",
         check=_check_unmasqueraded,

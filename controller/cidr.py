@@ -3,7 +3,8 @@
 
 from collections.abc import Iterable
 from functools import lru_cache
-from ipaddress import ip_network
+
+from bpf.prefixes import parse_range
 
 
 def is_range(cidr: str) -> bool:
@@ -26,5 +27,5 @@ def overlaps(cidr: str, others: Iterable[str]) -> bool:
 @lru_cache(maxsize=2**16)
 def _span(cidr: str) -> tuple[int, int, int]:
     """The version of a range, and its first and last address as numbers. Raises ValueError."""
-    network = ip_network(cidr)
-    return network.version, int(network.network_address), int(network.broadcast_address)
+    found = parse_range(cidr)
+    return found.version, int(found.network_address), int(found.broadcast_address)

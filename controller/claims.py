@@ -4,14 +4,13 @@ their pod ranges, and those of no single host. Pure."""
 
 from collections import Counter
 from collections.abc import Iterable
-from ipaddress import ip_network
 
-from bpf.address import packed, prefix_bits
+from bpf.prefixes import prefixes
 from controller.model import Node
 from controller.nodes import NodeFacts, facts
 
 # (bits that count, their value), of addresses of 16 bytes.
-Prefix = tuple[int, int]
+Claim = tuple[int, int]
 
 # Of this host, loopback, link-local, multicast.
 NOBODYS = ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::/127", "fe80::/10", "ff00::/8")
@@ -21,9 +20,9 @@ class Claims:
     """As Nodes come and go. A look-up takes as many steps as there are lengths of prefixes."""
 
     def __init__(self) -> None:
-        self._of: dict[str, frozenset[Prefix]] = {}
+        self._of: dict[str, frozenset[Claim]] = {}
         self._prefixes: dict[int, Counter[int]] = {}
-        self._add(map(_prefix, NOBODYS))
+        self._add(_of_ranges(NOBODYS))
 
     def __contains__(self, address: bytes) -> bool:
         """Whether an address of 16 bytes is a Node's own, in the pod ranges of one, or no single host's."""
@@ -33,7 +32,7 @@ class Claims:
     def note(self, name: str, node: Node | None) -> bool:
         """Takes note of a Node; None: it is gone. Whether it claims something else than before."""
         before = self._of.pop(name, frozenset())
-        now = _prefixes(facts(node)[0]) if node else frozenset()
+        now = _claimed(facts(node)[0]) if node else frozenset()
         if now:
             self._of[name] = now
         self._add(now - before)
@@ -43,18 +42,15 @@ class Claims:
                 del self._prefixes[bits][value]
         return now != before
 
-    def _add(self, prefixes: Iterable[Prefix]) -> None:
-        for bits, value in prefixes:
+    def _add(self, claims: Iterable[Claim]) -> None:
+        for bits, value in claims:
             self._prefixes.setdefault(bits, Counter())[value] += 1
 
 
-def _prefixes(node: NodeFacts) -> frozenset[Prefix]:
+def _claimed(node: NodeFacts) -> frozenset[Claim]:
     own = [(128, int.from_bytes(address, "big")) for address in (*node.addresses, *node.outside)]
-    return frozenset([*own, *map(_prefix, node.pod_cidrs)])
+    return frozenset([*own, *_of_ranges(node.pod_cidrs)])
 
 
-def _prefix(cidr: str) -> Prefix:
-    network = ip_network(cidr)
-    address = packed(str(network.network_address))
-    bits = prefix_bits(address, network.prefixlen)
-    return bits, int.from_bytes(address, "big") >> 128 - bits
+def _of_ranges(cidrs: Iterable[str]) -> list[Claim]:
+    return [(bits, int.from_bytes(address, "big") >> 128 - bits) for bits, address in prefixes(cidrs)]

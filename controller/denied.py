@@ -6,12 +6,12 @@ the map, which is made to say the same: by `calico-ebpf deny` at once, by the co
 import fcntl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_network
 from pathlib import Path
 
 from bpf import files
 from bpf.abi import MAPS, Denied, RemoteKey
-from bpf.address import V4_PREFIX, packed, prefix_bits, text
+from bpf.address import V4_PREFIX, text
+from bpf.prefixes import parse_range, prefixes
 from controller.errors import DenyListError
 from controller.maps import Maps, Op
 
@@ -19,8 +19,6 @@ FILE_NAME = "denied"
 LOCK_NAME = "denied.lock"
 MAP = "denied"
 RANGES_MAX = MAPS[MAP].max_entries
-
-_V4_MAPPED = ip_network("::ffff:0:0/96")
 
 
 class DenyList:
@@ -66,18 +64,18 @@ def checked(cidr: str) -> str:
     """A range in its shortest form; an address is the range that holds it alone.
 
     Raises:
-        ValueError: it is none, or an IPv6 range that would hold IPv4's addresses, as the maps have them.
+        ValueError: it is none, or an IPv6 range that would take more than one entry.
     """
-    network = ip_network(cidr)
-    if network.version == 6 and network.overlaps(_V4_MAPPED):
-        raise ValueError(f"{cidr} holds {_V4_MAPPED}, which stands for IPv4: 2000::/3 is all that is routed")
-    return str(network)
+    found = str(parse_range(cidr))
+    if len(prefixes([found])) > 1:
+        raise ValueError(f"{cidr} holds ::ffff:0:0/96, which stands for IPv4: 2000::/3 is all that is routed")
+    return found
 
 
 def entry(cidr: str) -> bytes:
     """The key of a range in the map."""
-    address, length = cidr.split("/")
-    return RemoteKey(prefix_bits(packed(address), int(length)), packed(address)).pack()
+    (prefix,) = prefixes([cidr])
+    return RemoteKey(*prefix).pack()
 
 
 def in_force(maps: Maps) -> set[str]:

@@ -10,11 +10,11 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from ipaddress import ip_network
 from pathlib import Path
 
 import yaml
 
+from bpf.prefixes import parse_range, prefixes
 from controller import inotify
 from controller.source import Problem
 
@@ -27,7 +27,7 @@ class RangesFile:
 
     Args:
         path: None: there is none.
-        room: it names so many ranges at the most.
+        room: what it names takes so many entries of the map at the most.
     """
 
     def __init__(self, path: Path | None, room: int) -> None:
@@ -61,12 +61,15 @@ def parse(content: str, room: int) -> tuple[tuple[str, ...], list[str]]:
     ranges = found.get("nonMasqueradeCIDRs") or []
     if not isinstance(ranges, list) or not all(isinstance(one, str) for one in ranges):
         raise ValueError("nonMasqueradeCIDRs: expected a list of ranges")
-    if len(ranges) > room:
-        raise ValueError(f"nonMasqueradeCIDRs: {len(ranges)} ranges, and there is room for {room}")
     try:
-        checked = tuple(str(ip_network(one)) for one in ranges)
+        checked = tuple(str(parse_range(one)) for one in ranges)
     except ValueError as error:
         raise ValueError(f"nonMasqueradeCIDRs: {error}") from error
+    entries = len(prefixes(checked))
+    if entries > room:
+        raise ValueError(
+            f"nonMasqueradeCIDRs: {len(ranges)} ranges take {entries} entries, and there is room for {room}"
+        )
     without = [key for key in ("masqLinkLocal", "masqLinkLocalIPv6") if found.get(key)]
     return checked, [f"{key}: packets to link-local addresses are never masqueraded" for key in without]
 

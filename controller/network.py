@@ -17,6 +17,7 @@ from bpf.abi import DeviceFlag, Remote, RemoteFlag
 from bpf.address import is_v4, packed, text
 from bpf.errors import BpfError
 from bpf.pins import Pins
+from bpf.prefixes import prefixes
 from bpf.settings import UNMASQUERADED_MAX, Settings
 from controller import devices, nodes
 from controller.devices import Device
@@ -68,7 +69,7 @@ class NodeNetwork:
         self._own_present = False
         self._listed = False
         self._services: dict[bytes, bytes] = {}
-        room = UNMASQUERADED_MAX - len(settings.non_masquerade_cidrs)
+        room = UNMASQUERADED_MAX - len(prefixes(settings.non_masquerade_cidrs))
         self._masq_agent = RangesFile(settings.ip_masq_agent_file, room)
         self._ways: dict[str, Ways] = {}
         self._changed: set[str] = set()

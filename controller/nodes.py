@@ -7,7 +7,7 @@ followed: the ways to other nodes are those of the main table.
 """
 
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address
 from typing import NamedTuple
 
 from bpf.abi import (
@@ -25,6 +25,7 @@ from bpf.abi import (
 )
 from bpf.abi import Node as NodeEntry
 from bpf.address import is_v4, packed, prefix_bits, text
+from bpf.prefixes import parse_range, prefixes
 from controller.model import Node
 from controller.source import Problem
 
@@ -174,7 +175,7 @@ def facts(node: Node) -> tuple[NodeFacts, tuple[Problem, ...]]:
     cidrs = []
     for cidr in node.spec.ranges:
         try:
-            cidrs.append(str(ip_network(cidr)))
+            cidrs.append(str(parse_range(cidr)))
         except ValueError as error:
             problems.append(f"podCIDRs: {error}")
     taints = {taint.key for taint in node.spec.taints or ()}
@@ -206,7 +207,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         # A router may not let pods' addresses through to a node.
         tunnelled = address not in on_link and steering.encapsulation != "never" and network.overlay_ifindex != 0
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
-        remotes[_key(address, 32 if is_v4(address) else 128)] = found.pack()
+        remotes[_address_key(address)] = found.pack()
     routes, lost = [], []
     # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
     overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
@@ -220,7 +221,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         if tunnelled and not network.overlay_ifindex:
             continue
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
-        remotes[_cidr_key(cidr)] = found.pack()
+        remotes |= dict.fromkeys(_keys([cidr]), found.pack())
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
     problems = [*_cut_off(node, handovers.values()), *_lost(node, lost)]
@@ -283,7 +284,7 @@ def node_entries(
         node_port_ranges: of the addresses at which NodePorts are met, all of a family that none is of; without any,
             or with PRIMARY, each Node's first of each family.
     """
-    ranges = [ip_network(one) for one in node_port_ranges if one != PRIMARY]
+    ranges = [parse_range(one) for one in node_port_ranges if one != PRIMARY]
 
     def flags(address: bytes, node: NodeFacts | None) -> int:
         # Without its Node nobody knows which address of this node is the first: it stays as open as it may be.
@@ -308,14 +309,12 @@ def has_node_ports(entries: Mapping[bytes, bytes]) -> bool:
 
 def service_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
     """Entries of the remotes map for ranges of Services' addresses."""
-    value = Remote(NOBODY, NOBODY, 0, 0, RemoteFlag.SERVICES).pack()
-    return {_cidr_key(cidr): value for cidr in ranges}
+    return dict.fromkeys(_keys(ranges), Remote(NOBODY, NOBODY, 0, 0, RemoteFlag.SERVICES).pack())
 
 
 def unmasqueraded_entries(ranges: Iterable[str]) -> dict[bytes, bytes]:
     """The unmasqueraded map, for ranges outside the cluster."""
-    value = Unmasqueraded(0).pack()
-    return {_cidr_key(cidr): value for cidr in ranges}
+    return dict.fromkeys(_keys(ranges), Unmasqueraded(0).pack())
 
 
 def device_entries(
@@ -457,13 +456,12 @@ def link_local(address: bytes) -> bool:
     return address.startswith((b"\xfe\x80", packed("169.254.0.0")[:14]))
 
 
-def _cidr_key(cidr: str) -> bytes:
-    network: IPv4Network | IPv6Network = ip_network(cidr)
-    return _key(packed(str(network.network_address)), network.prefixlen)
+def _keys(cidrs: Iterable[str]) -> list[bytes]:
+    return [RemoteKey(*prefix).pack() for prefix in prefixes(cidrs)]
 
 
-def _key(address: bytes, length: int) -> bytes:
-    return RemoteKey(prefix_bits(address, length), address).pack()
+def _address_key(address: bytes) -> bytes:
+    return RemoteKey(128, address).pack()
 
 
 def _covers(hop: Hop, address: bytes) -> bool:

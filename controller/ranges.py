@@ -6,9 +6,9 @@ goes astray.
 """
 
 from collections.abc import Iterable
-from ipaddress import ip_network
 
 from bpf.address import text
+from bpf.prefixes import parse_range
 from controller.cidr import overlaps
 from controller.model import Node, ServiceCIDR
 from controller.nodes import NodeFacts, facts, some
@@ -30,7 +30,7 @@ class ServiceRanges:
     @property
     def ranges(self) -> list[str]:
         """All that there are, IPv4 first."""
-        found = {ip_network(cidr) for cidrs in (self._configured, *self._named.values()) for cidr in cidrs}
+        found = {parse_range(cidr) for cidrs in (self._configured, *self._named.values()) for cidr in cidrs}
         return [str(one) for one in sorted(found, key=lambda one: (one.version, one.network_address, one.prefixlen))]
 
     def set_range(self, name: str, obj: ServiceCIDR | None) -> list[Problems]:
@@ -39,7 +39,7 @@ class ServiceRanges:
         good = []
         for cidr in (obj.spec.cidrs or ()) if obj else ():
             try:
-                good.append(str(ip_network(cidr)))
+                good.append(str(parse_range(cidr)))
             except ValueError as error:
                 problems.append(Problem(f"ServiceCIDR {name}", str(error)))
         self._named[name] = tuple(good)

@@ -17,7 +17,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.nftables.main import NFTables
 
 from bpf import attach, podlink, syscall
-from bpf.address import packed, text
+from bpf.address import is_v4, packed, text
 from bpf.pins import Pins
 from controller.devices import VLAN, Device
 from controller.errors import NetworkError
@@ -244,6 +244,8 @@ def _hops(message: Any) -> Iterator[Hop]:
         return
     any_address = "0.0.0.0" if message["family"] == AF_INET else "::"
     prefix = packed(message.get_attr("RTA_DST") or any_address)
+    if message["family"] == AF_INET6 and is_v4(prefix):
+        return  # of a translator of addresses: as the maps have them, it would be one of IPv4 with 96 bits too many
     metric = message.get_attr("RTA_PRIORITY") or 0
     nexthops = message.get_attr("RTA_MULTIPATH") or [message]
     for nexthop in nexthops:

@@ -5,13 +5,11 @@ Source: pkg/proxy of Kubernetes, but for ranges that make no sense: there they a
 """
 
 from collections.abc import Iterable
-from ipaddress import ip_network
 
 from bpf.address import packed, prefix_bits
+from bpf.prefixes import Prefix, parse_range
 
-# (bits that count, address), of addresses of 16 bytes.
-Range = tuple[int, bytes]
-Ranges = tuple[Range, ...]
+Ranges = tuple[Prefix, ...]
 
 
 def allowed(texts: Iterable[str], problems: list[str]) -> dict[int, Ranges]:
@@ -20,7 +18,7 @@ def allowed(texts: Iterable[str], problems: list[str]) -> dict[int, Ranges]:
     A family is for everybody where no range is of it, or one that holds everything. A range that makes no sense holds
     nobody, but counts; for both families where it could be of either.
     """
-    found: dict[int, set[Range]] = {}
+    found: dict[int, set[Prefix]] = {}
     everybody = set()
     for text in filter(None, map(str.strip, texts)):
         try:
@@ -36,7 +34,7 @@ def allowed(texts: Iterable[str], problems: list[str]) -> dict[int, Ranges]:
     return {family: tuple(sorted(ranges)) for family, ranges in found.items() if family not in everybody}
 
 
-def holds(ranges: Iterable[Range], address: bytes) -> bool:
+def holds(ranges: Iterable[Prefix], address: bytes) -> bool:
     """Whether an address of 16 bytes is in one of the ranges."""
     number = int.from_bytes(address, "big")
     return any(number >> 128 - bits == int.from_bytes(prefix, "big") >> 128 - bits for bits, prefix in ranges)
@@ -46,11 +44,9 @@ def _parsed(text: str) -> tuple[int, int, bytes]:
     """Version, length and first address of a range. Raises ValueError."""
     if "/" not in text:
         raise ValueError(f"{text!r} has no length")
-    network = ip_network(text, strict=False)
-    return network.version, network.prefixlen, packed(str(network.network_address))
+    found = parse_range(text, strict=False)
+    return found.version, found.prefixlen, packed(str(found.network_address))
 
 
 def _families(text: str) -> tuple[int, ...]:
-    if ":" in text:
-        return (6,)
-    return (4,) if "." in text else (4, 6)
+    return tuple(family for mark, family in ((".", 4), (":", 6)) if mark in text) or (4, 6)

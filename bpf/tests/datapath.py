@@ -64,6 +64,7 @@ from bpf.abi import (
 )
 from bpf.address import packed, prefix_bits
 from bpf.attach import XDP_PROGRAM
+from bpf.prefixes import prefixes
 from bpf.tests import kernel
 from bpf.tests.kernel import Kernel, Programs
 
@@ -264,11 +265,10 @@ class Datapath:
         value = Frontend(99, 0, 0, 0, FrontendFlag.CLUSTER_IP, 0)
         self.write("frontends", FrontendKey(packed(address), 0, 0).pack(), value.pack())
 
-    def unmasqueraded(self, prefix: tuple[str, int]) -> None:
+    def unmasqueraded(self, cidr: str) -> None:
         """Has pods send to a range under their own addresses."""
-        address, length = prefix
-        key = RemoteKey(prefix_bits(packed(address), length), packed(address))
-        self.write("unmasqueraded", key.pack(), Unmasqueraded(0).pack())
+        for prefix in prefixes([cidr]):
+            self.write("unmasqueraded", RemoteKey(*prefix).pack(), Unmasqueraded(0).pack())
 
     def deny(self, prefix: tuple[str, int]) -> None:
         """Puts a range on the deny list."""

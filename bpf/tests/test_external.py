@@ -1149,7 +1149,7 @@ class TestMasquerade:
         elsewhere = "198.18.7.7" if family is V4 else "2001:db8:7::7"
         begun = protocol(family, (family.client, 4000), (family.outside, 443))
         assert datapath.run("from_pod", begun).packet[family.ip].src == family.node
-        datapath.unmasqueraded(("203.0.113.0", 24) if family is V4 else ("2001:db8:ffff::", 48))
+        datapath.unmasqueraded("203.0.113.0/24" if family is V4 else "2001:db8:ffff::/48")
         packet = protocol(family, (family.client, 5000), (family.outside, 443))
         result = datapath.run("from_pod", packet)
         assert result.verdict == PASS
@@ -1160,6 +1160,14 @@ class TestMasquerade:
         same(result.packet, expected(answer, hops=1, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
         for other in (begun, protocol(family, (family.client, 5000), (elsewhere, 443))):
             assert datapath.run("from_pod", other).packet[family.ip].src == family.node
+
+    @pytest.mark.parametrize("known", [V4, V6], ids=["IPv4", "IPv6"])
+    def test_all_of_a_family_that_knows_pods_is_nothing_of_the_other(self, datapath: Datapath, known: Family) -> None:
+        """IPv4's addresses have a place among IPv6's in the maps."""
+        datapath.unmasqueraded("0.0.0.0/0" if known is V4 else "::/0")
+        for family in (V4, V6):
+            sent = datapath.run("from_pod", tcp(family, (family.client, 5000), (family.outside, 443))).packet
+            assert sent[family.ip].src == (family.client if family is known else family.node)
 
     def test_unknown_device_is_left_to_the_stack(self, datapath: Datapath) -> None:
         """Traffic that leaves by a device which is not of the underlay is not ours to masquerade."""

@@ -107,6 +107,16 @@ def test_load_of_empty_file_gives_defaults(file: Path, text: str) -> None:
             f"non_masquerade_cidrs: [{', '.join(['10.0.0.0/8'] * 1025)}]\n",
             r":1: non_masquerade_cidrs: expected at most 1024 ranges",
         ),
+        (
+            f"non_masquerade_cidrs: ['::/0', {', '.join(['10.0.0.0/8'] * 929)}]\n",
+            r":1: non_masquerade_cidrs: expected at most 1024 ranges, where ::/0 counts as 96",
+        ),
+        (
+            "masquerade: all\nnon_masquerade_cidrs: ['::ffff:10.0.0.0/104']\n",
+            r":2: non_masquerade_cidrs: ::ffff:10.0.0.0/104 is IPv4 in the form of IPv6: write 10.0.0.0/8,",
+        ),
+        ("service_cidrs: ['::ffff:0:0/96']\n", r":1: service_cidrs: ::ffff:0:0/96 is IPv4 in the form of IPv6"),
+        ("node_port_addresses: ['::ffff:0:0/96']\n", r":1: node_port_addresses: ::ffff:0:0/96 is IPv4 in the form"),
         ("encapsulation: sometimes\n", r":1: encapsulation: expected one of auto, never, always, not 'sometimes'"),
         ("run_dir: run\n", r":1: run_dir: expected an absolute path"),
         ("run_dir: ''\n", r":1: run_dir: expected an absolute path"),
@@ -154,6 +164,13 @@ def test_load_of_wrong_flag_or_variable_names_it(
 def test_load_of_empty_value_where_one_means_something(name: str) -> None:
     """An empty value is allowed where the reference page says what it means."""
     assert not getattr(Settings.load({name: ""}, {}, ABSENT), name)
+
+
+def test_load_takes_ranges_of_everything() -> None:
+    """And as many ranges as the map has room for."""
+    many = ["::/0", *(f"10.0.{index // 256}.{index % 256}/32" for index in range(1024 - 96))]
+    assert Settings.load({"non_masquerade_cidrs": many}, {}, ABSENT).non_masquerade_cidrs == tuple(many)
+    assert Settings.load({"service_cidrs": "0.0.0.0/0, ::/0"}, {}, ABSENT).service_cidrs == ("0.0.0.0/0", "::/0")
 
 
 def test_defaults_pass_their_own_checks() -> None:

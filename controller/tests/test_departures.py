@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Nodes that are gone from the API while their pods run, step by step: what is passed on, and what is held back."""
 
-from ipaddress import ip_network
-
 import pytest
 
+from bpf.prefixes import parse_range
 from controller import cidr
 from controller.departures import Departures
 from controller.model import Kind, Node
@@ -167,7 +166,7 @@ def test_range_that_makes_no_sense_is_kept_for_nobody(departures: Departures) ->
 def test_range_is_parsed_once_however_many_nodes_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """In the first list, and each time that a Node is seen again."""
     parsed: list[str] = []
-    monkeypatch.setattr(cidr, "ip_network", lambda text: parsed.append(text) or ip_network(text))
+    monkeypatch.setattr(cidr, "parse_range", lambda text: parsed.append(text) or parse_range(text))
     ranges = [f"203.0.113.{4 * index}/30" for index in range(64)]
     events = [Changed(Kind.NODE, ("", text), decoded_node(node(text, [], [text]))) for text in ranges]
     found = Departures("own")

@@ -35,8 +35,13 @@ def test_file_names_ranges(content: str, ranges: tuple[str, ...]) -> None:
         ("nonMasqueradeCIDRs: [7]", "nonMasqueradeCIDRs: expected a list of ranges"),
         (
             "nonMasqueradeCIDRs: [10.0.0.0/8, 11.0.0.0/8, 12.0.0.0/8]",
-            "nonMasqueradeCIDRs: 3 ranges, and there is room for 2",
+            "nonMasqueradeCIDRs: 3 ranges take 3 entries, and there is room for 2",
         ),
+        (
+            "nonMasqueradeCIDRs: ['::ffff:10.0.0.0/104']",
+            "nonMasqueradeCIDRs: ::ffff:10.0.0.0/104 is IPv4 in the form of IPv6: write 10.0.0.0/8",
+        ),
+        ("nonMasqueradeCIDRs: ['::/0']", "nonMasqueradeCIDRs: 1 ranges take 96 entries, and there is room for 2"),
         ("- 10.0.0.0/8", "expected a mapping"),
         ("{", "while parsing a flow node"),
     ],

@@ -813,6 +813,7 @@ def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig, tmp_
         ("nonMasqueradeCIDRs: [172.16.0.0/16, 10.0.0.0/8]", named | filed, []),
         ("nonMasqueradeCIDRs: [172.16.0.1/16]", named | filed, ["ip-masq-agent"]),
         ("{}", named, []),
+        ("nonMasqueradeCIDRs: ['::ffff:172.16.0.0/112']", named, ["ip-masq-agent"]),
     ):
         file.write_text(content)
         rig.sync()

@@ -19,6 +19,8 @@ from controller.nodes import (
     node_entries,
     peer_entries,
     pod_mtu,
+    service_entries,
+    unmasqueraded_entries,
     ways,
 )
 from controller.tests.objects import decoded_node, node
@@ -354,9 +356,27 @@ def test_tunnel_is_of_a_family_that_both_ends_have() -> None:
 
 def test_nonsense_in_a_node_is_named_and_the_rest_used() -> None:
     """A malformed address or prefix spoils nothing else."""
-    found, problems = facts(decoded_node(node("n", ["nonsense", "192.0.2.2"], ["10.244.1.0/24", "10.244.1.1/24"])))
+    cidrs = ["10.244.1.0/24", "10.244.1.1/24", "::ffff:10.244.2.0/120"]
+    found, problems = facts(decoded_node(node("n", ["nonsense", "192.0.2.2"], cidrs)))
     assert (found.addresses, found.pod_cidrs) == ((packed("192.0.2.2"),), ("10.244.1.0/24",))
-    assert len(problems) == 2
+    assert len(problems) == 3
+
+
+def test_range_of_all_of_ipv6_has_nothing_of_ipv4() -> None:
+    """Neither where pods keep their addresses, nor where Services are looked for, nor where another node's pods are."""
+    pods = ways(_facts(["192.0.2.2"], ["::/0"]), OWN, NETWORK, Steering("auto")).remotes
+    for entries in (unmasqueraded_entries(["::/0"]), service_entries(["::/0"]), pods):
+        keys = {(key.address, key.prefix_bits) for key in map(RemoteKey.unpack, entries)}
+        held = {
+            one
+            for one in ("192.0.2.1", "2001:db8::1", "::1", "::fffe:192.0.2.1", "::1:0:0:0")
+            if any(_prefix(packed(one), bits) == _prefix(address, bits) for address, bits in keys if bits < 128)
+        }
+        assert held == {"2001:db8::1", "::1", "::fffe:192.0.2.1", "::1:0:0:0"}
+
+
+def _prefix(address: bytes, bits: int) -> int:
+    return int.from_bytes(address, "big") >> 128 - bits
 
 
 def test_node_going_away_is_not_eligible() -> None:

@@ -53,8 +53,9 @@ def test_ranges_of_the_settings_are_there_besides() -> None:
 
 def test_range_that_makes_no_sense_is_named(found: ServiceRanges) -> None:
     """The others of the object count; it is solved when the object is."""
-    assert told(found.set_range("more", ranges("nonsense", "198.51.101.0/24"))) == [
-        "ServiceCIDR more: 'nonsense' does not appear to be an IPv4 or IPv6 network"
+    assert told(found.set_range("more", ranges("nonsense", "::ffff:0:0/96", "198.51.101.0/24"))) == [
+        "ServiceCIDR more: 'nonsense' does not appear to be an IPv4 or IPv6 network",
+        "ServiceCIDR more: ::ffff:0:0/96 is IPv4 in the form of IPv6: write 0.0.0.0/0",
     ]
     assert found.ranges == [V4, "198.51.101.0/24", V6]
     assert found.set_range("more", None) == [Problems("ServiceCIDR more", ())]

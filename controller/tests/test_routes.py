@@ -12,9 +12,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from bpf import attach
+from bpf.address import packed
 from bpf.pins import Pins
 from controller import routes
 from controller.errors import NetworkError
+from controller.nodes import Network
 from controller.routes import Netlink
 from controller.tests.space import Space
 
@@ -63,6 +65,17 @@ def test_overlay_is_made_anew_under_its_index(space: Routed) -> None:
     assert space.run(space.netlink.snapshot).overlay() is None
     space.run(lambda: space.netlink.create_overlay(8472, 1450, before.ifindex))
     assert space.run(space.netlink.snapshot).overlay() == before._replace(overlay_port=8472)
+
+
+def test_route_of_ipv6_to_the_place_of_ipv4_is_none_to_it(space: Routed) -> None:
+    """As a translator of addresses may have it: no node of IPv4 is looked for there."""
+    space.ip("link add up0 type veth peer name far0")
+    space.ip("link set up0 up")
+    space.ip("-6 route add ::ffff:0:0/96 dev up0")
+    space.ip("-6 route add 2001:db8:7::/48 dev up0")
+    hops = space.run(space.netlink.snapshot).hops
+    assert (packed("2001:db8:7::"), 48) in {(hop.prefix, hop.length) for hop in hops}
+    assert Network(hops).way(packed("192.0.2.1")) is None
 
 
 def test_overlay_that_is_gone_is_removed_without_error(space: Routed) -> None:
