@@ -290,9 +290,18 @@ class Controller:
         self._report_due = self._report_due or 0.0
 
     def _compile(self) -> None:
-        for key, compiled in self._services.compile_changed():
+        for key in self._services.take_changed():
+            label = "Service " + "/".join(key)
+            try:
+                compiled = self._services.compile(key)
+            except Exception as error:  # a mistake of ours in one Service must not cost the node all the others
+                log.error("service-not-compiled", service="/".join(key), exc_info=error)
+                why = f"{type(error).__name__}: {error}"
+                message = f"stays as it was, its change could not be made sense of: {why}"
+                self._standing.replace(label, (Problem(label, message),))
+                continue
             self._dataplane.set_service(key, compiled.pools)
-            self._standing.replace("Service " + "/".join(key), tuple(compiled.problems))
+            self._standing.replace(label, tuple(compiled.problems))
             self._health_ports.note(key, compiled.health)
             self._metrics.proxy.lacking(key, compiled.no_local)
 

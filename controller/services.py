@@ -125,16 +125,19 @@ class ServiceTracker:
 
     @property
     def dirty(self) -> bool:
-        """Whether `compile_changed` has anything to give."""
+        """Whether `take_changed` has anything to give."""
         return bool(self._dirty)
 
-    def compile_changed(self) -> Iterator[tuple[Key, Compiled]]:
-        """Every Service whose input changed since the last call, compiled; one that is gone comes to nothing."""
-        dirty, self._dirty = self._dirty, set()
-        for key in dirty:
-            service = self._services.get(key)
-            slices = self._slices.get(key, {})
-            yield key, compile_service(service, slices.values(), self._rules) if service else Compiled({}, [])
+    def take_changed(self) -> set[Key]:
+        """Every Service whose input changed since the last call."""
+        changed, self._dirty = self._dirty, set()
+        return changed
+
+    def compile(self, key: Key) -> Compiled:
+        """A Service as it is now; one that is gone comes to nothing."""
+        service = self._services.get(key)
+        slices = self._slices.get(key, {})
+        return compile_service(service, slices.values(), self._rules) if service else Compiled({}, [])
 
     def counts(self) -> dict[str, int]:
         """Objects held, by kind."""

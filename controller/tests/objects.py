@@ -12,7 +12,8 @@ import msgspec
 
 from bpf.abi import Backend, BackendKey, Frontend, FrontendFlag, FrontendKey, Maglev, MaglevKey, Slot, SlotKey
 from bpf.address import text
-from controller.model import EndpointSlice, Kind, Node, Object, Pod, Service, ServiceCIDR, key_of
+from controller.model import EndpointSlice, Key, Kind, Node, Object, Pod, Service, ServiceCIDR, key_of
+from controller.services import Compiled, ServiceTracker
 from controller.source import Changed
 
 JSON = dict[str, Any]
@@ -32,6 +33,11 @@ def service(name: str = "web", ips: list[str] | None = None, ports: list[JSON] |
             **spec,
         },
     }
+
+
+def all_compiled(tracker: ServiceTracker) -> list[tuple[Key, Compiled]]:
+    """Every Service that has changed."""
+    return [(key, tracker.compile(key)) for key in tracker.take_changed()]
 
 
 def endpoint(address: str, **conditions: bool) -> JSON:

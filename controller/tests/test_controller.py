@@ -18,9 +18,9 @@ from controller.controller import Audited, Controller, Signal
 from controller.dataplane import Dataplane
 from controller.metrics import Metrics
 from controller.mirror import NETWORK_MAPS
-from controller.model import REQUIRED, Key, Kind, Node
+from controller.model import REQUIRED, EndpointSlice, Key, Kind, Node, Service
 from controller.network import NodeNetwork
-from controller.services import HealthPort
+from controller.services import Compiled, HealthPort, Rules, compile_service
 from controller.source import Event, Post, Problem, Problems, Synced
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import (
@@ -356,6 +356,52 @@ def test_own_node_tells_whether_a_load_balancer_address_is_for_it(tmp_path: Path
         rig.wait(2)
         value = rig.maps.maps["frontends"][FrontendKey(packed("192.0.2.80"), 80, 6).pack()]
         assert bool(Frontend.unpack(value).flags & FrontendFlag.HOST_ALLOWED) == expected
+
+
+def test_service_that_cannot_be_compiled_keeps_no_other_waiting(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mistake of ours: it is named and logged, what was in force of that Service stays, and it is tried again when it
+    changes."""
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+
+    def fails(found: Service, slices: Iterable[EndpointSlice], rules: Rules) -> Compiled:
+        if found.metadata.name == "web":
+            raise ValueError("negative shift count")
+        return compile_service(found, slices, rules)
+
+    monkeypatch.setattr("controller.services.compile_service", fails)
+    rig.now += 10
+    rig.tell(OTHER_SLICE, changed(decoded_service(service("mail", ["198.51.100.2"]))))
+    assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"], "198.51.100.2:80/6": []}
+    assert rig.report()["errors"] == [
+        "Service shop/web: stays as it was, its change could not be made sense of: ValueError: negative shift count"
+    ]
+    assert "in fails" in capsys.readouterr().out, "no traceback"
+    monkeypatch.undo()
+    rig.now += 10
+    rig.tell(OTHER_SLICE)
+    assert rig.served()["198.51.100.1:80/6"] == ["203.0.113.2:8080"]
+    assert rig.report()["errors"] == []
+
+
+def test_service_for_clients_of_ipv4_in_the_form_of_ipv6_is_named_and_shut(tmp_path: Path) -> None:
+    """A key of the maps it cannot be."""
+    rig = Rig(tmp_path, node_name="own")
+    made = service(type="LoadBalancer", loadBalancerSourceRanges=["::ffff:10.0.0.0/104"])
+    made["status"] = {"loadBalancer": {"ingress": [{"ip": "192.0.2.80"}, {"ip": "2001:db8::80"}]}}
+    made["spec"]["clusterIPs"] = ["198.51.100.1", "2001:db8:5::1"]
+    rig.tell(
+        changed(decoded_node(node("own", ["192.0.2.1", "2001:db8::1"], []))), changed(decoded_service(made)), *LISTED
+    )
+    for address in ("192.0.2.80", "2001:db8::80"):
+        value = rig.maps.maps["frontends"][FrontendKey(packed(address), 80, 6).pack()]
+        assert Frontend.unpack(value).flags & FrontendFlag.SOURCES
+    assert not rig.maps.maps["sources"]
+    rig.wait(2)
+    assert rig.report()["errors"] == [
+        "Service shop/web: loadBalancerSourceRanges: ::ffff:10.0.0.0/104 is IPv4 in the form of IPv6: write 10.0.0.0/8"
+    ]
 
 
 def test_services_with_the_same_address_are_named(rig: Rig) -> None:

@@ -36,6 +36,7 @@ from controller.source import Changed
 from controller.sourceranges import holds
 from controller.tests.fakes import FakeMaps
 from controller.tests.objects import (
+    all_compiled,
     changed,
     cluster_ips,
     decoded_service,
@@ -75,7 +76,7 @@ class Rig:
         self.tracker.apply(event)
 
     def sync(self) -> None:
-        for key, compiled in self.tracker.compile_changed():
+        for key, compiled in all_compiled(self.tracker):
             self.dataplane.set_service(key, compiled.pools)
         self.dataplane.sync()
 

@@ -7,6 +7,7 @@ from bpf.abi import FrontendFlag
 from controller.services import Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
+    all_compiled,
     changed,
     decoded_service,
     decoded_slice,
@@ -132,7 +133,7 @@ def test_zone_that_changes_compiles_services_with_hints_for_zones_again() -> Non
     for name, hinted in (("web", _hinted(A, "east")), ("mail", _hinted(B, nodes="own")), ("news", endpoint(C))):
         tracker.apply(changed(decoded_service(service(name))))
         tracker.apply(changed(decoded_slice(endpoint_slice(name, [hinted], name))))
-    list(tracker.compile_changed())
+    all_compiled(tracker)
     for zone, expected in (("east", ["web"]), ("east", []), ("", ["web"])):
         tracker.set_zone(zone)
-        assert [key[1] for key, _ in tracker.compile_changed()] == expected
+        assert [key[1] for key, _ in all_compiled(tracker)] == expected

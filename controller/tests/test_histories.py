@@ -27,7 +27,7 @@ from controller.services import Rules, ServiceTracker
 from controller.source import Changed, Event, Synced
 from controller.tests import strategies
 from controller.tests.fakes import FakeMaps
-from controller.tests.objects import changed, gone, places, shown_backend, shown_frontend
+from controller.tests.objects import all_compiled, changed, gone, places, shown_backend, shown_frontend
 from controller.tests.pipeline import OVERLAY, Pipeline
 from controller.tests.strategies import NODE_IPS, OWN, some
 
@@ -60,7 +60,7 @@ def wanted(objects: Iterable[Object]) -> dict[bytes, Reach]:
     tracker, desired = ServiceTracker(Rules(OWN, zone=next(iter(zones), ""), addresses=addresses)), Desired()
     for obj in held:
         tracker.apply(changed(obj))
-    for key, compiled in tracker.compile_changed():
+    for key, compiled in all_compiled(tracker):
         desired.replace(key, compiled.pools)
     return leading(desired)
 

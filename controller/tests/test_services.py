@@ -11,6 +11,7 @@ from controller.desired import Pool, PoolKey
 from controller.services import Compiled, Rules, ServiceTracker, compile_service
 from controller.tests.objects import (
     JSON,
+    all_compiled,
     changed,
     decoded_service,
     decoded_slice,
@@ -302,9 +303,9 @@ def test_node_that_gets_an_address_has_restricted_services_compiled_again() -> N
     restricted = service("lb", type="LoadBalancer", loadBalancerSourceRanges=["192.0.2.0/24"]) | {"status": INGRESS}
     for one in (service(), restricted):
         tracker.apply(changed(decoded_service(one)))
-    list(tracker.compile_changed())
+    all_compiled(tracker)
     tracker.set_addresses(OWN)
-    ((key, compiled),) = tracker.compile_changed()
+    ((key, compiled),) = all_compiled(tracker)
     assert key == ("shop", "lb")
     assert E | S | H in {flags for pool in compiled.pools.values() for _, flags in pool.frontends}
     for addresses in (OWN, ()):
@@ -524,9 +525,9 @@ def test_service_that_is_not_ours_makes_no_frontend(manifest: JSON) -> None:
     """And one that becomes so loses the frontends that it had."""
     tracker = ServiceTracker(RULES)
     tracker.apply(changed(decoded_service(service())))
-    assert [bool(compiled.pools) for _, compiled in tracker.compile_changed()] == [True]
+    assert [bool(compiled.pools) for _, compiled in all_compiled(tracker)] == [True]
     tracker.apply(changed(decoded_service(manifest)))
-    assert [bool(compiled.pools) for _, compiled in tracker.compile_changed()] == [False]
+    assert [bool(compiled.pools) for _, compiled in all_compiled(tracker)] == [False]
 
 
 def test_headless_slices_are_ignored() -> None:
@@ -534,7 +535,7 @@ def test_headless_slices_are_ignored() -> None:
     tracker = ServiceTracker(RULES)
     labelled = endpoint_slice("s1", [endpoint(A)], labels={"service.kubernetes.io/headless": ""})
     tracker.apply(changed(decoded_slice(labelled)))
-    assert list(tracker.compile_changed()) == []
+    assert all_compiled(tracker) == []
 
 
 def test_slice_that_changes_owner_leaves_the_old_service() -> None:
@@ -543,9 +544,9 @@ def test_slice_that_changes_owner_leaves_the_old_service() -> None:
     for name, address in (("web", "198.51.100.1"), ("mail", "198.51.100.2"), ("news", "198.51.100.3")):
         tracker.apply(changed(decoded_service(service(name, [address]))))
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "web"))))
-    list(tracker.compile_changed())
+    all_compiled(tracker)
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)], "mail"))))
-    found = {key[1]: sum(len(p.backends) for p in one.pools.values()) for key, one in tracker.compile_changed()}
+    found = {key[1]: sum(len(p.backends) for p in one.pools.values()) for key, one in all_compiled(tracker)}
     assert found == {"web": 0, "mail": 1}
 
 
@@ -553,9 +554,9 @@ def test_slice_before_its_service_is_kept_for_it() -> None:
     """The two kinds come from two lists, in any order."""
     tracker = ServiceTracker(RULES)
     tracker.apply(changed(decoded_slice(endpoint_slice("s1", [endpoint(A)]))))
-    list(tracker.compile_changed())
+    all_compiled(tracker)
     tracker.apply(changed(decoded_service(service())))
-    ((_, compiled),) = tracker.compile_changed()
+    ((_, compiled),) = all_compiled(tracker)
     assert sum(len(pool.backends) for pool in compiled.pools.values()) == 1
 
 
@@ -567,7 +568,7 @@ def test_deleted_slice_takes_its_endpoints_along() -> None:
     for one in slices:
         tracker.apply(changed(one))
     tracker.apply(gone(slices[0]))
-    ((_, compiled),) = tracker.compile_changed()
+    ((_, compiled),) = all_compiled(tracker)
     assert [shown_backend(one) for pool in compiled.pools.values() for one in pool.backends] == [f"{B}:8080"]
 
 
