@@ -6,9 +6,9 @@ One thread calls it; `read_back` alone may run in another.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import chain
 from typing import NamedTuple
 
+from bpf.errors import BpfError
 from controller.desired import Desired, Pool, PoolKey
 from controller.maps import Maps, Op
 from controller.mirror import NETWORK_MAPS, Mirror
@@ -89,7 +89,7 @@ class Dataplane:
         return self._desired.contested()
 
     def sync(self) -> Synced:
-        """Writes the difference.
+        """Writes the difference, that of the network first; what the kernel refuses of it keeps no Service waiting.
 
         Raises:
             BpfError: it was not written, or not whole; the next sync reads the maps again and compares everything.
@@ -101,11 +101,14 @@ class Dataplane:
             plan = Plan(self._desired, mirror, numbers, self._capacity)
             full = self._compare_all
             ops: list[Op] = []
-            self._maps.write(_noted(chain(self._plan_network(mirror), self._plan_services(plan)), ops))
+            refused = self._write_network(mirror, ops)
+            self._maps.write(_noted(self._plan_services(plan), ops))
             removals = plan.removals()
             if removals:
                 self._maps.await_readers()
             self._maps.write(_noted(removals, ops))
+            if refused:
+                raise refused
         except BaseException:
             self._mirror, self._compare_all = None, True
             raise
@@ -161,6 +164,14 @@ class Dataplane:
         else:
             yield from plan.pools(self._pools)
             plan.frontends(self._frontends)
+
+    def _write_network(self, mirror: Mirror, ops: list[Op]) -> BpfError | None:
+        """Notes in `ops` what it does; returns why it could not do all."""
+        try:
+            self._maps.write(_noted(self._plan_network(mirror), ops))
+        except BpfError as error:
+            return error
+        return None
 
     def _plan_network(self, mirror: Mirror) -> list[Op]:
         names = self._network if self._compare_all else self._network_changed

@@ -21,6 +21,7 @@ class FakeMaps:
     written: how many operations have run.
     fail_after: operations that still succeed before one fails; None: no failure.
     fail_reads: every read fails.
+    refused: keys that no map takes.
     damaged: a test has broken them, so they need not be whole while they are mended.
     """
 
@@ -31,6 +32,7 @@ class FakeMaps:
         self.written = 0
         self.fail_after: int | None = None
         self.fail_reads = False
+        self.refused: set[bytes] = set()
         self.damaged = False
         self._awaited = True
 
@@ -66,6 +68,8 @@ class FakeMaps:
         if op.value is None:
             held.pop(op.key, None)
             return
+        if op.key in self.refused:
+            raise BatchError("Invalid argument", str(op), full=False)
         assert (len(op.key), len(op.value)) == (MAPS[op.map].key_size, MAPS[op.map].value_size)
         if op.key not in held and len(held) >= self.capacities[op.map]:
             raise BatchError("Argument list too long", str(op), full=True)

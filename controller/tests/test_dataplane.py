@@ -20,13 +20,15 @@ from bpf.abi import (
     FrontendKey,
     HostPort,
     MaglevKey,
+    RemoteKey,
     Slot,
     SlotKey,
     SourceKey,
     StateIndex,
+    Unmasqueraded,
 )
 from bpf.address import packed
-from bpf.errors import BpftoolError
+from bpf.errors import BatchError, BpftoolError
 from controller.dataplane import Dataplane
 from controller.maps import Op
 from controller.mirror import NETWORK_MAPS
@@ -700,6 +702,25 @@ def test_remotes_full_keep_what_fits() -> None:
     dataplane.sync()
     assert dataplane.network_short == {"remotes"}
     assert dataplane.sizes()["remotes"] == (2, 2)
+
+
+def test_entry_of_the_network_that_the_kernel_refuses_keeps_no_service_waiting() -> None:
+    """The sync fails, and is tried again; Services that change meanwhile are served."""
+    maps = FakeMaps()
+    rig = Rig(maps)
+    entries: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
+    refused = RemoteKey(200, packed("::ffff:10.0.0.0")).pack()
+    rig.dataplane.set_network({**entries, "unmasqueraded": {refused: Unmasqueraded(0).pack()}})
+    maps.refused.add(refused)
+    for address in ("198.51.100.1", "198.51.100.2"):
+        rig.apply(changed(decoded_service(service(ips=[address]))))
+        with pytest.raises(BatchError):
+            rig.sync()
+        assert served(maps.maps) == {f"{address}:80/6": []}
+        assert rig.dataplane.dirty
+    rig.dataplane.set_network(entries)
+    rig.sync()
+    assert not rig.dataplane.dirty
 
 
 def _balanced(balancing: str, *pods: str, number: int = 1) -> list[Changed]:
