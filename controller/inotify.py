@@ -38,7 +38,10 @@ class DirectoryWatch:
 
     def wait(self, wake_fd: int) -> list[Happened]:
         """Blocks until something happened, or `wake_fd` becomes readable, and returns what did."""
-        select.select([self._fd, wake_fd], [], [])
+        poll = select.poll()  # select() takes no descriptor above 1023
+        for fd in (self._fd, wake_fd):
+            poll.register(fd, select.POLLIN)
+        poll.poll()
         try:
             data = os.read(self._fd, 65536)
         except BlockingIOError:
