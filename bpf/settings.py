@@ -121,7 +121,7 @@ def _check_url(text: str) -> None:
 
 
 def _hostname() -> str:
-    return os.uname().nodename
+    return os.uname().nodename.lower()
 
 
 def _objects_dir() -> Path:
@@ -141,8 +141,8 @@ class Settings:
     node_name: str = _setting(
         _hostname,
         "Name of this node's Node object. The variable NODE_NAME sets it, too.",
-        "kubelet registers a node by its host name",
-        shown="the host name",
+        "kubelet registers a node by its host name, in lower case",
+        shown="the host name in lower case",
     )
     source: str = _setting(
         "kubernetes",

@@ -2,9 +2,11 @@
 """Where settings come from, which of them wins, and how wrong ones are named."""
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,6 +27,12 @@ def test_load_without_anything_gives_defaults() -> None:
     assert settings == Settings()
     assert settings.bpffs == Path("/sys/fs/bpf")
     assert {settings.origin(setting.name) for setting in describe()} == {"default"}
+
+
+def test_load_takes_the_host_name_as_kubelet_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which registers its Node in lower case."""
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(nodename="Node-1.Example"))
+    assert Settings.load({}, {}, ABSENT).node_name == "node-1.example"
 
 
 @pytest.mark.parametrize(
