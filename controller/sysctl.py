@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sysctls that forwarding and masquerade need: set at start, with what was before kept for `calico-ebpf
-uninstall`."""
+"""The sysctls that forwarding and masquerade need: set each time that the node's network is looked at, with what was
+before kept for `calico-ebpf uninstall`."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator
@@ -47,11 +47,23 @@ class Sysctls:
                 (self._proc / name).write_text(value)
 
     def restore(self) -> Iterator[tuple[str, str]]:
-        """Puts back what was before `enable_forwarding`, (name, value) by (name, value)."""
+        """Puts back what was before `enable_forwarding`, (name, value) by (name, value).
+
+        Raises:
+            OSError: after the others, names those that could not be.
+        """
+        failed = []
         for name, value in _kept(self._state_dir / FILE_NAME).items():
-            if (self._proc / name).exists():
+            if not (self._proc / name).exists():
+                continue
+            try:
                 (self._proc / name).write_text(f"{value}\n")
+            except OSError as error:
+                failed.append(f"{name} to {value}: {error.strerror}")
+            else:
                 yield name, value
+        if failed:
+            raise OSError(f"could not be put back: {'; '.join(failed)}")
 
     def reserve_ports(self, ports: Collection[int]) -> None:
         """Keeps the host's own sockets off `ports`, and off whatever others have reserved."""

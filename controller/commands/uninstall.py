@@ -70,11 +70,13 @@ def uninstall(settings: Settings, pods: bool = False) -> Iterator[Step]:
                     ("cgroup", _cgroup(settings)),
                     ("devices", _devices()),
                     ("pins", _pins(settings)),
-                    ("sysctls", _sysctls(settings)),
-                    ("directories", _directories(settings)),
                 )
             )
-            if done:
+            restored = yield from _taken((("sysctls", _sysctls(settings)), ("ports", _ports(settings))))
+            # Who runs it again finds there what the sysctls were.
+            directories = (settings.state_dir, settings.run_dir) if restored else (settings.run_dir,)
+            done &= yield from _taken((("directories", _directories(directories)),))
+            if done and restored:
                 yield from (Step(f"removed {path}") for path in installed.remove())
     except AloneError as error:
         yield Step("the network was left as it is", str(error))
@@ -175,16 +177,19 @@ def _pins(settings: Settings) -> Iterator[Step]:
 
 def _sysctls(settings: Settings) -> Iterator[Step]:
     """Puts back what the controller has noted."""
-    sysctls = Sysctls(settings.proc_sys, settings.state_dir)
-    for name, value in sysctls.restore():
+    for name, value in Sysctls(settings.proc_sys, settings.state_dir).restore():
         yield Step(f"restored {name} to {value}")
-    left = sysctls.release_ports()
+
+
+def _ports(settings: Settings) -> Iterator[Step]:
+    """Takes back those that the controller has reserved."""
+    left = Sysctls(settings.proc_sys, settings.state_dir).release_ports()
     if left is not None:
         yield Step(f"restored {RESERVED} to {left or 'nothing'}")
 
 
-def _directories(settings: Settings) -> Iterator[Step]:
-    for directory in (settings.state_dir, settings.run_dir):
+def _directories(directories: Iterable[Path]) -> Iterator[Step]:
+    for directory in directories:
         if directory.is_dir() and (not directory.is_mount() or any(directory.iterdir())):
             _empty(directory)
             yield Step(f"removed {directory}")

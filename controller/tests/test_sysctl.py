@@ -62,6 +62,24 @@ def test_release_of_nothing_is_none(reserved: Path, tmp_path: Path) -> None:
     assert reserved.read_text() == "8080,45000-45001\n"
 
 
+def test_value_that_cannot_be_put_back_leaves_no_other_undone(tmp_path: Path) -> None:
+    """It is named once the others have been."""
+    proc, state = tmp_path / "proc", tmp_path / "state"
+    names = [f"net/ipv6/conf/{device}/accept_ra" for device in ("one", "two", "three")]
+    forwarding = "net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"
+    for name in (*names, *forwarding):
+        (proc / name).parent.mkdir(parents=True)
+        (proc / name).write_text("1\n" if name in names else "0\n")
+    Sysctls(proc, state).enable_forwarding(["one", "two", "three"])
+    (proc / names[1]).unlink()
+    (proc / names[1]).mkdir()  # nobody can write to it
+    restored = []
+    with pytest.raises(OSError, match=f"could not be put back: {names[1]} to 1: .*Is a directory"):
+        restored += Sysctls(proc, state).restore()
+    shown = {name: (proc / name).read_text() for name in (names[0], names[2], *forwarding)}
+    assert shown == {names[0]: "1\n", names[2]: "1\n", **dict.fromkeys(forwarding, "0\n")}
+
+
 def test_loosen_is_greater_than_strict(tmp_path: Path) -> None:
     """The kernel takes the greater of the device's value and that of all: 2 is loose whatever the other is."""
     path = tmp_path / "net/ipv4/conf/calico-vxlan/rp_filter"

@@ -165,19 +165,19 @@ echo '{"before": "nonsense", "ours": "40000-59999"}' > /var/lib/calico-ebpf/rese
 echo left
 ls /usr/local/bin /var/lib/cni/networks/cbr0
 ip -o link show type veth
-rm /var/lib/calico-ebpf/reserved-ports.json 2>/dev/null || true
+rm /var/lib/calico-ebpf/reserved-ports.json
 %(python)s -m bpf.cli uninstall --yes --pods > /dev/null
 ls -A /usr/local/bin
 """
 
 
 def test_uninstall_with_pods_takes_their_addresses_and_is_tried_again_where_it_failed(tmp_path: Path) -> None:
-    """Another plugin's addresses of the same network stay; and while something is left, the command is. Settings that
-    are no text keep nothing from going."""
+    """Another plugin's addresses of the same network stay; and while something is left, the command is, and what tells
+    how sysctls were. Settings that are no text keep nothing from going."""
     steps, left = run(tmp_path, PODS)
     done = [step["done"] for step in json.loads(steps)]
     assert "removed /etc/networks/10-calico-ebpf.conflist" in done
     assert "removed 1 addresses of pods and their links" in done
     assert "left /var/lib/cni/networks/cbr0, which holds 1 addresses" in done
-    assert "sysctls: not finished" in done
+    assert "ports: not finished" in done
     assert left.split() == ["/usr/local/bin:", "calico-ebpf", "/var/lib/cni/networks/cbr0:", "10.244.1.5", "lock"]
