@@ -117,7 +117,7 @@ struct {
 	__type(value, struct unmasqueraded);
 } unmasqueraded SEC(".maps");
 
-/* Command `deny`, and the controller when it starts: from where nothing comes in. */
+/* Command `deny`, and the controller, by the same file: from where nothing comes in. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, 65536);

@@ -17,11 +17,11 @@ from bpf.abi import PeerKey
 from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, denied, health, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
+from controller import alone, denied, health, inotify, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
-from controller.errors import AloneError, DenyListError
+from controller.errors import AloneError
 from controller.maps import PinnedMaps
 from controller.metrics import Metrics
 from controller.network import NodeNetwork
@@ -35,6 +35,8 @@ log = structlog.get_logger()
 GUARD_S = 2.0
 # How long nobody answers where a load balancer asks, when kube-proxy has gone.
 SERVE_S = 1.0
+# An editor may move the deny list away before it writes another.
+DENY_S = 0.2
 
 
 def run(settings: Settings) -> None:
@@ -63,7 +65,7 @@ def run(settings: Settings) -> None:
     # The source reads while the programs are loaded.
     controller.start()
     _load(settings, pins)
-    _deny(settings, maps)
+    _deny(settings, maps, controller)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
     masqagent.watch(settings.ip_masq_agent_file, controller.network_changed)
@@ -115,14 +117,17 @@ def _load(settings: Settings, pins: Pins) -> None:
         log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
 
 
-def _deny(settings: Settings, maps: PinnedMaps) -> None:
-    """What the map of a node that was started anew does not know. One that cannot be read keeps no Service waiting."""
+def _deny(settings: Settings, maps: PinnedMaps, controller: Controller) -> None:
+    """Before anybody is served: the map of a node that was started anew knows nothing of it. Then by a thread, when
+    somebody has written to the file."""
     held = denied.DenyList(settings.state_dir)
-    try:
-        with held.locked():
-            denied.apply(maps, held.read())
-    except (DenyListError, OSError) as error:
-        log.error("deny-list-not-applied", error=str(error), remedy="mend the file, and use `calico-ebpf deny`")
+    controller.post([denied.enforce(held, maps)])
+
+    def written() -> None:
+        time.sleep(DENY_S)
+        controller.post([denied.enforce(held, maps)])
+
+    inotify.follow("deny-list", held.path.parent, written, held.path.name)
 
 
 def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:

@@ -1,63 +1,131 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deny list: ranges from which nothing comes in from outside. A file in the state directory, one range a line, and
-the map, which is made to say the same: by `calico-ebpf deny` at once, by the controller when it starts.
+the map, which is made to say the same: by `calico-ebpf deny` at once, by the controller when it starts, and when
+somebody else has written to the file. Lines that are empty or begin with # are their writer's, and stay.
 """
 
 import fcntl
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from bpf import files
 from bpf.abi import MAPS, Denied, RemoteKey
 from bpf.address import V4_PREFIX, text
+from bpf.errors import BpfError
 from bpf.prefixes import parse_range, prefixes
 from controller.errors import DenyListError
 from controller.maps import Maps, Op
+from controller.source import Problem, Problems
 
 FILE_NAME = "denied"
 LOCK_NAME = "denied.lock"
 MAP = "denied"
 RANGES_MAX = MAPS[MAP].max_entries
+SUBJECT = "deny list"
+# Lines that are named by themselves.
+NAMED_MAX = 20
+
+
+class Line(NamedTuple):
+    """A line of the file.
+
+    Attributes:
+        text: as it stands there.
+        cidr: the range that it names; "" where it is empty, a comment, or no range.
+        wrong: why it is no range, or "".
+    """
+
+    text: str
+    cidr: str = ""
+    wrong: str = ""
+
+
+class Listed(NamedTuple):
+    """What the file says.
+
+    Attributes:
+        ranges: each once, as many as there is room for.
+        problems: lines that deny nothing, though they should.
+    """
+
+    ranges: tuple[str, ...]
+    problems: tuple[Problem, ...]
 
 
 class DenyList:
-    """The file of a node, which one process at a time changes: within `locked`."""
+    """The file of a node, which one process at a time changes: within `locked`. Methods raise DenyListError where it
+    cannot be read."""
 
     def __init__(self, state_dir: Path) -> None:
-        self._path = state_dir / FILE_NAME
+        self.path = state_dir / FILE_NAME
         self._lock = state_dir / LOCK_NAME
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds off others who change the list or apply it."""
+        """Holds off others who change the list or apply it. Raises OSError."""
         self._lock.parent.mkdir(parents=True, exist_ok=True)
         with self._lock.open("w") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
 
-    def read(self) -> list[str]:
-        """The ranges; none where there is no file. Raises DenyListError."""
+    def read(self) -> Listed:
+        """Nothing where there is no file."""
+        found: dict[str, None] = {}
+        problems = []
+        for number, line in enumerate(self._lines(), 1):
+            wrong = line.wrong
+            if line.cidr and line.cidr not in found and len(found) == RANGES_MAX:
+                wrong = f"there is room for {RANGES_MAX} ranges"
+            if wrong:
+                problems.append(Problem(SUBJECT, f"denies nothing: {wrong}", str(self.path), number))
+            elif line.cidr:
+                found[line.cidr] = None
+        more = len(problems) - NAMED_MAX
+        if more > 0:
+            problems[NAMED_MAX:] = [Problem(SUBJECT, f"{more} more lines that deny nothing", str(self.path))]
+        return Listed(tuple(found), tuple(problems))
+
+    def add(self, ranges: Iterable[str]) -> None:
+        """Adds lines at the end, and leaves all others. Raises DenyListError: there is no room for so many."""
+        lines = self._lines()
+        held = {line.cidr for line in lines} - {""}
+        new = [cidr for cidr in dict.fromkeys(ranges) if cidr not in held]
+        if len(held) + len(new) > RANGES_MAX:
+            raise DenyListError(f"{len(held) + len(new)} ranges, and there is room for {RANGES_MAX}")
+        self._write([*lines, *map(Line, new)])
+
+    def remove(self, ranges: Iterable[str]) -> None:
+        """Takes out the lines of these ranges, and leaves all others. Raises DenyListError: one is not there."""
+        lines, gone = self._lines(), set(ranges)
+        unknown = gone - {line.cidr for line in lines}
+        if unknown:
+            raise DenyListError(f"not on the list: {', '.join(sorted(unknown))}")
+        self._write([line for line in lines if line.cidr not in gone])
+
+    def _lines(self) -> list[Line]:
         try:
-            lines = self._path.read_text(encoding="utf-8").splitlines()
+            content = self.path.read_text(encoding="utf-8", errors="surrogateescape")  # somebody's comment
         except FileNotFoundError:
             return []
-        except (OSError, UnicodeDecodeError) as error:
-            raise DenyListError(f"{self._path}: {error}") from error
-        found = []
-        for number, line in enumerate(lines, 1):
-            try:
-                found.append(checked(line))
-            except ValueError as error:
-                raise DenyListError(f"{self._path}:{number}: {error}") from error
-        return found
+        except OSError as error:
+            raise DenyListError(f"{self.path}: {error}") from error
+        return [_line(text) for text in content.removesuffix("\n").split("\n")] if content else []
 
-    def write(self, ranges: Iterable[str]) -> None:
-        """Raises DenyListError: there is no room for so many in the map."""
-        wanted = sorted(set(ranges), key=entry)
-        if len(wanted) > RANGES_MAX:
-            raise DenyListError(f"{len(wanted)} ranges, and there is room for {RANGES_MAX}")
-        files.write(self._path, "".join(f"{cidr}\n" for cidr in wanted).encode())
+    def _write(self, lines: Iterable[Line]) -> None:
+        content = "".join(f"{line.text}\n" for line in lines)
+        files.write(self.path, content.encode("utf-8", errors="surrogateescape"))
+
+
+def _line(text: str) -> Line:
+    said = text.strip()
+    if not said or said.startswith("#"):
+        return Line(text)
+    try:
+        return Line(text, checked(said))
+    except ValueError as error:
+        return Line(text, wrong=str(error))
 
 
 def checked(cidr: str) -> str:
@@ -89,6 +157,17 @@ def apply(maps: Maps, ranges: Iterable[str]) -> None:
     value = Denied(0).pack()
     maps.write([Op(MAP, key, None) for key in held - wanted])  # first: they may need the room
     maps.write([Op(MAP, key, value) for key in wanted - held])
+
+
+def enforce(held: DenyList, maps: Maps) -> Problems:
+    """Makes the map say what the file does, as far as that makes sense; what is wrong by now."""
+    try:
+        with held.locked():
+            listed = held.read()
+            apply(maps, listed.ranges)
+    except (DenyListError, BpfError, OSError) as error:
+        return Problems(SUBJECT, (Problem(SUBJECT, f"not in force: {error}", str(held.path)),))
+    return Problems(SUBJECT, listed.problems)
 
 
 def shown(key: RemoteKey) -> str:

@@ -5,7 +5,7 @@ ControllerError
 ├── ManifestError       an object or document cannot be understood; says at which line
 ├── AloneError          another controller runs on this node
 ├── InstallError        what is to be installed cannot be understood
-├── DenyListError       the deny list cannot be read, or has no room
+├── DenyListError       the deny list cannot be read, has no room, or lacks what is to be taken out
 ├── NetworkError        a device or route could not be made or changed
 └── ApiError            the API server did not do what was asked
     ├── ExpiredError    410: the resource version is too old; list again
@@ -39,7 +39,7 @@ class InstallError(ControllerError):
 
 
 class DenyListError(ControllerError):
-    """The deny list cannot be read, or has no room for so many ranges."""
+    """The deny list cannot be read, has no room for so many ranges, or lacks one that is to be taken out."""
 
 
 class NetworkError(ControllerError):

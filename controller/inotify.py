@@ -5,6 +5,9 @@ import ctypes
 import os
 import select
 import struct
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +15,12 @@ CLOSE_WRITE, MOVED_FROM, MOVED_TO = 0x8, 0x40, 0x80
 CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 UNMOUNT, OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000
 
+# How often it is looked whether a directory has come.
+RETRY_S = 5.0
+
 _WATCHED = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
 _ONLYDIR = 0x01000000
+_GONE = DELETE_SELF | MOVE_SELF | IGNORED
 _HEADER = struct.Struct("=iIII")
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -56,6 +63,33 @@ class DirectoryWatch:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def follow(thread: str, directory: Path, changed: Callable[[], None], name: str = "") -> None:
+    """Starts a thread of that name, which calls `changed` at first and whenever something may have happened to the file
+    `name` of a directory, or to any; the directory may come later, and again."""
+    threading.Thread(target=_follow, args=(directory, changed, name), name=thread, daemon=True).start()
+
+
+def _follow(directory: Path, changed: Callable[[], None], name: str) -> None:
+    never, _kept = os.pipe()
+    while True:
+        try:
+            watching = DirectoryWatch(directory)
+        except OSError:
+            time.sleep(RETRY_S)
+            continue
+        changed()  # it may have come before the watch
+        while not _gone(happened := watching.wait(never)):
+            if not name or any(one.name in (name, "") for one in happened):
+                changed()
+        watching.close()
+        changed()
+
+
+def _gone(happened: list[Happened]) -> bool:
+    """Whether the directory is."""
+    return any(one.mask & _GONE for one in happened)
 
 
 def _checked(result: int, directory: Path) -> int:

@@ -6,9 +6,6 @@ file there are no ranges; ip-masq-agent itself would take the private ones. Sour
 of Kubernetes.
 """
 
-import os
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +14,6 @@ import yaml
 from bpf.prefixes import parse_range, prefixes
 from controller import inotify
 from controller.source import Problem
-
-RETRY_S = 5.0
-_GONE = inotify.DELETE_SELF | inotify.MOVE_SELF | inotify.IGNORED
 
 
 class RangesFile:
@@ -75,21 +69,7 @@ def parse(content: str, room: int) -> tuple[tuple[str, ...], list[str]]:
 
 
 def watch(path: Path | None, changed: Callable[[], None]) -> None:
-    """Starts a thread that calls `changed` when the file may have changed; none where there is no file to be."""
+    """Starts a thread that calls `changed` when the file may have changed; none where there is no file to be. A mounted
+    ConfigMap's changes by another name."""
     if path is not None:
-        threading.Thread(target=_run, args=(path.parent, changed), name="ip-masq-agent", daemon=True).start()
-
-
-def _run(directory: Path, changed: Callable[[], None]) -> None:
-    never, _kept = os.pipe()
-    while True:
-        try:
-            watching = inotify.DirectoryWatch(directory)
-        except OSError:
-            time.sleep(RETRY_S)
-            continue
-        changed()  # it may have come before the watch
-        while not any(one.mask & _GONE for one in watching.wait(never)):
-            changed()
-        watching.close()
-        changed()
+        inotify.follow("ip-masq-agent", path.parent, changed)

@@ -82,22 +82,32 @@ def _shown(settings: Settings, output: str, ranges: Iterable[str]) -> None:
     show(output, [Denied(one, one in active) for one in ranges], COLUMNS)
 
 
-def _change(settings: Settings, change: Callable[[set[str]], set[str]]) -> None:
+def _change(settings: Settings, change: Callable[[denied.DenyList], None]) -> None:
     """The file first: whoever starts after a crash goes by it. Without maps the file is all there is to change."""
     held = denied.DenyList(settings.state_dir)
     with held.locked():
-        held.write(change(set(held.read())))
+        change(held)
         try:
-            denied.apply(PinnedMaps(node.pins(settings)), held.read())
+            denied.apply(PinnedMaps(node.pins(settings)), _listed(held))
         except NotLoadedError:
             click.echo("nothing is loaded: the controller applies the list when it starts", err=True)
+
+
+def _listed(held: denied.DenyList) -> tuple[str, ...]:
+    """The ranges of the file; lines of it that deny nothing are told of."""
+    found = held.read()
+    for problem in found.problems:
+        place = f"{problem.file}:{problem.line}" if problem.line else problem.file
+        click.echo(f"{place}: {problem.message}", err=True)
+    return found.ranges
 
 
 @click.group("deny")
 def command() -> None:
     """Ranges from which nothing comes in from outside, at this node.
 
-    The list is in force at once, with daemons or without, and outlives a restart of the node.
+    The list is in force at once, with daemons or without, and outlives a restart of the node. It is the file `denied`
+    of the state directory, a range a line; comments and other lines of somebody's own stay as they are.
     """
 
 
@@ -111,7 +121,7 @@ def add(settings: Settings, ranges: tuple[str, ...], force: bool, output: str) -
     reasons = [] if force else conflicts(ranges, _known(node.pins(settings)))
     if reasons:
         raise click.ClickException(f"{'; '.join(reasons)}: the cluster would lose it (--force denies it all the same)")
-    _change(settings, lambda held: held | set(ranges))
+    _change(settings, lambda held: held.add(ranges))
     _shown(settings, output, ranges)
 
 
@@ -121,14 +131,7 @@ def add(settings: Settings, ranges: tuple[str, ...], force: bool, output: str) -
 @output_flag
 def remove(settings: Settings, ranges: tuple[str, ...], output: str) -> None:
     """Take ranges off the list, each as it was added."""
-
-    def change(held: set[str]) -> set[str]:
-        unknown = set(ranges) - held
-        if unknown:
-            raise click.ClickException(f"not on the list: {', '.join(sorted(unknown))}")
-        return held - set(ranges)
-
-    _change(settings, change)
+    _change(settings, lambda held: held.remove(ranges))
     _shown(settings, output, ranges)
 
 
@@ -137,4 +140,4 @@ def remove(settings: Settings, ranges: tuple[str, ...], output: str) -> None:
 @output_flag
 def list_(settings: Settings, output: str) -> None:
     """The ranges, and whether the programs go by them."""
-    _shown(settings, output, denied.DenyList(settings.state_dir).read())
+    _shown(settings, output, _listed(denied.DenyList(settings.state_dir)))

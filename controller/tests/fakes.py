@@ -36,6 +36,10 @@ class FakeMaps:
         self.damaged = False
         self._awaited = True
 
+    def hold(self, name: str) -> None:
+        """Has one more map, which is of nobody's sync."""
+        self.maps[name], self.capacities[name] = {}, MAPS[name].max_entries
+
     def read(self, name: str) -> dict[bytes, bytes]:
         if self.fail_reads:
             raise BpftoolError("bpftool is not installed")

@@ -16,6 +16,7 @@ import pytest
 
 from bpf import syscall
 from bpf.pins import Pins
+from controller.denied import FILE_NAME, in_force
 from controller.health import PROBES_ADDRESS
 from controller.maps import PinnedMaps
 from controller.network import UNDERLAY_HOOKS
@@ -45,6 +46,7 @@ class Rig:
         self.run_dir = directory / "run"
         self.manifests = directory / "manifests"
         self.manifests.mkdir()
+        self.denied = directory / "state" / FILE_NAME
         self.pins = Pins(bpffs)
         self.maps = PinnedMaps(self.pins)
         self._log = directory / "log"
@@ -205,6 +207,21 @@ def test_bad_manifest_is_reported_with_its_line_beside_good_ones(rig: Rig) -> No
     (rig.manifests / "bad.yaml").write_text("kind: Service\napiVersion: v1\nmetadata: [\n")
     _eventually(lambda: bool(rig.report()["errors"]))
     assert rig.report()["errors"][0].startswith("bad.yaml:4: not YAML")
+    assert rig.served() == WEB
+
+
+def test_deny_list_is_in_force_as_far_as_it_makes_sense(rig: Rig) -> None:
+    """When the controller starts, and when somebody has written to the file; what denies nothing is named until it is
+    mended."""
+    rig.stop(signal.SIGTERM)
+    rig.denied.write_text("# by hand\n\n203.0.113.0/24\nexample.com\n")
+    rig.start()
+    assert in_force(rig.maps) == {"203.0.113.0/24"}
+    _eventually(lambda: bool(rig.report()["errors"]))
+    assert rig.report()["errors"][0].startswith(f"{rig.denied}:4: deny list: denies nothing: 'example.com'")
+    rig.denied.write_text("# by hand\n203.0.113.0/24\n2001:db8::/32\n")
+    _eventually(lambda: in_force(rig.maps) == {"203.0.113.0/24", "2001:db8::/32"})
+    _eventually(lambda: not rig.report()["errors"])
     assert rig.served() == WEB
 
 

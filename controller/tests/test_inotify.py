@@ -5,6 +5,7 @@ import os
 import resource
 from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty, Queue
 
 import pytest
 
@@ -12,6 +13,7 @@ from controller import inotify
 
 # More descriptors than select(2) knows.
 MANY = 1100
+PATIENCE_S = 10
 
 
 @pytest.fixture
@@ -42,3 +44,16 @@ def test_watch_waits_with_however_many_descriptors(tmp_path: Path, many_descript
         watching.close()
         os.close(never)
         os.close(wake)
+
+
+def test_file_is_followed_and_others_beside_it_are_not(tmp_path: Path) -> None:
+    """Its lock, which who reads it takes; at first it is looked at in any case."""
+    told: Queue[None] = Queue()
+    inotify.follow("test", tmp_path, lambda: told.put(None), "denied")
+    told.get(timeout=PATIENCE_S)
+    (tmp_path / "denied.lock").write_text("")
+    (tmp_path / "denied.new").write_text("")
+    with pytest.raises(Empty):
+        told.get(timeout=0.1)
+    (tmp_path / "denied.new").rename(tmp_path / "denied")
+    told.get(timeout=PATIENCE_S)

@@ -103,7 +103,7 @@ def test_file_is_read_when_it_changes(tmp_path: Path) -> None:
 
 def test_directory_that_comes_later_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And one that comes again."""
-    monkeypatch.setattr("controller.masqagent.RETRY_S", 0.01)
+    monkeypatch.setattr("controller.inotify.RETRY_S", 0.01)
     directory, changed = tmp_path / "config", threading.Event()
     watch(directory / "ip-masq-agent", changed.set)
     for _ in range(2):

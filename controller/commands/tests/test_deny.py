@@ -2,7 +2,8 @@
 """`calico-ebpf deny`, on real maps, with no daemon running; and how its list comes back into maps that are new."""
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,14 @@ from click.testing import Result
 
 from bpf import abi
 from bpf.address import packed
+from bpf.errors import BatchError
 from controller import denied
 from controller.commands.deny import conflicts
 from controller.commands.tests.conftest import Node
 from controller.errors import DenyListError
-from controller.maps import PinnedMaps
+from controller.maps import Op, PinnedMaps
+from controller.source import Problems
+from controller.tests.fakes import FakeMaps
 
 Run = Callable[..., Result]
 
@@ -54,7 +58,7 @@ def test_list_comes_back_into_new_maps(bare_node: Node, run: Run) -> None:
     assert listed(run) == [(RANGE, False)]
     bare_node.pin()
     bare_node.put("denied", abi.RemoteKey(128, packed(ADDRESS)), abi.Denied(0))
-    denied.apply(PinnedMaps(bare_node.pins), denied.DenyList(bare_node.settings.state_dir).read())
+    assert not denied.enforce(denied.DenyList(bare_node.settings.state_dir), PinnedMaps(bare_node.pins)).problems
     assert denied.in_force(PinnedMaps(bare_node.pins)) == {RANGE}
 
 
@@ -83,7 +87,7 @@ def test_range_of_the_clusters_is_refused_without_force(node: Node, run: Run, ci
     )
     assert listed(run) == []
     assert run("deny", "add", "--force", RANGE, cidr).exit_code == 0
-    assert listed(run) == sorted([(RANGE, True), (cidr, True)], key=lambda one: denied.entry(one[0]))
+    assert listed(run) == [(RANGE, True), (cidr, True)]
 
 
 @pytest.mark.root
@@ -108,18 +112,115 @@ def test_families_do_not_conflict() -> None:
     assert conflicts(["0.0.0.0/0"], [("2001:db8::1/128", "the address of a node")]) == []
 
 
-def test_file_that_cannot_be_read_says_where(tmp_path: Path) -> None:
-    """Somebody has edited it: nothing of it is taken."""
-    (tmp_path / denied.FILE_NAME).write_text(f"{RANGE}\n203.0.113.1/24\n")
-    with pytest.raises(DenyListError, match=r"denied:2: 203\.0\.113\.1/24 has host bits set"):
+# Somebody's own: with what is no range, in two places.
+BY_HAND = f"# of our own\n\n  {RANGE}\n203.0.113.1/24\n{RANGE6}\n{ADDRESS} # a comment\n{RANGE}\n"
+
+
+def test_lines_that_make_sense_are_taken_and_others_named(tmp_path: Path) -> None:
+    """With their numbers; an empty line, or a comment, is nothing."""
+    (tmp_path / denied.FILE_NAME).write_text(BY_HAND)
+    found = denied.DenyList(tmp_path).read()
+    assert found.ranges == (RANGE, RANGE6)
+    path = str(tmp_path / denied.FILE_NAME)
+    assert [(one.file, one.line) for one in found.problems] == [(path, 4), (path, 6)]
+    assert found.problems[0].message == "denies nothing: 203.0.113.1/24 has host bits set"
+
+
+def test_more_ranges_than_the_map_has_room_for_are_left_out_and_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ones are taken, the others a few by their lines, and then by their number."""
+    monkeypatch.setattr(denied, "RANGES_MAX", 3)
+    lines = [f"203.0.113.{number}/32" for number in range(40)]
+    (tmp_path / denied.FILE_NAME).write_text("\n".join(lines))
+    found = denied.DenyList(tmp_path).read()
+    assert found.ranges == tuple(lines[:3])
+    assert [one.line for one in found.problems] == [*range(4, 24), 0]
+    assert found.problems[0].message == "denies nothing: there is room for 3 ranges"
+    assert found.problems[-1].message == "17 more lines that deny nothing"
+
+
+def test_file_that_cannot_be_read_is_no_empty_list(tmp_path: Path) -> None:
+    """A directory in its place."""
+    (tmp_path / denied.FILE_NAME).mkdir()
+    with pytest.raises(DenyListError, match="denied: "):
         denied.DenyList(tmp_path).read()
+
+
+def test_change_of_the_list_leaves_other_lines_as_they_are(tmp_path: Path) -> None:
+    """Those that make no sense, comments, and text in no encoding of ours: what somebody meant is not ours to lose."""
+    path = tmp_path / denied.FILE_NAME
+    path.write_bytes(BY_HAND.encode() + b"# caf\xe9\n")
+    held = denied.DenyList(tmp_path)
+    held.add([RANGE, "192.0.2.0/24", "192.0.2.0/24"])
+    assert path.read_bytes() == BY_HAND.encode() + b"# caf\xe9\n192.0.2.0/24\n"
+    held.remove([RANGE, "192.0.2.0/24"])
+    assert (
+        path.read_bytes()
+        == f"# of our own\n\n203.0.113.1/24\n{RANGE6}\n{ADDRESS} # a comment\n# caf".encode() + b"\xe9\n"
+    )
 
 
 def test_list_has_no_more_ranges_than_the_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The file stays as it was."""
     monkeypatch.setattr(denied, "RANGES_MAX", 1)
     held = denied.DenyList(tmp_path)
-    held.write([RANGE])
+    held.add([RANGE])
     with pytest.raises(DenyListError, match="2 ranges, and there is room for 1"):
-        held.write([RANGE, RANGE6])
-    assert held.read() == [RANGE]
+        held.add([RANGE6])
+    assert held.read().ranges == (RANGE,)
+
+
+class NoRoom(FakeMaps):
+    """Maps of a kernel that is out of memory."""
+
+    def write(self, ops: Iterable[Op]) -> None:
+        if list(ops):
+            raise BatchError("map denied: Cannot allocate memory", "", full=True)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (lambda path: path.write_text(f"{RANGE}\nx\n"), "denies nothing: 'x' does not appear"),
+        (lambda path: path.mkdir(), "not in force: .*Is a directory"),
+    ],
+)
+def test_what_keeps_the_list_from_being_applied_is_a_problem(
+    tmp_path: Path, spoil: Callable[[Path], None], problem: str
+) -> None:
+    """And no end of who applies it; once it is mended there is none."""
+    maps, path = FakeMaps(), tmp_path / denied.FILE_NAME
+    maps.hold("denied")
+    spoil(path)
+    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems
+    assert re.match(problem, found.message)
+    assert found.file == str(path)
+    path.rmdir() if path.is_dir() else path.unlink()
+    path.write_text(f"{RANGE}\n")
+    assert denied.enforce(denied.DenyList(tmp_path), maps) == Problems("deny list", ())
+    assert denied.in_force(maps) == {RANGE}
+
+
+def test_list_that_the_kernel_refuses_is_a_problem(tmp_path: Path) -> None:
+    """As where it has no memory."""
+    maps = NoRoom()
+    maps.hold("denied")
+    (tmp_path / denied.FILE_NAME).write_text(f"{RANGE}\n")
+    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems
+    assert found.message == "not in force: map denied: Cannot allocate memory"
+
+
+@pytest.mark.root
+@pytest.mark.usefixtures("node")
+def test_line_that_makes_no_sense_is_told_of_and_stays(bare_node: Node, run: Run) -> None:
+    """At each command; what is in force is what it can be."""
+    path = bare_node.settings.state_dir / denied.FILE_NAME
+    path.write_text("example.com\n")
+    told = f"{path}:1: denies nothing: 'example.com' does not appear to be an IPv4 or IPv6 network\n"
+    result = run("deny", "add", RANGE)
+    assert (result.exit_code, result.stderr) == (0, told)
+    assert denied.in_force(PinnedMaps(bare_node.pins)) == {RANGE}
+    assert run("deny", "list").stderr == told
+    assert run("deny", "remove", RANGE).exit_code == 0
+    assert path.read_text() == "example.com\n"
