@@ -332,8 +332,9 @@ class Settings:
     ip_masq_agent_file: Path | None = _setting(
         None,
         "ip-masq-agent's file, whose `nonMasqueradeCIDRs` join `non_masquerade_cidrs`, and are read anew when they "
-        "change. The manifests mount the ConfigMap `ip-masq-agent` of kube-system, where there is one: its `config` is "
-        "/etc/config/ip-masq-agent.",
+        "change. A file without that key means, as to the agent, 10.0.0.0/8, 172.16.0.0/12 and 192.168.0.0/16; `[]` "
+        "means none, and so does, unlike to the agent, that the file is not there. The manifests mount the ConfigMap "
+        "`ip-masq-agent` of kube-system, where there is one: its `config` is /etc/config/ip-masq-agent.",
         "a ConfigMap that somebody has left must not change where packets seem to come from",
         empty="none is read",
     )

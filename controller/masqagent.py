@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of ip-masq-agent, which names ranges that see pods under their own addresses.
 
-Of its keys `nonMasqueradeCIDRs` counts; how often it is read does not: it is read when it changes. Where there is no
-file there are no ranges; ip-masq-agent itself would take the private ones. Source: its user guide in the documentation
-of Kubernetes.
+Of its keys `nonMasqueradeCIDRs` counts; how often it is read does not: it is read when it changes. A file without that
+key means the private ranges, as to ip-masq-agent. Where there is no file there are none: ip-masq-agent would take the
+private ones then, too. Source: its user guide in the documentation of Kubernetes; `syncConfig` of its own.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,9 @@ import yaml
 from bpf.prefixes import parse_range, prefixes
 from controller import inotify
 from controller.source import Problem
+
+# RFC 1918.
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 
 
 class RangesFile:
@@ -52,7 +55,7 @@ def parse(content: str, room: int) -> tuple[tuple[str, ...], list[str]]:
         found = {}
     if not isinstance(found, dict):
         raise ValueError("expected a mapping")
-    ranges = found.get("nonMasqueradeCIDRs") or []
+    ranges = found.get("nonMasqueradeCIDRs", list(PRIVATE)) or []
     if not isinstance(ranges, list) or not all(isinstance(one, str) for one in ranges):
         raise ValueError("nonMasqueradeCIDRs: expected a list of ranges")
     try:

@@ -9,20 +9,23 @@ import pytest
 from controller.masqagent import RangesFile, parse, watch
 
 PATIENCE_S = 10
+PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
 
 
 @pytest.mark.parametrize(
     ("content", "ranges"),
     [
-        ("", ()),
+        ("", PRIVATE),
         ("nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 2001:db8::/32\nresyncInterval: 60s\n", ("10.0.0.0/8", "2001:db8::/32")),
         ('{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqLinkLocal": false}', ("10.0.0.0/8",)),
         ("nonMasqueradeCIDRs:\nmasqLinkLocalIPv6: false\n", ()),
-        ("later: [1]\n", ()),
+        ("nonMasqueradeCIDRs: []\n", ()),
+        ("masqLinkLocal: false\n", PRIVATE),
+        ("later: [1]\n", PRIVATE),
     ],
 )
 def test_file_names_ranges(content: str, ranges: tuple[str, ...]) -> None:
-    """In YAML or JSON, as its user guide has it."""
+    """In YAML or JSON, as its user guide has it; where it does not say which, as in the agent itself, private ones."""
     assert parse(content, 10) == (ranges, [])
 
 
@@ -62,7 +65,7 @@ def test_file_that_cannot_be_is_named_and_what_it_said_stays(tmp_path: Path, con
 
 def test_link_local_packets_are_never_masqueraded() -> None:
     """Said, where the file asks for it."""
-    assert parse("masqLinkLocal: true\nmasqLinkLocalIPv6: true", 2) == (
+    assert parse("nonMasqueradeCIDRs: []\nmasqLinkLocal: true\nmasqLinkLocalIPv6: true", 2) == (
         (),
         [
             f"{key}: packets to link-local addresses are never masqueraded"

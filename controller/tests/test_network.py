@@ -809,10 +809,10 @@ def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig, tmp_
     named = {RemoteKey(104, packed("10.0.0.0")), RemoteKey(48, packed("2001:db8:7::"))}
     filed = {RemoteKey(112, packed("172.16.0.0"))}
     for content, wanted, problems in (
-        ("", named, []),
+        ("nonMasqueradeCIDRs: []", named, []),
         ("nonMasqueradeCIDRs: [172.16.0.0/16, 10.0.0.0/8]", named | filed, []),
         ("nonMasqueradeCIDRs: [172.16.0.1/16]", named | filed, ["ip-masq-agent"]),
-        ("{}", named, []),
+        ("{nonMasqueradeCIDRs: null}", named, []),
         ("nonMasqueradeCIDRs: ['::ffff:172.16.0.0/112']", named, ["ip-masq-agent"]),
     ):
         file.write_text(content)
