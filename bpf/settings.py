@@ -171,7 +171,7 @@ class Settings:
     )
     state_dir: Path = _setting(
         Path("/var/lib/calico-ebpf"),
-        "What must outlive a reboot: the sysctls that `uninstall` restores.",
+        "What must outlive a reboot: the sysctls that `uninstall` restores, and the deny list, which it removes.",
         "where packages keep state",
     )
     bpffs: Path = _setting(
@@ -259,8 +259,8 @@ class Settings:
         (),
         "Ranges of the nodes' addresses at which NodePorts are met, as kube-proxy's --nodeport-addresses: `primary` is "
         "as none, and a family of which there is no range is met at all its addresses. Those are what Nodes name, and "
-        "what this node's devices in the underlay have. Sockets of host processes that are translated meet NodePorts "
-        "at 127.0.0.1 and ::1 as well. To be the same on every node.",
+        "what this node's devices have, of the underlay and of `client_devices`. Sockets of host processes that are "
+        "translated meet NodePorts at 127.0.0.1 and ::1 as well. To be the same on every node.",
         "a second network of a node may not be for clients, unless it is asked for",
         empty="the first address of each family of each Node",
         check=_check_node_ports,

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Devices, routes and attachments of this network namespace, by netlink: the controller's only importer of pyroute2.
+"""Devices, routes and attachments of this network namespace, by netlink: the controller's only importer of pyroute2
+but for its commands' `links`.
 
 Reads what is there as plain values, and carries out what others have decided. Routes of ours have protocol 206.
 """
@@ -75,7 +76,7 @@ class Snapshot(NamedTuple):
 def firewall_chains(table: str, chain: str) -> list[str]:
     """The names of nftables' tables called `table`, and of chains called `chain` (iptables-nft's), sorted.
 
-    None where the kernel has no nftables.
+    Empty where the kernel has no nftables.
     """
     try:
         with NFTables(nfgen_family=_ANY_FAMILY) as nft:
