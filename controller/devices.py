@@ -7,7 +7,6 @@ Pure: devices, routes and addresses come in as values. Of routes, those of the m
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from bpf.address import is_v4
 from controller.nodes import OVERLAY_NAME, Hop, NodeFacts, link_local
 
 # ARPHRD_* of linux/if_arp.h.
@@ -79,9 +78,7 @@ def leading_out(devices: Mapping[int, Device], hops: Iterable[Hop]) -> set[int]:
     return {
         hop.ifindex
         for hop in hops
-        if hop.ifindex in devices
-        and not link_local(hop.prefix)
-        and (hop.length < (32 if is_v4(hop.prefix) else 128) or devices[hop.ifindex].layer_3)
+        if hop.ifindex in devices and not link_local(hop.prefix) and (hop.to_network or devices[hop.ifindex].layer_3)
     }
 
 

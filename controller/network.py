@@ -186,7 +186,7 @@ class NodeNetwork:
             return False
         self._tell_cni(pod_mtu)
         self._peers.watch(self._targets(snapshot))
-        remotes, routes, problems = nodes.merged(self._ways)
+        remotes, routes, problems = nodes.merged(self._ways, self._addresses())
         self.entries = self._entries(snapshot, underlay, others, remotes)
         self.entries["devices"] |= nodes.link_entry(nodes.POD_LINKS, pod_mtu, self._own)
         if overlay:
@@ -269,6 +269,11 @@ class NodeNetwork:
             "unmasqueraded": nodes.unmasqueraded_entries(self._unmasqueraded()),
             "devices": self._device_entries(snapshot, underlay, others),
         }
+
+    def _addresses(self) -> set[bytes]:
+        """The nodes' own, this one's among them."""
+        known = [*(facts for facts, _ in self._facts.values()), *([self._own] if self._own else [])]
+        return {address for facts in known for address in facts.addresses}
 
     def _unmasqueraded(self) -> set[str]:
         found, problems = self._masq_agent.read()

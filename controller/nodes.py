@@ -6,7 +6,9 @@ Pure: the node's devices and routes come in as values (`Network`), what should b
 followed: the ways to other nodes are those of the main table.
 """
 
+from bisect import bisect_left
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import NamedTuple
 
@@ -108,6 +110,11 @@ class Hop(NamedTuple):
     gateway: bytes
     metric: int
 
+    @property
+    def to_network(self) -> bool:
+        """Whether it leads to more than a single host."""
+        return self.length < (32 if is_v4(self.prefix) else 128)
+
 
 class Network(NamedTuple):
     """What of the node's own network decides the ways.
@@ -133,6 +140,21 @@ class Network(NamedTuple):
         """Whether what it leads to shares a subnet with this node, and tells it by its MAC. A VPN without a link layer
         may let the nodes' own addresses through alone."""
         return not hop.gateway and hop.ifindex not in self.layer_3
+
+    def taken_by(self, cidr: str) -> str:
+        """What a route to a node's pods would take from this node; "": nothing that is known.
+
+        A subnet around the range keeps what lies beside it; a route to a single host is to somebody's container.
+        """
+        first, last = _ends(cidr)
+        length = int(cidr.rpartition("/")[2])
+        for hop in self.hops:
+            if hop.length == 0 and hop.gateway and first <= hop.gateway <= last:
+                return f"it has the gateway of the default route, {text(hop.gateway)}"
+            inside = hop.length >= length and first <= hop.prefix <= last
+            if inside and hop.to_network and self.on_link(hop):
+                return f"{text(hop.prefix)}/{hop.length} is on-link"
+        return ""
 
 
 class Route(NamedTuple):
@@ -175,14 +197,19 @@ def facts(node: Node) -> tuple[NodeFacts, tuple[Problem, ...]]:
     cidrs = []
     for cidr in node.spec.ranges:
         try:
-            cidrs.append(str(parse_range(cidr)))
+            found = parse_range(cidr)
         except ValueError as error:
             problems.append(f"podCIDRs: {error}")
+            continue
+        if found.prefixlen:
+            cidrs.append(str(found))
+        else:
+            problems.append(f"podCIDRs: {found} is every address")
     taints = {taint.key for taint in node.spec.taints or ()}
     name = node.metadata.name
     eligible = node.metadata.deletion_timestamp is None and TAINT_DELETED not in taints
-    found = NodeFacts(name, tuple(addresses["InternalIP"]), tuple(cidrs), eligible, tuple(addresses["ExternalIP"]))
-    return found, tuple(Problem(f"Node {name}", problem) for problem in problems)
+    told = NodeFacts(name, tuple(addresses["InternalIP"]), tuple(cidrs), eligible, tuple(addresses["ExternalIP"]))
+    return told, tuple(Problem(f"Node {name}", problem) for problem in problems)
 
 
 def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Steering) -> Ways:
@@ -208,10 +235,13 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         tunnelled = address not in on_link and steering.encapsulation != "never" and network.overlay_ifindex != 0
         found = _remote(address, hop, network.overlay_ifindex, tunnelled, handovers[address])
         remotes[_address_key(address)] = found.pack()
-    routes, lost = [], []
+    routes, lost, refused = [], [], []
     # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
     overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
     for cidr in node.pod_cidrs:
+        if why := network.taken_by(cidr):
+            refused.append(_refused(node.name, cidr, why))
+            continue
         way = _way_to_pods(cidr, reached, on_link, own, steering.encapsulation)
         if way is None:
             lost.append(cidr)
@@ -224,7 +254,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         remotes |= dict.fromkeys(_keys([cidr]), found.pack())
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
-    problems = [*_cut_off(node, handovers.values()), *_lost(node, lost)]
+    problems = [*_cut_off(node, handovers.values()), *_lost(node, lost), *refused]
     return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
 
 
@@ -264,6 +294,10 @@ def _lost(node: NodeFacts, cidrs: list[str]) -> list[Problem]:
     if not cidrs:
         return []
     return [Problem(f"Node {node.name}", f"no way to its pods {some(cidrs)}: no usable InternalIP, or no route")]
+
+
+def _refused(name: str, cidr: str, why: str) -> Problem:
+    return Problem(f"Node {name}", f"no way to its pods {cidr}: {why}")
 
 
 def some(names: list[str]) -> str:
@@ -381,19 +415,32 @@ def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes], ha
     return {PeerKey(mac).pack(): Peer(*found.values()).pack() for mac, found in holders.items() if len(found) == 1}
 
 
-def merged(all_ways: Mapping[str, Ways]) -> tuple[dict[bytes, bytes], dict[str, Route], list[Problem]]:
-    """All nodes' entries and routes. Where two nodes claim the same pods, the first by name has them."""
+def merged(
+    all_ways: Mapping[str, Ways], addresses: Iterable[bytes]
+) -> tuple[dict[bytes, bytes], dict[str, Route], list[Problem]]:
+    """All nodes' entries and routes. Where two nodes claim the same pods, the first by name has them.
+
+    Args:
+        addresses: the nodes' own, this one's among them. A range that has one of them leads nowhere: the node of that
+            address would be looked for behind it.
+    """
+    taken = sorted(addresses)
     remotes: dict[bytes, bytes] = {}
     routes: dict[str, Route] = {}
     problems: list[Problem] = []
     for name in sorted(all_ways):
         one = all_ways[name]
         problems += one.problems
+        refused = set()
         for route in one.routes:
-            if routes.setdefault(route.cidr, route) is not route:
+            if found := _first_within(route.cidr, taken):
+                refused |= set(_keys([route.cidr]))
+                problems.append(_refused(name, route.cidr, f"it has {text(found)}, a node's own address"))
+            elif routes.setdefault(route.cidr, route) is not route:
                 problems.append(Problem(f"Node {name}", f"another node has the pods {route.cidr} as well"))
         for key, value in one.remotes.items():
-            remotes.setdefault(key, value)
+            if key not in refused:
+                remotes.setdefault(key, value)
     return remotes, routes, problems
 
 
@@ -462,6 +509,19 @@ def _keys(cidrs: Iterable[str]) -> list[bytes]:
 
 def _address_key(address: bytes) -> bytes:
     return RemoteKey(128, address).pack()
+
+
+def _first_within(cidr: str, ordered: Sequence[bytes]) -> bytes | None:
+    first, last = _ends(cidr)
+    index = bisect_left(ordered, first)
+    return ordered[index] if index < len(ordered) and ordered[index] <= last else None
+
+
+@lru_cache(maxsize=2**16)
+def _ends(cidr: str) -> tuple[bytes, bytes]:
+    """The first and the last address of a range."""
+    found = parse_range(cidr)
+    return packed(str(found.network_address)), packed(str(found.broadcast_address))
 
 
 def _covers(hop: Hop, address: bytes) -> bool:

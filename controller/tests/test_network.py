@@ -341,6 +341,25 @@ def test_route_of_somebody_else_and_pod_routes_are_left_alone(rig: Rig) -> None:
     assert rig.hooks() == {"up0": NETDEV}
 
 
+def test_ranges_never_replace_the_nodes_own_routes(rig: Rig) -> None:
+    """Where pods' network and the nodes' overlap, some Node's range is the subnet, or has another node's address."""
+    before = rig.ip("route"), rig.ip("-6 route")
+    ranges = ["192.0.2.0/24", "2001:db8::/64", "0.0.0.0/0", "198.51.100.0/24", "10.244.1.0/24"]
+    rig.nodes(OWN, manifest("near", ["192.0.2.2", "2001:db8::2"], ranges), FAR)
+    rig.sync()
+    assert "10.244.1.0/24 via 192.0.2.2 dev up0 src 192.0.2.1 onlink" in rig.routes()
+    assert all(set(lines) <= set(rig.ip(show)) for show, lines in zip(("route", "-6 route"), before, strict=True))
+    assert [(problem.subject, problem.message.partition(": ")[0]) for problem in rig.network.problems] == [
+        ("Node near", "podCIDRs"),
+        ("Node near", "no way to its pods 192.0.2.0/24"),
+        ("Node near", "no way to its pods 2001:db8::/64"),
+        ("Node near", "no way to its pods 198.51.100.0/24"),
+    ]
+    rig.network.set_node("far", None)
+    rig.sync()
+    assert any(route.startswith("198.51.100.0/24") for route in rig.routes())
+
+
 def test_route_to_a_single_pod_neither_hides_nor_replaces_that_of_a_pod_here(rig: Rig) -> None:
     """The address was another node's a moment ago, and the API says so still."""
     links = ("10.250.0.5/32", "fd00:10:250::5/128")

@@ -23,6 +23,7 @@ from controller.nodes import (
     unmasqueraded_entries,
     ways,
 )
+from controller.source import Problem
 from controller.tests.objects import decoded_node, node
 
 ETH, OVERLAY = 4, 9
@@ -158,10 +159,85 @@ def test_two_nodes_with_the_same_pods_first_by_name_has_them() -> None:
         name: ways(_facts([address], ["10.244.1.0/24"], name), OWN, NETWORK, Steering("auto"))
         for name, address in (("b", "192.0.2.3"), ("a", "192.0.2.2"))
     }
-    remotes, routes, problems = merged(both)
+    remotes, routes, problems = merged(both, ())
     assert text(routes["10.244.1.0/24"].gateway) == "192.0.2.2"
     assert len(remotes) == 3
     assert [problem.subject for problem in problems] == ["Node b"]
+
+
+@pytest.mark.parametrize("encapsulation", ["auto", "always", "never"])
+@pytest.mark.parametrize(
+    ("cidr", "why"),
+    [
+        ("192.0.2.0/24", "192.0.2.0/24 is on-link"),
+        ("192.0.0.0/16", "192.0.2.0/24 is on-link"),
+        ("2001:db8::/64", "2001:db8::/64 is on-link"),
+        ("203.0.113.0/24", "it has the gateway of the default route, 203.0.113.254"),
+        ("198.18.0.0/15", "198.18.0.0/16 is on-link"),
+        ("192.0.2.64/26", ""),
+        ("198.18.7.0/24", ""),
+        ("198.51.100.0/24", ""),
+        ("10.244.0.0/16", ""),
+        ("10.8.0.0/24", ""),
+    ],
+    ids=[
+        "the subnet itself",
+        "a range around the subnet",
+        "the subnet itself, IPv6",
+        "with the default route's gateway",
+        "around a bridge's",
+        "a part of the subnet",
+        "a part of a bridge's",
+        "routed by a router",
+        "around a single host's",
+        "as of a VPN",
+    ],
+)
+def test_range_that_would_take_routes_of_the_node_is_refused(encapsulation: str, cidr: str, why: str) -> None:
+    """An on-link subnet, or the way to the default route's gateway. What is longer replaces no route; hosts' routes and
+    those of a VPN are somebody's pods', and so are routes by way of a router."""
+    more = (
+        _hop("0.0.0.0/0", "203.0.113.254", metric=7),
+        _hop("198.18.0.0/16", "", 5),
+        _hop("198.51.100.0/24", "198.51.100.0", 6),
+        _hop("10.244.1.7/32", "", 7),
+        _hop("10.8.0.0/24", "", 8),
+    )
+    network = Network((*NETWORK.hops, *more), OVERLAY, layer_3=frozenset((8,)))
+    node_facts = _facts(["192.0.2.2", "2001:db8::2"], [cidr, "10.250.1.0/24"])
+    found = ways(node_facts, OWN, network, Steering(encapsulation))
+    assert [route.cidr for route in found.routes] == [*([] if why else [cidr]), "10.250.1.0/24"]
+    assert (cidr in _shown(found)) == (not why)
+    assert list(found.problems) == ([Problem("Node n", f"no way to its pods {cidr}: {why}")] if why else [])
+
+
+def test_default_route_without_gateway_is_in_nobodys_way() -> None:
+    """It is on-link, as every range would be."""
+    network = Network((_hop("0.0.0.0/0"), _hop("::/0")))
+    found = ways(_facts(["192.0.2.2"], ["10.244.1.0/24"]), OWN, network, Steering("auto"))
+    assert [route.cidr for route in found.routes] == ["10.244.1.0/24"]
+
+
+@pytest.mark.parametrize("cidr", ["203.0.113.0/24", "203.0.113.9/32", "2001:db8:9::/64"])
+def test_range_with_a_nodes_own_address_is_refused(cidr: str) -> None:
+    """Whosever it is: it would be looked for where those pods are."""
+    address = "2001:db8:9::7" if ":" in cidr else "203.0.113.9"
+    found = ways(_facts(["192.0.2.2"], [cidr, "10.244.1.0/24"]), OWN, NETWORK, Steering("auto"))
+    remotes, routes, problems = merged({"n": found}, map(packed, ("203.0.112.255", "192.0.2.2", address)))
+    assert list(routes) == ["10.244.1.0/24"]
+    assert len(remotes) == 2
+    message = f"no way to its pods {cidr}: it has {address}, a node's own address"
+    assert problems == [Problem("Node n", message)]
+
+
+def test_range_of_all_addresses_is_no_nodes() -> None:
+    """It would take the default route, and be in the way of every other range."""
+    found, problems = facts(decoded_node(node("n", ["192.0.2.2"], ["0.0.0.0/0", "::/0", "10.244.1.0/24"])))
+    assert found.pod_cidrs == ("10.244.1.0/24",)
+    assert [problem.message for problem in problems] == [
+        "podCIDRs: 0.0.0.0/0 is every address",
+        "podCIDRs: ::/0 is every address",
+    ]
 
 
 @pytest.mark.parametrize(
