@@ -218,13 +218,15 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
     Args:
         own: this node, whose addresses are never remote, and are the host's own on its way to pods.
     """
-    here = [address for address in node.addresses if address in network.addresses]
-    if here:
+    # One that is here as well does not lead to the other node, as a virtual one that has moved.
+    elsewhere = [address for address in node.addresses if address not in network.addresses]
+    here = _here(node, [address for address in node.addresses if address in network.addresses])
+    if here and not elsewhere:
         # It is this node by another name, or says that it is: its pods must not be looked for elsewhere.
-        return Ways({}, (), False, (Problem(f"Node {node.name}", f"{text(here[0])} is an address of this node"),))
+        return Ways({}, (), False, tuple(here))
     reached = {
         address: hop
-        for address in node.addresses
+        for address in elsewhere
         if (own is None or address not in own.addresses) and (hop := network.way(address))
     }
     on_link = {address: hop.ifindex for address, hop in reached.items() if network.on_link(hop)}
@@ -254,7 +256,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         remotes |= dict.fromkeys(_keys([cidr]), found.pack())
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
-    problems = [*_cut_off(node, handovers.values()), *_lost(node, lost), *refused]
+    problems = [*here, *_cut_off(node, handovers.values()), *_lost(node, lost), *refused]
     return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
 
 
@@ -281,6 +283,11 @@ def _remote(address: bytes, hop: Hop, overlay_ifindex: int, tunnelled: bool, han
         there = handover.way == "vxlan" and overlay_ifindex
         flags |= RemoteFlag.TUNNEL_HANDOVER if there else RemoteFlag.NO_HANDOVER
     return Remote(hop.gateway or address, address, hop.ifindex, overlay_ifindex, flags)
+
+
+def _here(node: NodeFacts, addresses: Iterable[bytes]) -> list[Problem]:
+    shared = ", ".join(map(text, addresses))
+    return [Problem(f"Node {node.name}", f"this node has its address, too: {shared}")] if shared else []
 
 
 def _cut_off(node: NodeFacts, handovers: Iterable[Handover]) -> list[Problem]:

@@ -128,13 +128,22 @@ def test_overlay_that_is_needed_and_missing_leaves_the_pods_out_until_it_is_ther
     assert list(_shown(found)) == ["198.51.100.2/32"]
 
 
-def test_node_with_an_address_of_this_machine_is_not_remote() -> None:
+def test_node_with_only_addresses_of_this_machine_is_not_remote() -> None:
     """Whether or not this node's own Node is known."""
-    network = NETWORK._replace(addresses=frozenset([packed("192.0.2.1")]))
-    found = ways(_facts(["192.0.2.1", "2001:db8::9"], ["10.244.0.0/24"]), None, network, Steering("auto"))
+    network = NETWORK._replace(addresses=frozenset([packed("192.0.2.1"), packed("2001:db8::1")]))
+    found = ways(_facts(["192.0.2.1", "2001:db8::1"], ["10.244.0.0/24"]), None, network, Steering("auto"))
     assert not found.remotes
     assert not found.routes
-    assert [problem.subject for problem in found.problems] == ["Node n"]
+    assert list(found.problems) == [Problem("Node n", "this node has its address, too: 192.0.2.1, 2001:db8::1")]
+
+
+def test_node_that_shares_an_address_with_this_one_is_reached_by_its_others() -> None:
+    """A virtual one that moves between nodes, and is listed by both for a while, or by all of them."""
+    network = NETWORK._replace(addresses=frozenset([packed("192.0.2.1"), packed("192.0.2.100")]))
+    node_facts = _facts(["192.0.2.100", "192.0.2.2"], ["10.244.1.0/24"])
+    found = ways(node_facts, OWN, network, Steering("auto"))
+    assert _shown(found) == {"192.0.2.2/32": "plain 192.0.2.2", "10.244.1.0/24": "plain 192.0.2.2"}
+    assert list(found.problems) == [Problem("Node n", "this node has its address, too: 192.0.2.100")]
 
 
 def test_own_address_on_another_node_is_no_remote() -> None:
