@@ -342,14 +342,14 @@ class NodeNetwork:
 
     def _keep_overlay(self, device: Device, mtu: int, addresses: Mapping[bytes, int]) -> None:
         # An outside client's packet for the host's own process comes out of the tunnel, its source is routed elsewhere.
-        self._sysctls.loosen(nodes.OVERLAY_NAME)
+        self._done(self._sysctls.loosen, nodes.OVERLAY_NAME)
         if addresses.get(packed(OVERLAY_ADDRESS)) != device.ifindex:
-            self._netlink.set_overlay_address(device.ifindex)
+            self._done(self._netlink.set_overlay_address, device.ifindex)
         if not device.up:
-            self._sysctls.quiet(nodes.OVERLAY_NAME)
-            self._netlink.set_up(device.ifindex)
+            self._done(self._sysctls.quiet, nodes.OVERLAY_NAME)
+            self._done(self._netlink.set_up, device.ifindex)
         if device.mtu != mtu:
-            self._netlink.set_mtu(device.ifindex, mtu)
+            self._done(self._netlink.set_mtu, device.ifindex, mtu)
 
     def _attach(self, snapshot: Snapshot, wanted: Mapping[int, tuple[str, ...]], known: bool) -> None:
         """Attaches hooks by ifindex, and takes them off other devices once it is `known` which are wanted: until then
@@ -453,8 +453,7 @@ class NodeNetwork:
 
     def _tell(self, name: str, content: bytes) -> None:
         path: Path = self._settings.run_dir / name
-        if content != self._told.get(name) or not path.exists():
-            files.write(path, content)
+        if (content != self._told.get(name) or not path.exists()) and self._done(files.write, path, content):
             self._told[name] = content
 
     def _sync_routes(self, wanted: Mapping[str, Route], found: dict[str, Route]) -> bool:
@@ -492,7 +491,7 @@ class NodeNetwork:
         """Whether it succeeded; a failure is noted, tried again later, and keeps nothing else from being done."""
         try:
             action(*arguments)
-        except (NetworkError, OSError, ValueError) as error:
+        except (NetworkError, BpfError, OSError, ValueError) as error:
             self.problems.append(Problem("network", str(error)))
             self.failed = True
             return False

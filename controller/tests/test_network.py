@@ -2,6 +2,7 @@
 """The node's own network, in a network namespace of the test's own, with the real programs."""
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from controller.network import NodeNetwork
 from controller.nodes import POD_LINKS
 from controller.peers import State, Target
 from controller.routes import Netlink, Snapshot
+from controller.sysctl import Sysctls
 from controller.tests.objects import decoded_node
 from controller.tests.objects import node as manifest
 from controller.tests.space import Space
@@ -958,6 +960,51 @@ def test_overlay_takes_sources_that_are_routed_elsewhere(rig: Rig) -> None:
     rig.sync()
     assert rig.run(read).strip() == "2"
     assert any("169.254.206.1/32" in line for line in rig.ip("addr show calico-vxlan"))
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [(Netlink, "set_mtu"), (Netlink, "set_overlay_address"), (Netlink, "set_up"), (Sysctls, "loosen")],
+)
+def test_overlay_that_cannot_be_put_right_keeps_nothing_else_from_being_done(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: type, what: str
+) -> None:
+    """It is said, and tried again."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EACCES, "not to be had")
+
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    rig.ip("link set calico-vxlan down mtu 1300")
+    rig.ip("addr flush dev calico-vxlan")
+    for command in ("link add br0 type bridge", "link set br0 up", "addr add 203.0.113.1/24 dev br0"):
+        rig.ip(command)
+    rig.nodes(NEAR)
+    rig.network.forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(where, what, refuse)
+        assert rig.run(lambda: rig.network.sync(True)), "it is not tried again"
+    assert "[Errno 13] not to be had" in [problem.message for problem in rig.network.problems]
+    assert rig.hooks() == {"up0": NETDEV, "br0": OTHER, "calico-vxlan": OVERLAY}
+    assert rig.routes() >= NEAR_ROUTES
+    rig.sync()
+    shown = "\n".join(rig.ip("addr show calico-vxlan up"))
+    assert "mtu 1330" in shown
+    assert "169.254.206.1/32" in shown
+
+
+def test_file_that_cannot_be_written_keeps_nothing_else_from_being_done(rig: Rig) -> None:
+    """The plugin's, on a file system that is full, say."""
+    rig.settings.run_dir.mkdir(exist_ok=True)
+    (rig.settings.run_dir / "node.json").mkdir()
+    rig.nodes(OWN, NEAR)
+    assert rig.run(lambda: rig.network.sync(True)), "it is not tried again"
+    assert ["node.json" in problem.message for problem in rig.network.problems] == [True]
+    assert rig.routes() == NEAR_ROUTES
+    (rig.settings.run_dir / "node.json").rmdir()
+    rig.sync()
+    assert (rig.settings.run_dir / "node.json").read_bytes()
 
 
 def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
