@@ -77,7 +77,6 @@ class NodeNetwork:
         self._snapshot: Snapshot | None = None
         self._devices_now: tuple[set[int], set[int]] = set(), set()
         self._refused: set[Route] = set()
-        self._attached: Mapping[int, tuple[str, ...]] | None = None
         self._told: dict[str, bytes] = {}
         self._without_xdp: list[Problem] = []
         self.entries: dict[str, dict[bytes, bytes]] | None = None
@@ -355,19 +354,15 @@ class NodeNetwork:
         """Attaches hooks by ifindex, and takes them off other devices once it is `known` which are wanted: until then
         what stands there stays, with the programs of today."""
         found = _programs()
-        if self._attached is None:
-            # What an earlier controller left.
-            ours = {ifindex: tuple(sorted(HOOKS & hooks.keys())) for ifindex, hooks in found.items()}
-            self._attached = {ifindex: hooks for ifindex, hooks in ours.items() if hooks}
+        ours = {ifindex: hooks for ifindex, there in found.items() if (hooks := tuple(HOOKS.intersection(there)))}
         if not known:
-            wanted = {one: hooks for one, hooks in self._attached.items() if one in snapshot.devices} | {**wanted}
+            wanted = {ifindex: hooks for ifindex, hooks in ours.items() if ifindex in snapshot.devices} | {**wanted}
         for ifindex, hooks in wanted.items():
             self._attach_device(ifindex, hooks, found.get(ifindex, {}), snapshot)
         if known:
-            for ifindex in self._attached.keys() - wanted.keys():
+            for ifindex in ours.keys() - wanted.keys():
                 for hook in UNDERLAY_HOOKS:  # whichever stands on its side
                     self._done(self._netlink.detach, ifindex, hook)
-        self._attached = wanted
 
     def _attach_xdp(self, underlay: set[int], snapshot: Snapshot, known: bool) -> None:
         """Until it is `known` which devices are wanted, what stands there stays, with the program of today. A driver

@@ -25,6 +25,7 @@ from bpf.tests import kernel
 from controller import monitor
 from controller.commands import links
 from controller.devices import Device as Link
+from controller.errors import NetworkError
 from controller.network import NodeNetwork
 from controller.nodes import POD_LINKS
 from controller.peers import State, Target
@@ -422,6 +423,29 @@ def test_device_that_is_no_longer_underlay_is_let_go(rig: Rig) -> None:
     rig.ip("addr add 192.0.2.1/24 dev up1")
     rig.sync()
     assert rig.hooks() == {"up1": NETDEV}
+
+
+def test_program_that_could_not_be_taken_off_a_device_is_taken_off_later(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What stands there tells, not what was tried."""
+
+    def refuse(*_: object) -> None:
+        raise NetworkError("not now")
+
+    rig.nodes(OWN)
+    rig.sync()
+    for command in SECOND:
+        rig.ip(command)
+    rig.sync()
+    rig.ip("addr flush dev up1")
+    rig.network.forget()
+    with monkeypatch.context() as patched:
+        patched.setattr(Netlink, "detach", refuse)
+        assert rig.run(lambda: rig.network.sync(True)), "it is not tried again"
+    assert rig.hooks() == {"up0": NETDEV, "up1": OTHER}
+    rig.sync()
+    assert rig.hooks() == {"up0": NETDEV}
 
 
 SECOND = (
