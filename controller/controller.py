@@ -42,6 +42,14 @@ LISTING_S = 60.0
 # The kernel tells of devices and routes in bursts.
 NETWORK_INTERVAL_S = 0.1
 
+# What fills a map whose size is no setting.
+TOO_MANY = {
+    "nodes": "too many nodes",
+    "peers": "too many nodes",
+    "devices": "too many devices lead to networks: those beside the underlay come last",
+    "unmasqueraded": "too many ranges",
+}
+
 
 class Signal(Enum):
     """What is posted besides events."""
@@ -321,7 +329,7 @@ class Controller:
             for name in sorted(set(short))
         ]
         for name in sorted(self._dataplane.network_short):
-            advice = f"raise {name}_max" if hasattr(self._settings, f"{name}_max") else "too many nodes"
+            advice = f"raise {name}_max" if hasattr(self._settings, f"{name}_max") else TOO_MANY[name]
             problems.append(Problem(f"map {name}", f"full: {advice}"))
         claimed: dict[tuple[str, str], list[str]] = {}
         for frontend, keys in self._dataplane.contested().items():

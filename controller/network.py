@@ -186,10 +186,11 @@ class NodeNetwork:
         self._tell_cni(pod_mtu)
         self._peers.watch(self._targets(snapshot))
         remotes, routes, problems = nodes.merged(self._ways, self._addresses())
-        self.entries = self._entries(snapshot, underlay, others, remotes)
-        self.entries["devices"] |= nodes.link_entry(nodes.POD_LINKS, pod_mtu, self._own)
-        if overlay:
-            self.entries["devices"] |= nodes.link_entry(overlay.ifindex, overlay_mtu, self._own)
+        links = {nodes.POD_LINKS: pod_mtu} | ({overlay.ifindex: overlay_mtu} if overlay else {})
+        self.entries = {
+            **self._entries(snapshot, underlay | others, remotes),
+            "devices": self._device_entries(snapshot, underlay, others, links),
+        }
         self._tell_handovers()
         self.problems += problems
         self._sync_unreachable(snapshot.unreachable)
@@ -257,16 +258,15 @@ class NodeNetwork:
         return targets
 
     def _entries(
-        self, snapshot: Snapshot, underlay: set[int], others: set[int], remotes: dict[bytes, bytes]
+        self, snapshot: Snapshot, clients_by: set[int], remotes: dict[bytes, bytes]
     ) -> dict[str, dict[bytes, bytes]]:
         all_facts = [self._facts[name][0] for name in sorted(self._ways)]
-        mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in underlay | others]
+        mine = [address for address, ifindex in snapshot.addresses.items() if ifindex in clients_by]
         return {
             "remotes": self._services | remotes,
             "nodes": self._node_entries(all_facts, mine),
             "peers": nodes.peer_entries(all_facts, self._peer_state.macs, self._settings.handover),
             "unmasqueraded": nodes.unmasqueraded_entries(self._unmasqueraded()),
-            "devices": self._device_entries(snapshot, underlay, others),
         }
 
     def _addresses(self) -> set[bytes]:
@@ -279,18 +279,26 @@ class NodeNetwork:
         self.problems += problems
         return {*self._settings.non_masquerade_cidrs, *found}
 
-    def _device_entries(self, snapshot: Snapshot, underlay: set[int], others: set[int]) -> dict[bytes, bytes]:
-        """Of every device by which packets leave, whether or not there are programs on it."""
+    def _device_entries(
+        self, snapshot: Snapshot, underlay: set[int], others: set[int], links: Mapping[int, int]
+    ) -> dict[bytes, bytes]:
+        """Of every device by which packets leave, whether or not there are programs on it. What does not fit into the
+        map is the last: the underlay comes before what is beside it.
+
+        Args:
+            links: ifindex -> MTU in bytes, of those without addresses of their own.
+        """
         besides = others | devices.leading_out(snapshot.devices, snapshot.hops) - underlay
-        found: dict[bytes, bytes] = {}
-        for ifindexes, masquerade, flags in (
-            (besides, "off", DeviceFlag.OTHER),
-            (underlay, self._settings.masquerade, nodes.NO_FLAGS),
-        ):
-            there = {ifindex: snapshot.devices[ifindex] for ifindex in ifindexes}
-            known = {ifindex: (device.mtu, device.mac) for ifindex, device in there.items()}
-            found |= nodes.device_entries(known, snapshot.addresses, self._own, masquerade, flags)
-        return found
+
+        def entries(ifindexes: Iterable[int], masquerade: str, flags: DeviceFlag) -> dict[bytes, bytes]:
+            there = (snapshot.devices[ifindex] for ifindex in ifindexes)
+            known = {device.ifindex: (device.mtu, device.mac) for device in there}
+            return nodes.device_entries(known, snapshot.addresses, self._own, masquerade, flags)
+
+        found = entries(underlay, self._settings.masquerade, nodes.NO_FLAGS)
+        for ifindex, mtu in links.items():
+            found |= nodes.link_entry(ifindex, mtu, self._own)
+        return found | entries(besides, "off", DeviceFlag.OTHER)
 
     def _node_entries(self, all_facts: Iterable[NodeFacts], mine: Iterable[bytes]) -> dict[bytes, bytes]:
         ranges = self._settings.node_port_addresses

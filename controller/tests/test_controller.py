@@ -344,6 +344,26 @@ def test_full_map_is_named_and_served_when_there_is_room(tmp_path: Path) -> None
     assert rig.report()["synced"]
 
 
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("remotes", "raise remotes_max"),
+        ("nodes", "too many nodes"),
+        ("peers", "too many nodes"),
+        ("devices", "too many devices lead to networks: those beside the underlay come last"),
+    ],
+)
+def test_full_map_of_the_network_is_named_with_what_fills_it(tmp_path: Path, name: str, advice: str) -> None:
+    """Not all of them by nodes."""
+    rig = Rig(tmp_path)
+    rig.maps.capacities[name] = 1
+    key, value = bytes(MAPS[name].key_size - 1), bytes(MAPS[name].value_size)
+    rig.network.entries = {one: {} for one in NETWORK_MAPS} | {name: {key + b"1": value, key + b"2": value}}
+    rig.tell(*LISTED)
+    rig.wait(2)
+    assert rig.report()["errors"] == [f"map {name}: full: {advice}"]
+
+
 def test_own_node_tells_whether_a_load_balancer_address_is_for_it(tmp_path: Path) -> None:
     """Whatever comes first, and also when its addresses change."""
     rig = Rig(tmp_path, node_name="own")

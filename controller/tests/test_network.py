@@ -843,6 +843,20 @@ def test_map_of_devices_holds_what_they_take_and_under_which_address(rig: Rig) -
         }
 
 
+def test_map_of_devices_has_those_that_others_do_without_last(rig: Rig) -> None:
+    """Where there are more than it takes, the last ones are left out: of clients' devices, not the underlay."""
+    for command in (*SECOND, "link add br0 type bridge", "link set br0 up", "addr add 203.0.113.1/24 dev br0"):
+        rig.ip(command)
+    rig.settings = dataclasses.replace(rig.settings, handover="vxlan")
+    rig.begin()
+    rig.nodes(OWN, NEAR)
+    rig.sync()
+    there = {item["ifindex"]: item["ifname"] for item in json.loads("".join(rig.ip("-j link"))) if item}
+    found = [there.get(DeviceKey.unpack(key).ifindex, "pods") for key in rig.entries()["devices"]]
+    assert found[:3] == ["up0", "pods", "calico-vxlan"]
+    assert sorted(found[3:]) == ["br0", "up1"]
+
+
 def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig, tmp_path: Path) -> None:
     """In both families, and those of ip-masq-agent's file, as they change."""
     file = tmp_path / "ip-masq-agent"
