@@ -89,7 +89,7 @@ def others(devices: Mapping[int, Device], underlay: set[int], hops: Iterable[Hop
     Not what is part of another device, nor what another network plugin uses.
     """
     found = leading_out(devices, hops) - underlay
-    return {ifindex for ifindex in found if _may_have_clients(devices[ifindex])}
+    return {ifindex for ifindex in found if may_have_clients(devices[ifindex])}
 
 
 def has_vlans(devices: Mapping[int, Device], ifindex: int) -> bool:
@@ -97,7 +97,8 @@ def has_vlans(devices: Mapping[int, Device], ifindex: int) -> bool:
     return any(device.kind == VLAN and device.lower == ifindex for device in devices.values())
 
 
-def _may_have_clients(device: Device) -> bool:
+def may_have_clients(device: Device) -> bool:
+    """Whether hosts or routers may be behind it: not where it is a part of another one, or another plugin's."""
     if device.master or device.kind == "dummy" or device.name == OVERLAY_NAME:
         return False
     return (device.link_type == ETHERNET or device.layer_3) and not device.name.startswith(OTHER_PLUGINS)

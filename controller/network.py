@@ -178,7 +178,7 @@ class NodeNetwork:
                 wanted[overlay.ifindex] = OVERLAY_HOOKS
             self._attach(snapshot, wanted, known)
             self._attach_xdp(underlay, snapshot, known)
-            self._set_sysctls([snapshot.devices[ifindex].name for ifindex in underlay])
+            self._set_sysctls(snapshot, underlay)
             self._devices_now = underlay, others
         self.problems += self._without_xdp
         if not listed:
@@ -235,11 +235,12 @@ class NodeNetwork:
         self.problems += [Problem(f"device {name}", "not there") for name in names if name not in found]
         return {found[name] for name in names if name in found}
 
-    def _set_sysctls(self, underlay: Iterable[str]) -> None:
+    def _set_sysctls(self, snapshot: Snapshot, underlay: set[int]) -> None:
         settings = self._settings
         first, count = settings.masquerade_port_min, settings.masquerade_ports
         masquerade = range(first, first + (0 if settings.masquerade == "off" else count))
-        self._done(self._sysctls.enable_forwarding, underlay)
+        others = [device.name for device in snapshot.devices.values() if devices.may_have_clients(device)]
+        self._done(self._sysctls.enable_forwarding, [snapshot.devices[one].name for one in underlay], others)
         self._done(self._sysctls.reserve_ports, {*masquerade, *parse_ports(settings.node_port_range)})
 
     def _targets(self, snapshot: Snapshot) -> dict[bytes, Target]:

@@ -27,15 +27,19 @@ class Sysctls:
         self._proc = proc
         self._state_dir = state_dir
 
-    def enable_forwarding(self, underlay: Iterable[str]) -> None:
-        """Makes the node forward.
+    def enable_forwarding(self, underlay: Iterable[str], others: Iterable[str] = ()) -> None:
+        """Makes the node forward, which has devices ignore router advertisements, unless they are told not to.
+
+        New devices are told nothing: of these most are containers', which must not become this node's routers.
 
         Args:
-            underlay: devices that go on taking router advertisements, which a node that forwards ignores otherwise.
+            underlay: devices that take advertisements.
+            others: those that go on taking them where they do so now.
         """
         wanted = {"net/ipv4/ip_forward": "1"}
         if (self._proc / "net/ipv6").is_dir():
-            for device in underlay:
+            listening = (one for one in others if self._read(f"net/ipv6/conf/{one}/forwarding") == "0")
+            for device in (*underlay, *listening):
                 name = f"net/ipv6/conf/{device}/accept_ra"
                 if self._read(name) == "1":
                     wanted[name] = "2"

@@ -580,15 +580,38 @@ def test_forwarding_is_set_and_the_old_values_remembered(rig: Rig) -> None:
     def read(name: str) -> str:
         return str(rig.run(lambda: (Path("/proc/sys") / name).read_text().strip()))
 
-    names = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", "net/ipv6/conf/up0/accept_ra")
+    heard = ("net/ipv6/conf/up0/accept_ra", "net/ipv6/conf/far0/accept_ra")
+    names = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding", *heard)
     before = {name: read(name) for name in names}
     rig.nodes(OWN)
     rig.sync()
-    assert [read(name) for name in names] == ["1", "1", "2"]
+    assert [read(name) for name in names] == ["1", "1", "2", "2"]
     rig.begin()
     rig.sync(listed=False)
     kept = json.loads((rig.settings.state_dir / "sysctl.json").read_bytes())
     assert kept == {name: value for name, value in before.items() if value != read(name)}
+
+
+@pytest.mark.usefixtures("second")
+def test_other_devices_go_on_hearing_routers(rig: Rig) -> None:
+    """A second network card, whether or not a router has told it its addresses yet; not parts of others, nor what comes
+    to be when the node forwards, as containers' bridges do."""
+
+    def heard() -> dict[str, str]:
+        found = rig.run(lambda: {one: (conf / one / "accept_ra").read_text() for one in os.listdir(conf)})
+        return {one: value.strip() for one, value in found.items() if value.strip() != "1"}
+
+    conf = Path("/proc/sys/net/ipv6/conf")
+    for command in ("link add nic2 type veth peer name far2", "link add br0 type bridge", "link set far1 master br0"):
+        rig.ip(command)
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert heard() == dict.fromkeys(("up0", "far0", "up1", "nic2", "far2", "br0"), "2")
+    rig.ip("link add br1 type bridge")
+    rig.sync()
+    assert "br1" not in heard()
+    kept = json.loads((rig.settings.state_dir / "sysctl.json").read_bytes())
+    assert kept["net/ipv6/conf/nic2/accept_ra"] == "1"
 
 
 def test_no_underlay_is_named_and_no_error(rig: Rig) -> None:

@@ -80,6 +80,35 @@ def test_value_that_cannot_be_put_back_leaves_no_other_undone(tmp_path: Path) ->
     assert shown == {names[0]: "1\n", names[2]: "1\n", **dict.fromkeys(forwarding, "0\n")}
 
 
+def _proc(root: Path, **values: str) -> Path:
+    """/proc/sys of a node whose devices have accept_ra and forwarding as said: "1/0", say."""
+    for name, value in ({"all": "1/0"} | values).items():
+        directory = root / "net/ipv6/conf" / name
+        directory.mkdir(parents=True)
+        for setting, one in zip(("accept_ra", "forwarding"), value.split("/"), strict=True):
+            (directory / setting).write_text(f"{one}\n")
+    (root / "net/ipv4").mkdir()
+    (root / "net/ipv4/ip_forward").write_text("0\n")
+    return root
+
+
+def test_who_listens_to_routers_goes_on_when_the_node_forwards(tmp_path: Path) -> None:
+    """The underlay in any case. A device that forwards already, or was told not to listen, stays deaf."""
+    proc = _proc(tmp_path / "proc", up0="1/1", up1="1/0", up2="1/1", up3="0/0", up4="2/0")
+    sysctls = Sysctls(proc, tmp_path)
+    sysctls.enable_forwarding(["up0"], ["up1", "up2", "up3", "up4", "gone"])
+    heard = {path.parent.name: path.read_text().strip() for path in proc.glob("net/ipv6/conf/*/accept_ra")}
+    assert heard == {"all": "1", "up0": "2", "up1": "2", "up2": "1", "up3": "0", "up4": "2"}
+    assert (proc / "net/ipv6/conf/all/forwarding").read_text() == "1"
+    put_back = dict(sysctls.restore())
+    assert put_back == {
+        "net/ipv4/ip_forward": "0",
+        "net/ipv6/conf/up0/accept_ra": "1",
+        "net/ipv6/conf/up1/accept_ra": "1",
+        "net/ipv6/conf/all/forwarding": "0",
+    }
+
+
 def test_loosen_is_greater_than_strict(tmp_path: Path) -> None:
     """The kernel takes the greater of the device's value and that of all: 2 is loose whatever the other is."""
     path = tmp_path / "net/ipv4/conf/calico-vxlan/rp_filter"
