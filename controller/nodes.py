@@ -102,7 +102,7 @@ class Handover(NamedTuple):
 
 
 class Hop(NamedTuple):
-    """A route of the main table: gateway 16 bytes, or b"" where the destination is on-link."""
+    """A route of the main table: gateway 16 bytes, of either family, or b"" where the destination is on-link."""
 
     prefix: bytes
     length: int
@@ -365,7 +365,8 @@ def device_entries(
     masquerade: str,
     flags: DeviceFlag = NO_FLAGS,
 ) -> dict[bytes, bytes]:
-    """Entries of the devices map: this node's address on each device, its InternalIP before others.
+    """Entries of the devices map: this node's address on each device, its InternalIP before others, and where it has
+    none there.
 
     Args:
         links: ifindex -> MTU in bytes, and MAC, of each device.
@@ -375,7 +376,7 @@ def device_entries(
     """
     entries = {}
     for ifindex, (mtu, mac) in links.items():
-        v4, v6 = (address_on(ifindex, family, addresses, own) for family in (4, 6))
+        v4, v6 = (_spoken_under(ifindex, family, addresses, own) for family in (4, 6))
         found = flags
         if masquerade != "off" and v4 != NOBODY:
             found |= DeviceFlag.MASQUERADE_V4
@@ -392,8 +393,7 @@ def link_entry(ifindex: int, mtu: int, own: NodeFacts | None) -> dict[bytes, byt
         ifindex: the overlay's, or POD_LINKS.
         mtu: in bytes.
     """
-    known = own.addresses if own else ()
-    v4, v6 = (next((one for one in known if is_v4(one) == (family == 4)), NOBODY) for family in (4, 6))
+    v4, v6 = (_internal(family, own) for family in (4, 6))
     return {DeviceKey(ifindex).pack(): Device(v4, v6, mtu, NO_FLAGS, bytes(6)).pack()}
 
 
@@ -406,6 +406,17 @@ def address_on(ifindex: int, family: int, addresses: Mapping[bytes, int], own: N
     ]
     internal = [address for address in (own.addresses if own else ()) if address in there]
     return next(iter([*internal, *there]), NOBODY)
+
+
+def _spoken_under(ifindex: int, family: int, addresses: Mapping[bytes, int], own: NodeFacts | None) -> bytes:
+    """Links between routers may have no addresses of their own: those of the node are at lo then."""
+    found = address_on(ifindex, family, addresses, own)
+    return found if found != NOBODY else _internal(family, own)
+
+
+def _internal(family: int, own: NodeFacts | None) -> bytes:
+    """This node's first InternalIP of a family; NOBODY where it has none."""
+    return next((one for one in (own.addresses if own else ()) if is_v4(one) == (family == 4)), NOBODY)
 
 
 def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes], handover: str) -> dict[bytes, bytes]:

@@ -250,7 +250,7 @@ def _hops(message: Any) -> Iterator[Hop]:
     metric = message.get_attr("RTA_PRIORITY") or 0
     nexthops = message.get_attr("RTA_MULTIPATH") or [message]
     for nexthop in nexthops:
-        gateway = nexthop.get_attr("RTA_GATEWAY")
+        gateway = nexthop.get_attr("RTA_GATEWAY") or (nexthop.get_attr("RTA_VIA") or {}).get("addr")
         ifindex = nexthop.get_attr("RTA_OIF") if nexthop is message else nexthop["oif"]
         if ifindex:
             yield Hop(prefix, message["dst_len"], ifindex, packed(gateway) if gateway else b"", metric)
@@ -261,7 +261,10 @@ def _route_arguments(route: Route) -> dict[str, Any]:
     if ip_network(route.cidr).num_addresses == 1:
         arguments["priority"] = POD_METRIC
     if route.gateway:
-        arguments |= {"gateway": text(route.gateway), "flags": _RTNH_F_ONLINK}
+        address, family = text(route.gateway), AF_INET if is_v4(route.gateway) else AF_INET6
+        another = family != arguments["family"]
+        arguments |= {"via": {"family": family, "addr": address}} if another else {"gateway": address}
+        arguments["flags"] = _RTNH_F_ONLINK
     elif arguments["family"] == AF_INET:
         arguments["scope"] = _SCOPE_LINK
     if route.source:

@@ -497,7 +497,7 @@ def test_device_besides_is_told_apart_and_its_addresses_are_this_nodes(rig: Rig)
     (link,) = json.loads("".join(rig.ip("-j link show up1")))
     entry = Device.unpack(rig.entries()["devices"][DeviceKey(link["ifindex"]).pack()])
     mac = bytes.fromhex(link["address"].replace(":", ""))
-    assert entry == Device(packed("198.51.100.1"), bytes(16), 1300, DeviceFlag.OTHER, mac)
+    assert entry == Device(packed("198.51.100.1"), packed("2001:db8::1"), 1300, DeviceFlag.OTHER, mac)
     flags = NodeEntry.unpack(rig.entries()["nodes"][packed("198.51.100.1")]).flags
     assert flags == NodeFlag.OWN | NodeFlag.NO_NODE_PORTS
     assert json.loads((rig.settings.run_dir / "node.json").read_bytes())["mtu"] == 1330
@@ -513,8 +513,8 @@ def test_device_without_link_layer_has_programs_of_its_own(rig: Rig, route: tupl
     assert rig.hooks() == {"up0": NETDEV, "tun0": LAYER_3}
     ifindex = json.loads("".join(rig.ip("-j link show tun0")))[0]["ifindex"]
     entry = Device.unpack(rig.entries()["devices"][DeviceKey(ifindex).pack()])
-    flags = DeviceFlag.MASQUERADE_V4 if route else DeviceFlag.OTHER
-    assert entry == Device(packed("10.8.0.1"), bytes(16), 1300, flags, bytes(6))
+    flags = DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6 if route else DeviceFlag.OTHER
+    assert entry == Device(packed("10.8.0.1"), packed("2001:db8::1"), 1300, flags, bytes(6))
     told = json.loads((rig.settings.run_dir / "node.json").read_bytes())
     assert told["mtu"] == (1230 if route else 1330), "pods' packets fit where they may leave"
 
@@ -529,7 +529,7 @@ def test_default_route_that_moves_takes_the_underlay_along(rig: Rig) -> None:
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV, "up1": NETDEV}
     flags = {Device.unpack(value).flags for value in rig.entries()["devices"].values()} - {0}
-    assert flags == {DeviceFlag.MASQUERADE_V4, DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6}
+    assert flags == {DeviceFlag.MASQUERADE_V4 | DeviceFlag.MASQUERADE_V6}
     rig.ip("route replace default via 192.0.2.254 dev up0")
     rig.sync()
     assert rig.hooks() == {"up0": NETDEV, "up1": OTHER}

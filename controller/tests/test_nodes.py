@@ -91,6 +91,21 @@ def test_way_to_a_node_and_its_pods(encapsulation: str, address: str, host: str,
     assert text(route.source) == "192.0.2.1"
 
 
+@pytest.mark.parametrize(("encapsulation", "pods"), [("auto", "overlay 192.0.2.2"), ("never", "plain fe80::7")])
+def test_ipv4_behind_a_next_hop_of_ipv6_is_of_another_subnet(encapsulation: str, pods: str) -> None:
+    """As on links without IPv4 addresses: the node is behind that router, and pods' routes lead to it, too."""
+    found = ways(
+        _facts(["192.0.2.2"], ["10.244.1.0/24"]),
+        OWN,
+        Network((_hop("0.0.0.0/0", "fe80::7"),), OVERLAY),
+        Steering(encapsulation),
+    )
+    node_way = "plain fe80::7" if encapsulation == "never" else "overlay 192.0.2.2"
+    assert _shown(found) == {"192.0.2.2/32": node_way, "10.244.1.0/24": pods}
+    assert found.on_link == {}
+    assert [text(route.gateway) for route in found.routes if route.gateway] == ["fe80::7"] * (encapsulation == "never")
+
+
 def test_both_families_each_have_their_way() -> None:
     """By the node's address of that family."""
     found = ways(
@@ -361,8 +376,8 @@ def test_without_its_node_this_one_keeps_its_node_ports() -> None:
     ],
 )
 def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, flags: DeviceFlag) -> None:
-    """Another device, on which the node has no InternalIP, takes the first that is there. What is no MAC of 6 bytes
-    (InfiniBand's) is none."""
+    """Another device, on which the node has no InternalIP, takes the first that is there; without any, the node speaks
+    under its InternalIP there, too. What is no MAC of 6 bytes (InfiniBand's) is none."""
     addresses = {
         packed(one): ifindex
         for one, ifindex in (
@@ -377,15 +392,33 @@ def test_underlay_address_is_the_internal_one_of_each_family(masquerade: str, fl
     entries = {DeviceKey.unpack(key).ifindex: Device.unpack(value) for key, value in found.items()}
     assert entries == {
         ETH: Device(packed("192.0.2.1"), packed("2001:db8::1"), 1500, flags, MAC),
-        5: Device(packed("203.0.113.7"), bytes(16), 9000, flags & DeviceFlag.MASQUERADE_V4, bytes(6)),
+        5: Device(packed("203.0.113.7"), packed("2001:db8::1"), 9000, flags, bytes(6)),
     }
+
+
+@pytest.mark.parametrize(
+    ("own", "v4", "v6"),
+    [
+        (OWN, "192.0.2.1", "2001:db8::1"),
+        (OWN._replace(addresses=OWN.addresses[1:]), "", "2001:db8::1"),
+        (None, "", ""),
+    ],
+    ids=["both", "one family", "its Node is not known"],
+)
+def test_uplink_without_an_address_masquerades_under_the_nodes_own(own: NodeFacts | None, v4: str, v6: str) -> None:
+    """Of either family, as where addresses are at lo and routers are known by link-local ones."""
+    addresses = {packed("192.0.2.1"): 1, packed("2001:db8::1"): 1, packed("fe80::1"): ETH}
+    (value,) = device_entries({ETH: (1500, MAC)}, addresses, own, "all").values()
+    flags = (DeviceFlag.MASQUERADE_V4 if v4 else 0) | (DeviceFlag.MASQUERADE_V6 if v6 else 0)
+    spoken = (packed(one) if one else bytes(16) for one in (v4, v6))
+    assert Device.unpack(value) == Device(*spoken, 1500, flags, MAC)
 
 
 def test_device_beside_the_underlay_is_marked() -> None:
     """The programs are told so."""
     addresses = {packed("203.0.113.7"): 5}
     (value,) = device_entries({5: (9000, MAC)}, addresses, OWN, "off", DeviceFlag.OTHER).values()
-    assert Device.unpack(value) == Device(packed("203.0.113.7"), bytes(16), 9000, DeviceFlag.OTHER, MAC)
+    assert Device.unpack(value) == Device(packed("203.0.113.7"), packed("2001:db8::1"), 9000, DeviceFlag.OTHER, MAC)
 
 
 def test_node_speaks_under_its_internal_addresses_on_links_without_any() -> None:

@@ -12,11 +12,11 @@ from pyroute2.netlink.exceptions import NetlinkError
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from bpf import attach
-from bpf.address import packed
+from bpf.address import is_v4, packed, text
 from bpf.pins import Pins
 from controller import routes
 from controller.errors import NetworkError
-from controller.nodes import Network
+from controller.nodes import Network, Route
 from controller.routes import Netlink
 from controller.tests.space import Space
 
@@ -83,6 +83,27 @@ def test_overlay_that_is_gone_is_removed_without_error(space: Routed) -> None:
     space.run(lambda: space.netlink.remove_overlay(77))
     with pytest.raises(NetworkError, match="making calico-vxlan"):
         space.run(lambda: space.netlink.create_overlay(4789, 1))
+
+
+def test_ipv4_route_by_way_of_ipv6_has_a_gateway(space: Routed) -> None:
+    """One hop or several; and so have ours, as they were written."""
+    for command in (
+        "link add up0 type veth peer name far0",
+        "link set up0 up",
+        "link set far0 up",
+        "route add 192.0.2.0/24 via inet6 fe80::1 dev up0",
+        "route add 198.51.100.0/24 nexthop via inet6 fe80::2 dev up0 nexthop via inet6 fe80::300 dev up0",
+    ):
+        space.ip(command)
+    found = space.run(space.netlink.snapshot)
+    gateways = {(text(hop.prefix), text(hop.gateway)) for hop in found.hops if is_v4(hop.prefix)}
+    assert gateways == {("192.0.2.0", "fe80::1"), ("198.51.100.0", "fe80::2"), ("198.51.100.0", "fe80::300")}
+    (ifindex,) = {hop.ifindex for hop in found.hops if is_v4(hop.prefix)}
+    route = Route("10.244.1.0/24", ifindex, packed("fe80::1"), b"")
+    space.run(lambda: space.netlink.set_route(route))
+    assert space.run(space.netlink.snapshot).routes == {"10.244.1.0/24": route}
+    space.run(lambda: space.netlink.remove_route(route))
+    assert space.run(space.netlink.snapshot).routes == {}
 
 
 @pytest.mark.parametrize(
