@@ -38,6 +38,7 @@ class Device(NamedTuple):
         kind: of a virtual one, as `ip -details link` names it.
         master: ifindex of the bond or bridge that it is a part of; 0: it is its own.
         lower: ifindex of the device that a VLAN's stands on; 0: it is no VLAN's, or that one is in another namespace.
+        plain: it bears the overlay device's name, but is a tunnel to far ends of its own.
     """
 
     ifindex: int
@@ -50,6 +51,7 @@ class Device(NamedTuple):
     kind: str = ""
     master: int = 0
     lower: int = 0
+    plain: bool = False
 
     @property
     def layer_3(self) -> bool:

@@ -26,7 +26,7 @@ from controller.masqagent import RangesFile
 from controller.model import Node
 from controller.nodes import Network, NodeFacts, Route, Ways
 from controller.peers import State, Target, Watch
-from controller.routes import OVERLAY_ADDRESS, Netlink, Snapshot
+from controller.routes import OVERLAY_ADDRESS, OVERLAY_MAC, Netlink, Snapshot
 from controller.source import Problem
 from controller.sysctl import Sysctls, parse_ports
 
@@ -333,10 +333,10 @@ class NodeNetwork:
 
     def _replace_overlay(self, found: Device | None, mtu: int) -> bool:
         """Makes the overlay device where a node needs it, removes it where none does, and does both where its port is
-        another; returns whether it did."""
+        another, or it is not ours; returns whether it did."""
         ways = self._ways.values()
         port = self._settings.overlay_port if any(one.overlay for one in ways) else 0
-        if port == (found.overlay_port if found else 0):
+        if port == (found.overlay_port if found and not found.plain else 0):
             return False
         if not port and not all(one.handovers for one in ways):
             return False  # a node that no route leads to may come back, and its flows in the tunnel with it
@@ -351,6 +351,8 @@ class NodeNetwork:
     def _keep_overlay(self, device: Device, mtu: int, addresses: Mapping[bytes, int]) -> None:
         # An outside client's packet for the host's own process comes out of the tunnel, its source is routed elsewhere.
         self._done(self._sysctls.loosen, nodes.OVERLAY_NAME)
+        if device.mac.hex(":") != OVERLAY_MAC:
+            self._done(self._netlink.set_overlay_mac, device.ifindex)
         if addresses.get(packed(OVERLAY_ADDRESS)) != device.ifindex:
             self._done(self._netlink.set_overlay_address, device.ifindex)
         if not device.up:

@@ -169,6 +169,10 @@ class Netlink:
         with _named(f"bringing {OVERLAY_NAME} up"):
             self._netlink.link("set", index=ifindex, state="up", arp=False)
 
+    def set_overlay_mac(self, ifindex: int) -> None:
+        with _named(f"giving {OVERLAY_NAME} its MAC"):
+            self._netlink.link("set", index=ifindex, address=OVERLAY_MAC)
+
     def set_overlay_address(self, ifindex: int) -> None:
         with _named(f"giving {OVERLAY_NAME} an address"), _ignored(errno.EEXIST):
             self._netlink.addr("add", index=ifindex, address=OVERLAY_ADDRESS, prefixlen=32, scope=_SCOPE_LINK)
@@ -222,7 +226,8 @@ class Netlink:
 def _device(link: Any) -> Device:
     mac = bytes.fromhex((link.get_attr("IFLA_ADDRESS") or "").replace(":", ""))
     name, up = link.get_attr("IFLA_IFNAME"), bool(link["flags"] & 1)
-    port = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_DATA", "IFLA_VXLAN_PORT") if name == OVERLAY_NAME else None
+    tunnel = "IFLA_LINKINFO", "IFLA_INFO_DATA"
+    port = link.get_nested(*tunnel, "IFLA_VXLAN_PORT") if name == OVERLAY_NAME else None
     kind, master = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND"), link.get_attr("IFLA_MASTER")
     here = kind == VLAN and link.get_attr("IFLA_LINK_NETNSID") is None
     return Device(
@@ -236,6 +241,7 @@ def _device(link: Any) -> Device:
         kind or "",
         master or 0,
         link.get_attr("IFLA_LINK") if here else 0,
+        bool(port) and not link.get_nested(*tunnel, "IFLA_VXLAN_COLLECT_METADATA"),
     )
 
 

@@ -1084,6 +1084,29 @@ def test_overlay_of_another_port_is_made_anew(rig: Rig) -> None:
     assert "mtu 1330" in "\n".join(rig.ip("link show calico-vxlan up"))
 
 
+def test_overlay_whose_mac_was_changed_gets_it_back(rig: Rig) -> None:
+    """By a daemon that gives devices MACs of its own: all nodes send to the one that all have."""
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    before, routes = _overlay(rig), rig.routes()
+    rig.ip("link set calico-vxlan address 02:00:00:00:00:99")
+    rig.sync()
+    assert "02:ce:00:00:00:01" in "".join(rig.ip("link show calico-vxlan up"))
+    assert (_overlay(rig), rig.routes()) == (before, routes)
+
+
+def test_plain_tunnel_by_the_overlays_name_is_replaced(rig: Rig) -> None:
+    """It would send everything to one far end; under its index, as one of another port."""
+    rig.ip("link add calico-vxlan type vxlan id 206 dstport 4789")
+    rig.ip("link set calico-vxlan up")
+    before = _overlay(rig)
+    rig.nodes(OWN, FAR)
+    rig.sync()
+    assert _overlay(rig) == before
+    assert "external" in "".join(rig.ip("-d link show calico-vxlan up"))
+    assert rig.hooks() == {"up0": NETDEV, "calico-vxlan": OVERLAY}
+
+
 def test_device_of_somebody_else_by_the_overlays_name_is_left_alone(rig: Rig) -> None:
     """It is named, and what needs no overlay is done; what would go through it is not led elsewhere."""
     rig.ip("link add calico-vxlan type bridge")
