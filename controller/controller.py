@@ -212,8 +212,8 @@ class Controller:
                 self._handle_event(event)
             self._report_due = self._report_due or 0.0
 
-    def _look_at_network(self) -> None:
-        self._network.forget()
+    def _look_at_network(self, everything: bool = False) -> None:
+        self._network.forget(everything)
         self._network_dirty = True
 
     def _handle_event(self, event: Event) -> None:
@@ -357,7 +357,7 @@ class Controller:
 
     def _begin_audit(self, now: float) -> None:
         self._audit_due = now + self._settings.audit_interval_s
-        self._look_at_network()
+        self._look_at_network(everything=True)
         self._dataplane.record()
         threading.Thread(target=self._audit, name="audit", daemon=True).start()
 

@@ -79,6 +79,7 @@ class NodeNetwork:
         self._refused: set[Route] = set()
         self._told: dict[str, bytes] = {}
         self._without_xdp: list[Problem] = []
+        self._xdp_refusals: dict[tuple[Device, int, int], Problem] = {}
         self.entries: dict[str, dict[bytes, bytes]] | None = None
         self.problems: list[Problem] = []
         self.failed = False
@@ -124,9 +125,15 @@ class NodeNetwork:
         self._services = found if all_known else before | found
         return self._services != before
 
-    def forget(self) -> None:
-        """Has the next sync look at devices, routes and programs again, not only at what it did itself."""
+    def forget(self, everything: bool = False) -> None:
+        """Has the next sync look at devices, routes and programs again, not only at what it did itself.
+
+        Args:
+            everything: also at what drivers have refused before.
+        """
         self._snapshot = None
+        if everything:
+            self._xdp_refusals.clear()
 
     def sync(self, listed: bool) -> bool:
         """Brings the network in order.
@@ -377,7 +384,8 @@ class NodeNetwork:
 
     def _attach_xdp(self, underlay: set[int], snapshot: Snapshot, known: bool) -> None:
         """Until it is `known` which devices are wanted, what stands there stays, with the program of today. A driver
-        that takes none is no failure to be tried again at once: TC does the same."""
+        that takes none is no failure, and is asked again when its device has changed, or all is looked at: TC does the
+        same."""
         found = bpftool.xdp_programs()
         ours = {item["ifindex"]: item["id"] for item in found if item["name"] == attach.XDP_PROGRAM}
         there = self._pins.program(attach.XDP_PROGRAM).exists()
@@ -388,16 +396,22 @@ class NodeNetwork:
         for ifindex in sorted(ours.keys() - wanted):
             if self._done(self._netlink.detach_xdp, ifindex, ours[ifindex]):
                 log.info("xdp-detached", ifindex=ifindex)
-        for ifindex in sorted(wanted):
-            name, held = snapshot.devices[ifindex].name, ours.get(ifindex, 0)
-            if held == _program_id(self._pins, attach.XDP_PROGRAM):
-                continue
+        current = _program_id(self._pins, attach.XDP_PROGRAM) if wanted else 0
+        asked = {
+            (snapshot.devices[ifindex], held, current)
+            for ifindex in wanted
+            if (held := ours.get(ifindex, 0)) != current
+        }
+        self._xdp_refusals = {one: problem for one, problem in self._xdp_refusals.items() if one in asked}
+        for one in sorted(asked - self._xdp_refusals.keys()):
+            device, held, _ = one
             try:
-                self._netlink.attach_xdp(ifindex, self._pins, held)
+                self._netlink.attach_xdp(device.ifindex, self._pins, held)
             except NetworkError as error:
-                self._without_xdp.append(Problem(f"device {name}", str(error)))
+                self._xdp_refusals[one] = Problem(f"device {device.name}", str(error))
             else:
-                log.info("xdp-attached", device=name)
+                log.info("xdp-attached", device=device.name)
+        self._without_xdp += self._xdp_refusals.values()
 
     def _xdp_devices(self, underlay: set[int], snapshot: Snapshot, there: bool) -> set[int]:
         """Those of the underlay that are to have XDP; why others do not is noted.

@@ -51,6 +51,7 @@ class FakeNetwork:
         self.eligible = True
         self.nodes: dict[str, Node | None] = {}
         self.syncs: list[bool] = []
+        self.forgotten: list[bool] = []
         self.ranges: tuple[list[str], bool] | None = None
 
     def set_node(self, name: str, found: Node | None) -> bool:
@@ -68,7 +69,8 @@ class FakeNetwork:
     def node_count(self) -> int:
         return len(self.nodes)
 
-    def forget(self) -> None: ...
+    def forget(self, everything: bool = False) -> None:
+        self.forgotten.append(everything)
 
     def sync(self, listed: bool) -> bool:
         self.syncs.append(listed)
@@ -323,6 +325,15 @@ def test_drift_found_by_the_audit_is_repaired_and_counted(rig: Rig) -> None:
     rig.controller.step()
     assert rig.served() == {"198.51.100.1:80/6": ["203.0.113.1:8080"]}
     assert rig.metrics.drift._value.get() == 2
+
+
+def test_audit_looks_at_the_network_and_at_what_it_has_refused(rig: Rig) -> None:
+    """The latter not with each word from the kernel."""
+    rig.tell(*LISTED)
+    rig.controller.handle(Signal.NETWORK)
+    assert rig.network.forgotten == [False]
+    rig.wait(300)
+    assert rig.network.forgotten == [False, True]
 
 
 def test_full_map_is_named_and_served_when_there_is_room(tmp_path: Path) -> None:

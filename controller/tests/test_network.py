@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pyroute2.netlink.exceptions import NetlinkError
 
 from bpf import attach, bpftool, node, syscall
 from bpf.abi import Device, DeviceFlag, DeviceKey, NodeFlag, Peer, PeerKey, Remote, RemoteFlag, RemoteKey
@@ -701,6 +702,32 @@ def test_device_that_takes_no_xdp_is_told_of_and_works_without(rig: Rig, spoil: 
     assert rig.network.problems == []
     assert _xdp(rig) == before
     other.unlink()
+
+
+def test_driver_that_has_refused_xdp_is_not_asked_at_every_turn(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may set its queues up anew each time: the next audit does, or an MTU that has changed."""
+    asked: list[int] = []
+
+    def refuse(_: object, ifindex: int, *__: object) -> None:
+        asked.append(ifindex)
+        raise NetlinkError(errno.EINVAL, "refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(attach, "attach_xdp", refuse)
+        _again(rig, xdp="on")
+        for before, times in (("", 1), ("link set up0 mtu 1300", 2), ("", 2)):
+            if before:
+                rig.ip(before)
+            rig.sync()
+            assert [problem.subject for problem in rig.network.problems] == ["device up0"]
+            assert len(asked) == times
+        rig.network.forget(everything=True)
+        rig.sync()
+        assert len(asked) == 3
+    rig.ip("link set up0 mtu 1400")
+    rig.sync()
+    assert rig.network.problems == []
+    assert "up0" in _xdp(rig)
 
 
 @pytest.mark.parametrize("another", [False, True], ids=["none there", "another's there"])
