@@ -90,7 +90,7 @@ def _set_xdp(netlink: Any, ifindex: int, program_fd: int, flags: int, replaced_f
 
 
 def attach_cgroup(pins: Pins, cgroup: Path) -> None:
-    """Attaches every cgroup program at `cgroup`, or replaces it there."""
+    """Attaches every cgroup program at `cgroup`, or replaces it there; what was attached to another cgroup moves."""
     pins.links.mkdir(exist_ok=True)
     directory = os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -125,10 +125,23 @@ def detach_cgroup(pins: Pins) -> None:
 def _attach_link(pins: Pins, name: str, target_fd: int, attach_type: int) -> None:
     pin = pins.links / name
     with pins.opened_program(name) as program:
-        try:
-            link = syscall.obj_get(pin)
-            syscall.link_update(link, program)
-        except FileNotFoundError:
+        link = _link_to(pin, os.fstat(target_fd).st_ino)
+        if link is None:
             link = syscall.link_create(program, target_fd, attach_type)
+            pin.unlink(missing_ok=True)
             syscall.obj_pin(link, pin)
+        else:
+            syscall.link_update(link, program)
         os.close(link)
+
+
+def _link_to(pin: Path, cgroup: int) -> int | None:
+    """The descriptor of a pinned link; None where there is none, or it leads to another cgroup."""
+    try:
+        link = syscall.obj_get(pin)
+    except FileNotFoundError:
+        return None
+    if syscall.link_cgroup(link) == cgroup:
+        return link
+    os.close(link)
+    return None

@@ -181,6 +181,12 @@ def link_create(program_fd: int, target_fd: int, attach_type: int) -> int:
     return _bpf(_LINK_CREATE, struct.pack("=IIII", program_fd, target_fd, attach_type, 0), "attaching a program")
 
 
+def link_cgroup(link_fd: int) -> int:
+    """The id of the cgroup that a link is attached to, its directory's inode number; 0: that cgroup is gone (kernel
+    5.8)."""
+    return int(struct.unpack_from("=16xQ", _info(link_fd, 24))[0])
+
+
 def link_update(link_fd: int, program_fd: int) -> None:
     """Replaces a link's program with another, atomically."""
     _bpf(_LINK_UPDATE, struct.pack("=IIII", link_fd, program_fd, 0, 0), "replacing an attached program")

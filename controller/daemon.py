@@ -12,12 +12,24 @@ from pathlib import Path
 
 import structlog
 
-from bpf import attach, node
+from bpf import node
 from bpf.abi import PeerKey
-from bpf.errors import KernelError
 from bpf.pins import Pins
 from bpf.settings import Settings
-from controller import alone, denied, health, inotify, kubeproxy, masqagent, memory, monitor, sockets, sweep, web
+from controller import (
+    alone,
+    connecttime,
+    denied,
+    health,
+    inotify,
+    kubeproxy,
+    masqagent,
+    memory,
+    monitor,
+    sockets,
+    sweep,
+    web,
+)
 from controller.controller import Controller
 from controller.dataplane import Dataplane
 from controller.directory import DirectorySource
@@ -65,6 +77,7 @@ def run(settings: Settings) -> None:
     # The source reads while the programs are loaded.
     controller.start()
     _load(settings, pins)
+    controller.post([connecttime.attach(settings, pins)])
     _deny(settings, maps, controller)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
@@ -76,6 +89,9 @@ def run(settings: Settings) -> None:
     _sweep(settings, pins, metrics)
     sockets.start(pins, controller.backends_gone)
     threading.Thread(target=_guard, args=(held, settings), name="guard", daemon=True).start()
+    if settings.connect_time != "off" and settings.audit_interval_s:
+        keeping = (settings, pins, controller.post)
+        threading.Thread(target=connecttime.keep, args=keeping, name="connect-time", daemon=True).start()
     watching = (controller.post, settings.metrics_address)
     threading.Thread(target=kubeproxy.watch, args=watching, name="kube-proxy", daemon=True).start()
     controller.run()
@@ -107,14 +123,6 @@ def _guard(held: int, settings: Settings) -> None:
 def _load(settings: Settings, pins: Pins) -> None:
     loaded = node.load_datapath(settings)
     log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
-    if settings.connect_time == "off":
-        attach.detach_cgroup(pins)
-        return
-    try:
-        attach.attach_cgroup(pins, node.cgroup_root(settings))
-    except (KernelError, OSError) as error:
-        # Pods' traffic is translated at their links all the same; the node's own processes' packet by packet.
-        log.error("connect-time-not-attached", error=str(error), remedy="mount cgroup2, or set connect_time to off")
 
 
 def _deny(settings: Settings, maps: PinnedMaps, controller: Controller) -> None:

@@ -66,7 +66,7 @@ class Host:
 
     def __init__(self, pins: Pins, cgroup: Path, namespace: int) -> None:
         self.pins = pins
-        self._cgroup = cgroup
+        self.cgroup = cgroup
         self._namespace = namespace
 
     def run(self, work: Callable[[], Any], elsewhere: bool = False) -> Any:
@@ -74,7 +74,7 @@ class Host:
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            _in_child(work, writer, self._cgroup, None if elsewhere else self._namespace)
+            _in_child(work, writer, self.cgroup, None if elsewhere else self._namespace)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             data = pipe.read()
@@ -248,6 +248,36 @@ def _bind_udp(family: int) -> socket.socket:
     server.bind((BACKEND[family], 0))
     server.settimeout(5)
     return server
+
+
+def test_programs_move_to_another_cgroup_and_stay_at_the_same(host: Host) -> None:
+    """With a setting that is another now, or once somebody has removed the cgroup; there is one link all the while."""
+
+    def linked() -> set[tuple[int, int]]:
+        found = set()
+        for pin in host.pins.links.iterdir():
+            fd = syscall.obj_get(pin)
+            link_id, cgroup_id = struct.unpack_from("=4xI8xQ", syscall._info(fd, 24))
+            found.add((link_id, cgroup_id))
+            os.close(fd)
+        return found
+
+    def attached(group: Path) -> set[tuple[int, int]]:
+        attach.attach_cgroup(host.pins, group)
+        found = linked()
+        assert len(found) == len(attach.CGROUP_HOOKS)
+        assert {cgroup_id for _, cgroup_id in found} == {group.stat().st_ino}
+        return found
+
+    first = linked()
+    inner = host.cgroup / "inner"
+    inner.mkdir()
+    assert attached(host.cgroup) == first
+    moved = attached(inner)
+    assert not {link_id for link_id, _ in moved} & {link_id for link_id, _ in first}
+    assert attached(inner) == moved
+    inner.rmdir()
+    attached(host.cgroup)
 
 
 @BOTH

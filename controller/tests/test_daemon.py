@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from bpf import syscall
+from bpf import attach, syscall
 from bpf.pins import Pins
+from bpf.tests.test_cgroup import cgroup
 from controller.denied import FILE_NAME, in_force
 from controller.health import PROBES_ADDRESS
 from controller.maps import PinnedMaps
@@ -225,12 +226,19 @@ def test_deny_list_is_in_force_as_far_as_it_makes_sense(rig: Rig) -> None:
     assert rig.served() == WEB
 
 
-def test_without_cgroup2_pods_have_services_all_the_same(rig: Rig) -> None:
-    """That connect-time translation cannot be had is logged, and keeps nothing else from working."""
+def test_without_cgroup2_pods_have_services_until_it_is_mounted(rig: Rig, tmp_path: Path) -> None:
+    """That connect-time translation cannot be had is a problem, and keeps nothing else from working."""
+    late = tmp_path / "cgroup"
     rig.stop(signal.SIGTERM)
-    rig.start(CALICO_EBPF_CONNECT_TIME="host", CALICO_EBPF_CGROUP="/nonexistent")
+    rig.start(CALICO_EBPF_CONNECT_TIME="host", CALICO_EBPF_CGROUP=str(late), CALICO_EBPF_AUDIT_INTERVAL_S="1")
     assert rig.served() == WEB
-    assert "/nonexistent" in rig.logged("connect-time-not-attached")[0]["error"]
+    _eventually(lambda: any(str(late) in line and "mount cgroup2" in line for line in rig.report()["errors"]))
+    with cgroup() as group:
+        late.symlink_to(group)
+        _eventually(lambda: len(list(rig.pins.links.glob("*"))) == len(attach.CGROUP_HOOKS))
+        _eventually(lambda: not any("cgroup2" in line for line in rig.report()["errors"]))
+        rig.stop(signal.SIGTERM)
+        attach.detach_cgroup(rig.pins)
 
 
 def test_health_is_served_once_its_address_is_free(rig: Rig) -> None:
