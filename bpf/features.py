@@ -22,6 +22,8 @@ XDP = "xdp"
 HELPERS = {
     "sched_cls": (
         "bpf_csum_diff",
+        "bpf_csum_level",
+        "bpf_csum_update",
         "bpf_fib_lookup",
         "bpf_get_prandom_u32",
         "bpf_ktime_get_ns",
@@ -33,6 +35,7 @@ HELPERS = {
         "bpf_redirect_peer",
         "bpf_sk_lookup_udp",
         "bpf_sk_release",
+        "bpf_skb_adjust_room",
         "bpf_skb_change_head",
         "bpf_skb_change_tail",
         "bpf_skb_get_tunnel_key",

@@ -171,14 +171,47 @@ static __always_inline struct icmp_error error_v6(const struct packet *packet, i
 	return (struct icmp_error){.type = ICMPV6_UNREACHABLE, .code = ICMPV6_UNREACHABLE_PORT};
 }
 
+/*
+ * Whether a packet's checksum is still to be written (CHECKSUM_PARTIAL): by a device, or by the kernel before one that
+ * does not. So it is with what GRO has put together, and with what its sender has left so: a pod, the host, a virtual
+ * machine on the same hypervisor. No field says it, but what helpers of the other states have to say does.
+ */
+static __always_inline bool is_unfinished(struct __sk_buff *skb)
+{
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_INC);                /* what nobody has summed up counts as right now, */
+	return bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0 && /* nobody has found it right, */
+	       bpf_csum_update(skb, 0) < 0;                     /* and no device has summed it up */
+}
+
+/*
+ * Makes a packet `size` bytes long, of which all behind the Ethernet header are then to be written.
+ *
+ * What is unfinished would stay so: whoever finishes it sums up all behind the place where the old transport header
+ * began, and writes that into the middle of the reply. The kernel gives that up once the place has been cut off: behind
+ * the Ethernet header so many bytes go that it is before the packet. Kernels of before 2023 look for that before they
+ * cut, hence twice.
+ * Returns 0, or else not: it would not be as it was written.
+ */
+static __always_inline int resize(struct __sk_buff *skb, const struct packet *packet, __u32 size)
+{
+	const __s32 first = packet->l4_offset + sizeof(__u16), second = sizeof(__u16);
+
+	if (!is_unfinished(skb))
+		return bpf_skb_change_tail(skb, size, 0);
+	return bpf_skb_change_tail(skb, size + first + second, 0) ||
+	       bpf_skb_adjust_room(skb, -first, BPF_ADJ_ROOM_MAC, 0) ||
+	       bpf_skb_adjust_room(skb, -second, BPF_ADJ_ROOM_MAC, 0) || is_unfinished(skb);
+}
+
 /* The packet becomes its Ethernet header, reversed, and `size` bytes of `reply`, which has `max`. */
-static __always_inline int replace(struct __sk_buff *skb, const void *reply, __u64 size, __u64 max)
+static __always_inline int replace(struct __sk_buff *skb, const struct packet *packet, const void *reply, __u64 size,
+				   __u64 max)
 {
 	struct ethhdr ethernet;
 
 	if (bpf_skb_load_bytes(skb, 0, &ethernet, sizeof(ethernet)))
 		return -DROP_REWRITE_FAILED;
-	if (bpf_skb_change_tail(skb, ETH_HLEN + size, 0))
+	if (resize(skb, packet, ETH_HLEN + size))
 		return -DROP_REWRITE_FAILED;
 	/*
 	 * The verifier of 6.1 has forgotten by now what it knew of a size that was on the stack: "invalid zero-sized
@@ -200,7 +233,7 @@ static __noinline int refuse_tcp_v4(struct __sk_buff *skb, const struct packet *
 
 	fill_v4(&reply.ip, &back, IPPROTO_TCP, sizeof(reply));
 	fill_rst(skb, packet, &back, &reply.tcp);
-	return replace(skb, &reply, sizeof(reply), sizeof(reply));
+	return replace(skb, packet, &reply, sizeof(reply), sizeof(reply));
 }
 
 static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *packet)
@@ -210,7 +243,7 @@ static __noinline int refuse_tcp_v6(struct __sk_buff *skb, const struct packet *
 
 	fill_v6(&reply.ip, &back, IPPROTO_TCP, sizeof(reply.tcp));
 	fill_rst(skb, packet, &back, &reply.tcp);
-	return replace(skb, &reply, sizeof(reply), sizeof(reply));
+	return replace(skb, packet, &reply, sizeof(reply), sizeof(reply));
 }
 
 static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet *packet, int reason,
@@ -227,7 +260,7 @@ static __noinline int refuse_other_v4(struct __sk_buff *skb, const struct packet
 	if (bpf_skb_load_bytes(skb, ETH_HLEN, reply.quoted, quoted))
 		return -DROP_TRUNCATED;
 	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip), 0); /* zeros add nothing */
-	return replace(skb, &reply, length, sizeof(reply));
+	return replace(skb, packet, &reply, length, sizeof(reply));
 }
 
 static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet *packet, int reason,
@@ -245,7 +278,7 @@ static __noinline int refuse_other_v6(struct __sk_buff *skb, const struct packet
 		return -DROP_TRUNCATED;
 	reply.icmp.checksum = checksum(&reply.icmp, sizeof(reply) - sizeof(reply.ip),
 				       pseudo_sum(&back, length, IPPROTO_ICMPV6)); /* zeros add nothing */
-	return replace(skb, &reply, sizeof(reply.ip) + length, sizeof(reply));
+	return replace(skb, packet, &reply, sizeof(reply.ip) + length, sizeof(reply));
 }
 
 /* Whether there may be one who sends from an address: it is neither a group's, nor unspecified, nor a host's own. */

@@ -74,7 +74,7 @@ def _project(archive: Archive) -> None:
     for path in (*(TREE / "bpf").glob("*.py"), *(TREE / "build" / "bpf").glob("*.o")):
         archive.copy(path, f"/tree/{path.relative_to(TREE)}")
     packages = ("bpf/tests/__init__.py", "e2e/__init__.py", "e2e/kernels/__init__.py")
-    for name in (*packages, "bpf/tests/kernel.py", "e2e/lab/vpn.py"):
+    for name in (*packages, "bpf/tests/kernel.py", "e2e/lab/offloads.py", "e2e/lab/vpn.py"):
         archive.copy(TREE / name, f"/tree/{name}")
     for path in GUEST.glob("*.py"):
         archive.copy(path, f"/tree/{path.relative_to(TREE)}")

@@ -93,6 +93,11 @@ def join(device: str, namespace: str, other: str) -> None:
         raise RuntimeError(f"{device} and {other} of {namespace} are not joined")
 
 
+def switch_offload(device: str, word: str) -> None:
+    """Switches an offload of a device of the guest's own namespace: `tx=off`."""
+    run(sys.executable, "-S", "/tree/e2e/lab/offloads.py", device, word)
+
+
 def serve(namespace: str, protocol: str, address: str, port: int) -> int:
     """Starts a server that answers with its client's address and port; its process, once it listens."""
     server = subprocess.Popen(

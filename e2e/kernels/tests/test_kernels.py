@@ -179,6 +179,21 @@ def test_sctp_reaches_its_destination_and_a_service(stage: Scene, version: int) 
     assert stage.datapath.counter(Counter.FLOWS_CREATED) == 3
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_refusal_of_what_is_left_to_a_device_is_heard(guest: Guest, stage: Scene, protocol: str) -> None:
+    """Who asks has left its checksum unfinished, and the node's device has the kernel finish what still is."""
+    stage.datapath.service(NODE[6], 80, {"tcp": TCP, "udp": UDP}[protocol], [], flags=FrontendFlag(0))
+    guest.machine(tools.switch_offload, scene.UNDERLAY, "tx=off")
+    try:
+        with pytest.raises(machine.CallError, match="Connection refused"):
+            guest.machine(
+                tools.run, "ip", "netns", "exec", "far", tools.CLIENT, "ask", protocol, NODE[6], "80", "2"
+            )  # fmt: skip
+    finally:
+        guest.machine(tools.switch_offload, scene.UNDERLAY, "tx=on")
+    assert stage.datapath.counter(Counter.REFUSALS) == 1
+
+
 @FAMILIES
 def test_vlan_is_met_at_its_own_device(guest: Guest, stage: Scene, version: int) -> None:
     """With programs at that and at the device below, a request reaches the pod once, and its answer the client; what is
