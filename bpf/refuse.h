@@ -292,8 +292,8 @@ static __always_inline bool may_be_answered(const struct address *address)
 }
 
 /*
- * Routers limit what they say (RFC 1812, 4.3.2.8; RFC 4443, 2.4): anybody can have them speak to anybody. So often a
- * second on each CPU, and so many at once.
+ * Who sends ICMP errors limits them (RFC 1812, 4.3.2.8; RFC 4443, 2.4): anybody can have it speak to anybody. So often
+ * a second on each CPU, and so many at once. RSTs are not limited, as with Linux: a client waits for one.
  */
 #define ERROR_INTERVAL_NS (SECOND_NS / 1000)
 #define ERRORS_AT_ONCE    100
@@ -376,10 +376,12 @@ __noinline int refuse(struct __sk_buff *skb, int reason)
 		return reason;
 	if (reason == -DROP_TTL_EXPIRED)
 		from = own_address_there(skb, packet->is_v6);
-	if (!from || (said_on_the_way(reason) && !within_limit(work)))
+	if (!from)
 		return reason;
 	if (packet->tuple.protocol == IPPROTO_TCP && !said_on_the_way(reason))
 		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);
+	else if (!within_limit(work))
+		error = reason;
 	else
 		error = packet->is_v6 ? refuse_other_v6(skb, packet, reason, from)
 				      : refuse_other_v4(skb, packet, reason, from);
