@@ -150,10 +150,11 @@ static __always_inline int fits_on_its_way(struct __sk_buff *skb, struct packet 
 
 /*
  * Sends a packet that came in as packet->tuple on its way as `to`. What cannot go on is left as it came: its sender is
- * told about that. Returns a verdict, or a negated drop reason.
+ * told about that. `else_gone`: an address that is neither a pod's nor a node's is that of a pod that is gone, whatever
+ * the routes say. Returns a verdict, or a negated drop reason.
  */
 static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, const struct tuple *to,
-			      const struct way *way)
+			      const struct way *way, bool else_gone)
 {
 	const struct pod *pod = NULL;
 	const struct remote *remote = NULL;
@@ -165,7 +166,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, cons
 			remote = remote_at(&to->daddr);
 		if (remote && remote->flags & REMOTE_SERVICES)
 			return -DROP_NO_SERVICE;
-		if (!pod && !remote && pod_is_gone(skb, packet, to))
+		if (!pod && !remote && (else_gone ? !own_address(&to->daddr) : pod_is_gone(skb, packet, to)))
 			return -DROP_NO_POD;
 	}
 	if (way->kind == WAY_HOST || (way->kind == WAY_DESTINATION && !pod && !remote)) {

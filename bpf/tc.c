@@ -212,7 +212,7 @@ static __always_inline void follow(struct work *work, const struct flow *flow)
 /* Sends a packet on as it has been found out, by `follow` or a beginning. Returns a verdict or a drop reason. */
 static __always_inline int go_on(struct __sk_buff *skb, struct work *work)
 {
-	return deliver(skb, &work->packet, &work->opening.to, &work->opening.way);
+	return deliver(skb, &work->packet, &work->opening.to, &work->opening.way, false);
 }
 
 /* What has no flow goes as it is, by its destination. */
@@ -220,7 +220,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *packet)
 {
 	const struct way way = {};
 
-	return deliver(skb, packet, &packet->tuple, &way);
+	return deliver(skb, packet, &packet->tuple, &way, false);
 }
 
 /* What a pod sends that has no flow: to a cluster IP it is in vain, whatever it is. */
@@ -576,9 +576,7 @@ static __always_inline int follow_from_outside(struct __sk_buff *skb, struct wor
 		result = follow_sender(skb, work, flow, overlay);
 	work->opening.back = work->arrival.sender;
 	follow(work, flow);
-	if (!result)
-		result = go_on(skb, work);
-	return result == PASS && !own_address(&flow->twin.saddr) ? -DROP_NO_POD : result;
+	return result ? result : deliver(skb, &work->packet, &work->opening.to, &work->opening.way, true);
 }
 
 /* The verdict on what comes in; where it is refused, that goes by opening.back, or to the node whose pod has sent it.

@@ -19,9 +19,10 @@ from scapy.layers.sctp import (
 )
 from scapy.packet import Packet, Raw
 
-from bpf.abi import Counter, DropReason, FlowState, FrontendFlag
+from bpf.abi import Counter, DropReason, FlowState, FrontendFlag, PodKey
+from bpf.address import packed
 from bpf.tests import datapath as dp
-from bpf.tests.datapath import BOTH, REDIRECT, SHOT, V4, V6, Datapath, Family, expected, key, same, sctp
+from bpf.tests.datapath import BOTH, REDIRECT, SHOT, V4, V6, Datapath, Family, arriving, expected, key, same, sctp
 
 pytestmark = pytest.mark.root
 
@@ -132,6 +133,22 @@ def test_service_without_backend_is_refused_with_port_unreachable(datapath: Data
     assert result.packet[family.ip].src == family.service
     assert datapath.run("from_pod", forth(family, SCTPChunkAbort())).verdict == SHOT
     assert datapath.dropped(DropReason.NO_BACKEND) == 2
+
+
+@BOTH
+def test_association_with_a_pod_that_is_gone_is_refused(datapath: Datapath, family: Family) -> None:
+    """With the client's packet as it has sent it in the quote: of another its kernel would know nothing."""
+    datapath.service(family.any_node, 30080, dp.SCTP_PROTOCOL, [(family.server, SERVER)], flags=FrontendFlag(0))
+    ends = (family.outside, CLIENT), (family.node, 30080)
+    datapath.run("from_netdev", arriving(sctp(family, *ends)))
+    datapath.delete("pods", PodKey(packed(family.server)).pack())
+    packet = arriving(sctp(family, *ends, SCTPChunkData(data=b"data")))
+    result = datapath.run("from_netdev", packet, summed=False)
+    assert result.verdict == REDIRECT
+    error = ICMP if family is V4 else ICMPv6DestUnreach
+    assert bytes(result.packet[error])[8:] == bytes(packet[family.ip])[: len(family.ip()) + 8]
+    assert result.packet[family.ip].src == family.node
+    assert datapath.dropped(DropReason.NO_POD) == 1
 
 
 @BOTH
