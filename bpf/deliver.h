@@ -166,7 +166,7 @@ static __noinline int deliver(struct __sk_buff *skb, struct packet *packet, cons
 			remote = remote_at(&to->daddr);
 		if (remote && remote->flags & REMOTE_SERVICES)
 			return -DROP_NO_SERVICE;
-		if (!pod && !remote && (else_gone ? !own_address(&to->daddr) : pod_is_gone(skb, packet, to)))
+		if (!pod && !remote && !own_address(&to->daddr) && (else_gone || pod_is_gone(skb, packet, to)))
 			return -DROP_NO_POD;
 	}
 	if (way->kind == WAY_HOST || (way->kind == WAY_DESTINATION && !pod && !remote)) {

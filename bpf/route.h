@@ -22,19 +22,19 @@ static __always_inline int look_up_route(struct __sk_buff *skb, const struct add
 	return result;
 }
 
+/* Whether what the kernel's routes say is that a packet leaves by a device. */
+static __always_inline bool leads_out(int route)
+{
+	return route == BPF_FIB_LKUP_RET_SUCCESS || route == BPF_FIB_LKUP_RET_NO_NEIGH ||
+	       route == BPF_FIB_LKUP_RET_FRAG_NEEDED; /* this packet would be cut; it is asked for others */
+}
+
 /* The device by which the kernel routes what it forwards between two addresses; 0: it does not. */
 static __noinline __u32 route_out(struct __sk_buff *skb, const struct address *from, const struct address *to)
 {
 	__u32 ifindex;
 
-	switch (look_up_route(skb, from, to, &ifindex)) {
-	case BPF_FIB_LKUP_RET_SUCCESS:
-	case BPF_FIB_LKUP_RET_NO_NEIGH:
-	case BPF_FIB_LKUP_RET_FRAG_NEEDED: /* this packet would be; it is asked for others */
-		return ifindex;
-	default:
-		return 0;
-	}
+	return leads_out(look_up_route(skb, from, to, &ifindex)) ? ifindex : 0;
 }
 
 /* Whether there is a route, but one that says that nobody is there. */

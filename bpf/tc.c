@@ -825,15 +825,15 @@ static __noinline int send_from_host(struct __sk_buff *skb, struct packet *packe
 	const struct pod *pod = pod_at(&to->daddr);
 	const struct remote *remote = pod ? NULL : remote_at(&to->daddr);
 	struct way way = {.ifindex = POD_LINKS, .kind = WAY_ROUTE};
-	int error;
+	int error, route;
 
 	if (remote && remote->flags & REMOTE_SERVICES)
 		return -DROP_NO_SERVICE;
 	if (!pod && !remote) {
-		if (unreachable(skb, &to->saddr, &to->daddr))
+		route = look_up_route(skb, &to->saddr, &to->daddr, &way.ifindex);
+		if (route == BPF_FIB_LKUP_RET_UNREACHABLE)
 			return -DROP_NO_POD;
-		way.ifindex = route_out(skb, &to->saddr, &to->daddr);
-		if (!way.ifindex)
+		if (!leads_out(route))
 			way.ifindex = skb->ifindex;
 	}
 	error = fits_on_its_way(skb, packet, remote, &way);
