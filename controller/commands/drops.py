@@ -21,8 +21,8 @@ MEANINGS = {
     "packets.",
     abi.DropReason.BAD_HEADER: "A length, version, address, chain of headers or VLAN tag cannot be: look at the "
     "sender.",
-    abi.DropReason.SPOOFED: "Sent with another's source address: by the pod of this device, where it is one's; else from "
-    "outside, under an address of this node or of its pods.",
+    abi.DropReason.SPOOFED: "Sent with another's source address: by the pod of this device, where it is one's; else "
+    "from outside, under an address of this node or of its pods.",
     abi.DropReason.NO_BACKEND: "Refused, the Service has no usable endpoint: see `kubectl get endpointslices`, and why "
     "its pods are not ready.",
     abi.DropReason.NO_FLOW: "Refused, a connection's middle for a Service without its flow: it was idle for longer "

@@ -70,7 +70,7 @@ def test_range_that_makes_no_sense_is_named(found: ServiceRanges) -> None:
         ([], ["198.51.100.128/25"], [f"pods 198.51.100.128/25 in the range {V4}"]),
         ([], ["198.51.0.0/16"], [f"pods 198.51.0.0/16 in the range {V4}"]),
         ([], ["198.51.100.1/32", "198.51.100.2/32"], [f"pods 198.51.100.1/32 and 1 more in the range {V4}"]),
-        ([], ["0.0.0.0/0", "::/0"], [f"pods 0.0.0.0/0 in the range {V4}", f"pods ::/0 in the range {V6}"]),
+        ([], ["128.0.0.0/1", "::/1"], [f"pods 128.0.0.0/1 in the range {V4}", f"pods ::/1 in the range {V6}"]),
         (["nonsense"], ["nonsense"], []),
     ],
     ids=["apart", "address", "IPv6 address", "pods", "range within pods'", "several", "all", "nonsense"],

@@ -299,7 +299,7 @@ def test_claims_come_and_go_with_nodes() -> None:
 def test_range_of_ipv6_claims_no_address_of_ipv4() -> None:
     """The one that holds them all, as the maps have them; and one of nothing but these is none."""
     claims = Claims()
-    assert claims.note("n", decoded_node(node("n", [], ["::/0"])))
+    assert claims.note("n", decoded_node(node("n", [], ["::/1"])))
     assert [packed(one) in claims for one in ("2001:db8::1", "192.0.2.1")] == [True, False]
     assert claims.note("n", decoded_node(node("n", [], ["::ffff:192.0.2.0/120"])))
     assert packed("192.0.2.1") not in claims
