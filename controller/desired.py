@@ -64,7 +64,8 @@ class Touched(NamedTuple):
 
 
 class Desired:
-    """All pools. Where two claim one frontend, the one with the smaller key has it, whoever came first."""
+    """All pools. Of those that claim one frontend the one whose cluster IP it is has it, which the API server has given
+    to it alone; else the one with the smaller key. Whoever came first: all nodes are to agree."""
 
     def __init__(self) -> None:
         self.pools: dict[PoolKey, Pool] = {}
@@ -94,17 +95,17 @@ class Desired:
 
     def contested(self) -> dict[bytes, list[PoolKey]]:
         """Frontends that several pools claim, the owner first."""
-        return {frontend: sorted(keys) for frontend, keys in self._rivals.items()}
+        return {frontend: self._ordered(frontend, keys) for frontend, keys in self._rivals.items()}
 
     def _set(self, key: PoolKey, pool: Pool | None, touched: Touched) -> None:
         before = self.pools.pop(key, None)
         if pool:
             self.pools[key] = pool
         touched.pools.add(key)
-        old = {frontend for frontend, _ in before.frontends} if before else set()
-        new = {frontend for frontend, _ in pool.frontends} if pool else set()
-        touched.frontends.update(old - new)
-        for frontend in old ^ new:
+        old = dict(before.frontends) if before else {}
+        new = dict(pool.frontends) if pool else {}
+        touched.frontends.update(old.keys() - new.keys())
+        for frontend in {one for one, _ in old.items() ^ new.items()}:
             self._claim(frontend, key, frontend in new, touched)
 
     def _claim(self, frontend: bytes, key: PoolKey, claims: bool, touched: Touched) -> None:
@@ -114,8 +115,17 @@ class Desired:
         if not keys:
             self._owners.pop(frontend, None)
             return
-        winner = min(keys)
-        self._owners[frontend] = winner
+        winner = next(iter(keys))
         if len(keys) > 1:
             self._rivals[frontend] = keys
+            winner = self._ordered(frontend, keys)[0]
+        self._owners[frontend] = winner
         touched.pools.update(one for one in (owner, winner) if one in self.pools and owner != winner)
+
+    def _ordered(self, frontend: bytes, keys: Iterable[PoolKey]) -> list[PoolKey]:
+        """Those that claim it, the owner first."""
+
+        def rank(key: PoolKey) -> tuple[bool, PoolKey]:
+            return not dict(self.pools[key].frontends)[frontend] & FrontendFlag.CLUSTER_IP, key
+
+        return sorted(keys, key=rank)

@@ -445,6 +445,19 @@ def test_services_with_the_same_address_are_named(rig: Rig) -> None:
     ]
 
 
+@pytest.mark.parametrize("first", ["aaa", "web"])
+def test_cluster_ip_is_nobody_elses_external_ip(rig: Rig, first: str) -> None:
+    """Who may write Services cannot take another's traffic, whatever the names, and whoever comes first."""
+    theirs = changed(decoded_service(service("aaa", ["198.51.100.7"], externalIPs=["198.51.100.1"])))
+    rig.tell(*((theirs, WEB) if first == "aaa" else (WEB, theirs)), *LISTED)
+    rig.wait(2)
+    assert rig.report()["errors"] == [
+        "Service shop/aaa: 198.51.100.1 port 80/TCP: of Service shop/web as well, which is used"
+    ]
+    value = rig.maps.maps["frontends"][FrontendKey(packed("198.51.100.1"), 80, 6).pack()]
+    assert Frontend.unpack(value).flags & FrontendFlag.CLUSTER_IP
+
+
 def test_problems_are_reported_with_file_and_line_until_solved(rig: Rig) -> None:
     """As `calico-ebpf status` shows them."""
     rig.tell(Problems("a.yaml", (Problem("Service shop/a", "no kind", "a.yaml", 7),)), *LISTED)
