@@ -240,8 +240,9 @@ struct node {
 ABI_LAYOUT(node, 4);
 
 enum node_flag {
-	NODE_OWN = 1 << 0,
+	NODE_OWN = 1 << 0,           /* this node's, and on its devices */
 	NODE_NO_NODE_PORTS = 1 << 1, /* NodePorts are not met at this address; host ports are */
+	NODE_MAPPED = 1 << 2,        /* this node's, and on none of its devices: a router translates to and from it */
 };
 
 struct peer_key {

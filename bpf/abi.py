@@ -130,6 +130,7 @@ class NodeFlag(IntFlag):
 
     OWN = 1
     NO_NODE_PORTS = 2
+    MAPPED = 4
 
 
 class Probe(IntEnum):

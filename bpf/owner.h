@@ -40,6 +40,14 @@ static __always_inline bool own_address(const struct address *address)
 	return node && node->flags & NODE_OWN;
 }
 
+/* Whether an address leads to this node: its own, or one that a router maps to that. */
+static __always_inline bool leads_here(const struct address *address)
+{
+	const struct node *node = node_at(address);
+
+	return node && node->flags & (NODE_OWN | NODE_MAPPED);
+}
+
 /* Whether an address is one of our pods' or the node's own: nobody sends under it but this node. */
 static __always_inline bool is_here(const struct address *address)
 {

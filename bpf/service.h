@@ -62,7 +62,7 @@ static __always_inline const struct frontend *frontend_at(const struct tuple *tu
 		return NULL;
 	/* another node's host port of that number is another pod's, or nobody's */
 	if (frontend->flags & FRONTEND_HOST_PORT)
-		return node->flags & NODE_OWN ? frontend : NULL;
+		return node->flags & (NODE_OWN | NODE_MAPPED) ? frontend : NULL;
 	return node->flags & NODE_NO_NODE_PORTS ? NULL : frontend;
 }
 
@@ -75,7 +75,7 @@ static __always_inline const struct frontend *frontend_for_own(const struct tupl
 	const struct frontend *frontend = frontend_at(tuple, key);
 
 	if (frontend && frontend->flags & FRONTEND_LOCAL && !same_address(&key->address, &tuple->daddr) &&
-	    !own_address(&tuple->daddr))
+	    !leads_here(&tuple->daddr))
 		return NULL;
 	return frontend;
 }

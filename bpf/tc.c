@@ -366,7 +366,7 @@ static __noinline bool out_of_a_node(struct __sk_buff *skb)
 	if (tunnel_of(skb, &end, &vni))
 		return true; /* out of no tunnel at all: to_overlay's refusal, on its way into the host's stack */
 	node = bpf_map_lookup_elem(&nodes, &end);
-	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && node && !(node->flags & NODE_OWN);
+	return (vni == OVERLAY_VNI || vni == HANDOVER_VNI) && node && !(node->flags & (NODE_OWN | NODE_MAPPED));
 }
 
 /* The way back to who sent a packet, whoever that is; left zero where an answer is not to go that way. */

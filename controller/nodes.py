@@ -321,7 +321,8 @@ def node_entries(
     """The nodes map: where NodePorts are met, and what is a node's.
 
     Args:
-        device_addresses: this node's, on devices of the underlay and others by which clients come.
+        device_addresses: this node's, on devices of the underlay and others by which clients come. Of its ExternalIPs
+            those that are not among them are mapped: what bears one comes from outside.
         node_port_ranges: of the addresses at which NodePorts are met, all of a family that none is of; without any,
             or with PRIMARY, each Node's first of each family.
     """
@@ -336,8 +337,9 @@ def node_entries(
 
     others = {address: flags(address, one) for one in all_facts for address in one.addresses + one.outside}
     held = [address for address in device_addresses if not link_local(address)]
-    mine = [*LOOPBACK, *held, *(own.addresses + own.outside if own else ())]
-    found = others | {address: NodeFlag.OWN | flags(address, own) for address in mine}
+    mine = [*LOOPBACK, *held, *(own.addresses if own else ())]
+    found = others | {address: NodeFlag.MAPPED | flags(address, own) for address in (own.outside if own else ())}
+    found |= {address: NodeFlag.OWN | flags(address, own) for address in mine}
     return {NodeKey(address).pack(): NodeEntry(value).pack() for address, value in found.items()}
 
 

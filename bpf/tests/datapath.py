@@ -340,9 +340,10 @@ class Datapath:
             note = Fragment.unpack(value)
             self.write("fragments", key.pack(), note._replace(seen_ns=(note.seen_ns - age_ns) % 2**64).pack())
 
-    def node(self, address: str, own: bool, node_ports: bool = True) -> None:
-        """An address of a node, at which NodePorts are met or are not."""
+    def node(self, address: str, own: bool, node_ports: bool = True, mapped: bool = False) -> None:
+        """An address of a node, at which NodePorts are met or are not; `mapped`: a router's translation to this one."""
         flags = (NodeFlag.OWN if own else 0) | (0 if node_ports else NodeFlag.NO_NODE_PORTS)
+        flags |= NodeFlag.MAPPED if mapped else 0
         self.write("nodes", NodeKey(packed(address)).pack(), Node(flags).pack())
 
     def device(

@@ -597,6 +597,48 @@ class TestForgedSources:
         same(result.packet, expected(answer, hops=1, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
 
 
+class TestMappedAddress:
+    """An ExternalIP of this node that none of its devices has: a router translates to it, and what leaves."""
+
+    @pytest.fixture
+    def mapped(self, datapath: Datapath, family: Family) -> str:
+        address = "203.0.113.200" if family is V4 else "2001:db8:203::200"
+        datapath.node(address, own=False, node_ports=False, mapped=True)
+        return address
+
+    @BOTH
+    def test_what_comes_under_it_is_a_client_outside(self, datapath: Datapath, family: Family, mapped: str) -> None:
+        """This node's own connection to a load balancer beyond that router, which comes back here."""
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server)
+        packet = arriving(tcp(family, (mapped, 5000), (family.node, NODE_PORT)))
+        result = datapath.run("from_netdev", packet)
+        assert result.verdict == REDIRECT
+        wanted = expected(
+            packet, hops=1, dst=family.server, dport=8080, eth_src=dp.SERVER_HOST_MAC, eth_dst=dp.SERVER_MAC
+        )
+        same(result.packet, wanted)
+        answer = tcp(family, (family.server, 8080), (mapped, 5000), "SA")
+        left = datapath.run("from_pod", answer)
+        assert left.verdict == REDIRECT
+        same(left.packet, expected(answer, hops=1, src=family.node, sport=NODE_PORT))
+
+    @BOTH
+    def test_pod_reaches_it_like_any_place_outside(self, datapath: Datapath, family: Family, mapped: str) -> None:
+        """Under the node's address: no router translates a pod's."""
+        asked = tcp(family, (family.client, 5000), (mapped, 443))
+        assert datapath.run("from_pod", asked).packet[family.ip].src == family.node
+
+    @BOTH
+    @pytest.mark.parametrize("met", [False, True])
+    def test_its_node_ports_are_this_nodes(self, datapath: Datapath, family: Family, mapped: str, met: bool) -> None:
+        """Also under externalTrafficPolicy Local, where another node's would answer for themselves."""
+        datapath.node(mapped, own=False, mapped=True, node_ports=met)
+        node_port(datapath, family, dp.TCP_PROTOCOL, family.server, LOCAL, local=1)
+        asked = tcp(family, (family.client, 5000), (mapped, NODE_PORT))
+        reached = datapath.run("from_pod", asked).packet[family.ip].dst
+        assert reached == (family.server if met else mapped)
+
+
 class TestAnotherNodesNodePort:
     """Under externalTrafficPolicy Local pods and processes are clients from outside at every node but their own."""
 

@@ -326,15 +326,18 @@ def test_tunnel_that_is_needed_and_missing_is_not_led_into() -> None:
 
 
 def test_nodes_map_has_every_nodes_addresses_and_tells_our_own() -> None:
-    """InternalIPs and ExternalIPs, loopback, and what else this node has in the underlay, but for link-local ones."""
+    """InternalIPs and ExternalIPs, loopback, and what else this node has in the underlay, but for link-local ones. An
+    ExternalIP that none of its devices has is a router's translation to it."""
     other = NodeFacts("other", (packed("192.0.2.2"),), (), True, (packed("198.51.100.2"),))
-    mine = [packed(one) for one in ("192.0.2.1", "203.0.113.7", "fe80::1", "169.254.9.9")]
-    found = {text(key): Node.unpack(value).flags for key, value in node_entries([other], OWN, mine).items()}
+    own = OWN._replace(outside=(packed("203.0.113.8"), packed("203.0.113.9")))
+    mine = [packed(one) for one in ("192.0.2.1", "203.0.113.7", "203.0.113.8", "fe80::1", "169.254.9.9")]
+    found = {text(key): Node.unpack(value).flags for key, value in node_entries([other], own, mine).items()}
     assert found == {
         "192.0.2.2": 0,
         "198.51.100.2": NodeFlag.NO_NODE_PORTS,
         **dict.fromkeys(("127.0.0.1", "::1", "192.0.2.1", "2001:db8::1"), NodeFlag.OWN),
-        "203.0.113.7": NodeFlag.OWN | NodeFlag.NO_NODE_PORTS,
+        **dict.fromkeys(("203.0.113.7", "203.0.113.8"), NodeFlag.OWN | NodeFlag.NO_NODE_PORTS),
+        "203.0.113.9": NodeFlag.MAPPED | NodeFlag.NO_NODE_PORTS,
     }
 
 
