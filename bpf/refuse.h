@@ -293,20 +293,22 @@ static __always_inline bool may_be_answered(const struct address *address)
 
 /*
  * Who sends ICMP errors limits them (RFC 1812, 4.3.2.8; RFC 4443, 2.4): anybody can have it speak to anybody. So often
- * a second on each CPU, and so many at once. RSTs are not limited, as with Linux: a client waits for one.
+ * a second on each CPU, and so many at once: of what is said on the way, on which path MTU discovery hangs, and of
+ * refusals, each. RSTs are not limited, as with Linux: a client waits for one.
  */
 #define ERROR_INTERVAL_NS (SECOND_NS / 1000)
 #define ERRORS_AT_ONCE    100
 
-static __always_inline bool within_limit(struct work *work)
+static __always_inline bool within_limit(struct work *work, int reason)
 {
+	__u64 *next_ns = &work->next_error_ns[said_on_the_way(reason)];
 	__u64 now = flow_clock();
 
-	if (work->next_error_ns < now)
-		work->next_error_ns = now;
-	if (work->next_error_ns - now > ERRORS_AT_ONCE * ERROR_INTERVAL_NS)
+	if (*next_ns < now)
+		*next_ns = now;
+	if (*next_ns - now > ERRORS_AT_ONCE * ERROR_INTERVAL_NS)
 		return false;
-	work->next_error_ns += ERROR_INTERVAL_NS;
+	*next_ns += ERROR_INTERVAL_NS;
 	return true;
 }
 
@@ -380,7 +382,7 @@ __noinline int refuse(struct __sk_buff *skb, int reason)
 		return reason;
 	if (packet->tuple.protocol == IPPROTO_TCP && !said_on_the_way(reason))
 		error = packet->is_v6 ? refuse_tcp_v6(skb, packet) : refuse_tcp_v4(skb, packet);
-	else if (!within_limit(work))
+	else if (!within_limit(work, reason))
 		error = reason;
 	else
 		error = packet->is_v6 ? refuse_other_v6(skb, packet, reason, from)

@@ -36,7 +36,7 @@ struct work {
 	struct opening opening;
 	struct tuple twin; /* of a flow that begins: under which its answers are looked for, and the entry there */
 	struct flow entry;
-	__u64 next_error_ns; /* of this CPU, not of a packet: see within_limit() */
+	__u64 next_error_ns[2]; /* of this CPU, not of a packet: see within_limit() */
 };
 
 struct {

@@ -469,6 +469,16 @@ class TestLimit:
         assert datapath.dropped(reason) == self.MANY
 
     @BOTH
+    def test_refusals_leave_room_for_path_mtu_discovery(self, datapath: Datapath, family: Family) -> None:
+        """Who is refused often, whoever it is, makes nobody's large packets vanish unsaid."""
+        datapath.service(family.service, 53, dp.UDP_PROTOCOL, [])
+        self.send(datapath, udp(family, (family.client, 40000), (family.service, 53)))
+        refused = datapath.counter(Counter.REFUSALS)
+        packet = last_hop(udp(family, (family.client, 40000), (family.server, 8080)))
+        datapath.run("from_pod", packet, summed=False)
+        assert datapath.counter(Counter.REFUSALS) == refused + 1
+
+    @BOTH
     def test_resets_are_not(self, datapath: Datapath, family: Family) -> None:
         """As with Linux: each closes a connection that somebody waits for."""
         datapath.service(family.service, 80, dp.TCP_PROTOCOL, [])
