@@ -284,6 +284,8 @@ static __noinline int begin_to_pod(struct __sk_buff *skb, struct work *work)
 
 	__builtin_memset(&work->opening, 0, sizeof(work->opening));
 	work->opening.to = work->packet.tuple;
+	if (is_here(&work->packet.tuple.saddr)) /* else the stack has routed it here */
+		work->opening.flags = FLOW_FROM_HERE;
 	result = flow_create(skb, work);
 	return result ? result : rewrite(skb, &work->packet, &work->opening.to);
 }
@@ -472,7 +474,7 @@ static __always_inline int open_from_outside(struct __sk_buff *skb, struct work 
 			return leave_to_host(packet);
 		frontend = frontend_asked(packet, &key);
 	}
-	if ((pod || frontend) && is_here(&packet->tuple.saddr))
+	if ((pod || own || frontend) && is_here(&packet->tuple.saddr))
 		return -DROP_SPOOFED;
 	arrive(skb, work, overlay);
 	if (arrival->handed_over) {
@@ -687,9 +689,10 @@ static __always_inline int from_device(struct __sk_buff *skb, bool other)
 		return drop(skb, -DROP_DENIED);
 	if (result)
 		return unreadable(skb, &work->packet, result);
-	if ((to_tunnel(&work->packet.tuple) && own_address(&work->packet.tuple.daddr)) ||
-	    (other && pod_at(&work->packet.tuple.daddr)))
+	if (to_tunnel(&work->packet.tuple) && own_address(&work->packet.tuple.daddr))
 		return PASS;
+	if (other && pod_at(&work->packet.tuple.daddr))
+		return is_here(&work->packet.tuple.saddr) ? drop(skb, -DROP_SPOOFED) : PASS;
 	return verdict_for_outside(skb, work, from_outside(skb, work, false));
 }
 

@@ -558,6 +558,34 @@ class TestForgedSources:
 
     @BOTH
     @BUILD
+    def test_nothing_is_the_hosts_own_that_comes_from_outside(
+        self, datapath: Datapath, family: Family, build: object
+    ) -> None:
+        """Neither to a pod that the host has asked, nor to the host, which believes IPv6 from its own address."""
+        ours = (family.node, 50000)
+        datapath.run("to_pod", build(family, ours, (family.server, 8080)))
+        before = datapath.flow(key(ours, (family.server, 8080), protocol_of(build)))
+        assert before is not None
+        forged = [build(family, ours, (family.server, 8080)), build(family, (family.server, 8080), (family.node, 9))]
+        forged.append(build(family, ours, (family.node, 9)))
+        if build is tcp:
+            forged.append(tcp(family, ours, (family.server, 8080), "R"))
+        for count, packet in enumerate(forged, 1):
+            assert datapath.run("from_netdev", arriving(packet)).verdict == SHOT
+            assert datapath.dropped(DropReason.SPOOFED) == count
+        assert datapath.flow(key(ours, (family.server, 8080), protocol_of(build))) == before
+
+    @BOTH
+    def test_nor_beside_the_underlay(self, datapath: Datapath, family: Family) -> None:
+        """Where what is for a pod goes on by the host's stack, which routes it wherever its filters are loose."""
+        datapath.device(dp.LO, other=True)
+        for source in (family.client, family.node):
+            forged = udp(family, (source, 53), (family.server, 5000))
+            assert datapath.run("from_other", arriving(forged)).verdict == SHOT
+        assert datapath.dropped(DropReason.SPOOFED) == 2
+
+    @BOTH
+    @BUILD
     def test_answers_of_a_pod_come_from_it(self, datapath: Datapath, family: Family, build: object) -> None:
         """A resolver's to another pod, say; and no RST from outside ends what is between two pods of a node."""
         asker, server, protocol = (family.client, 5000), (family.server, 8080), protocol_of(build)
