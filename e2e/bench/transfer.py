@@ -67,12 +67,15 @@ class Kind(NamedTuple):
 
 
 WARM_UP = 1
+TO, FROM = "to the pod", "from the pod"
 GIBIBYTE, SEGMENT_BYTES = 1 << 30, 1300
 # 50 segments of 1,300 bytes, which fit into every tunnel, are what a buffer of UDP takes.
 BUFFERS = 4_000
-TCP = Kind({"to the pod": "up", "from the pod": "down"}, [str(GIBIBYTE)], rounds=7, bar=1 / 0.8)
+TCP = Kind({TO: "up", FROM: "down"}, [str(GIBIBYTE)], rounds=15, bar=1 / 0.8)
+# Who sends it does nothing with the bytes: what is left is the way, and who receives them.
+FILE = Kind({f"a file {TO}": "file-up", f"a file {FROM}": "file-down"}, [str(GIBIBYTE)], rounds=5, mtus=[1500, 9000])
 UDP = Kind(
-    {"UDP to the pod": "udp-up", "UDP from the pod": "udp-down"},
+    {f"UDP {TO}": "udp-up", f"UDP {FROM}": "udp-down"},
     [str(BUFFERS * 50 * SEGMENT_BYTES), str(SEGMENT_BYTES)],
     rounds=4,
     receives_max=BUFFERS,
@@ -106,7 +109,7 @@ def _set_up_and_play(outcome: Outcome, lab: BenchLab, mode: str, mtu: int) -> No
         for family in FAMILIES:
             entry, pod = _pick(near.address, family), _pick(server.address, family)
             with Ends(lab.client, entry, asker.space, pod) as ends:
-                for kind in (TCP, UDP):
+                for kind in (TCP, FILE, UDP):
                     if mtu in kind.mtus:
                         _measure(outcome, ends, kind, f"{mode}, {family}, MTU {mtu}")
 
@@ -172,7 +175,7 @@ def _start(where: Space, address: str, port: int) -> Tool:
     while True:
         client = Tool(where, "transfer", "client", address, str(port), cpu=core())
         try:
-            client.ask(TCP.words["to the pod"], "1")
+            client.ask(TCP.words[TO], "1")
             return client
         except BenchError:
             client.close()

@@ -10,11 +10,13 @@
  *
  *	up BYTES		TCP, to the server
  *	down BYTES		TCP, from the server
+ *	file-up BYTES		the same of a file in memory, by sendfile
+ *	file-down BYTES
  *	udp-up BYTES SEGMENT	datagrams of SEGMENT bytes, to the server, as many to a buffer as UDP_SEGMENT takes
  *	udp-down BYTES SEGMENT	the same from the server
  *
- * Bytes are sent from memory that nobody copies (sendfile), and copied once, by who receives them. Of UDP, which has no
- * flow control, no more than WINDOW buffers are under way: a lost datagram is an error.
+ * Bytes are copied by who receives them, and by who sends them, as most programs do, but for a file's. Of UDP, which
+ * has no flow control, no more than WINDOW buffers are under way: a lost datagram is an error.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -46,6 +48,7 @@
 /* What the client sends ahead of TCP's bytes; by UDP, what asks for a buffer, and what tells of a receive. */
 struct order {
 	char down; /* the server is to send */
+	char file;
 	unsigned bytes;
 	unsigned segment;
 };
@@ -82,19 +85,21 @@ static int memory(void)
 	return file;
 }
 
-static void send_all(int to, unsigned bytes)
+static void send_all(int to, const struct order *order)
 {
 	static int file = -1;
+	unsigned left = order->bytes;
 
-	if (file < 0)
+	if (order->file && file < 0)
 		file = memory();
-	while (bytes) {
+	while (left) {
+		size_t part = left < BUFFER_BYTES ? left : BUFFER_BYTES;
 		off_t start = 0;
-		ssize_t sent = sendfile(to, file, &start, bytes < BUFFER_BYTES ? bytes : BUFFER_BYTES);
+		ssize_t sent = order->file ? sendfile(to, file, &start, part) : send(to, buffer, part, 0);
 
 		if (sent <= 0)
-			fail("sendfile");
-		bytes -= sent;
+			fail("send");
+		left -= sent;
 	}
 }
 
@@ -134,7 +139,7 @@ static void serve_stream(int listener)
 		fail("accept");
 	while (recv(client, &order, sizeof(order), MSG_WAITALL) == sizeof(order)) {
 		if (order.down) {
-			send_all(client, order.bytes);
+			send_all(client, &order);
 		} else {
 			order.bytes = receive_all(client, order.bytes);
 			send(client, &order, sizeof(order), 0);
@@ -213,7 +218,7 @@ static unsigned ask_stream(int server, const struct order *order)
 		fail("send");
 	if (order->down)
 		return receive_all(server, order->bytes);
-	send_all(server, order->bytes);
+	send_all(server, order);
 	if (recv(server, &told, sizeof(told), MSG_WAITALL) != sizeof(told))
 		fail("recv");
 	return told.bytes;
@@ -239,7 +244,7 @@ static unsigned next_receive(int server, bool down)
 static unsigned ask_datagrams(int server, const struct order *order)
 {
 	unsigned segments = BATCH_MAX / order->segment < SEGMENTS_MAX ? BATCH_MAX / order->segment : SEGMENTS_MAX;
-	struct order batch = {1, segments * order->segment, order->segment};
+	struct order batch = {.down = 1, .bytes = segments * order->segment, .segment = order->segment};
 	unsigned sent = 0, arrived = 0, receives = 0;
 
 	while (arrived < order->bytes) {
@@ -270,7 +275,8 @@ static void ask(const char *address, int port, const char *question)
 	if (sscanf(question, "%15s %u %u", how, &order.bytes, &order.segment) < 2)
 		fail(question);
 	datagrams = !strncmp(how, "udp-", 4);
-	order.down = !strcmp(how, "down") || !strcmp(how, "udp-down");
+	order.file = !strncmp(how, "file-", 5);
+	order.down = strstr(how, "down") != NULL;
 	server = connected(address, port, datagrams ? SOCK_DGRAM : SOCK_STREAM);
 	began_ns = now_ns();
 	receives = datagrams ? ask_datagrams(server, &order) : ask_stream(server, &order);
