@@ -87,6 +87,17 @@ static __always_inline bool link_scoped(const struct address *address)
 	return top >> 24 == 0xff || top >> 22 == 0xfe80 >> 6 || is_unspecified(address);
 }
 
+/*
+ * Addresses under which nothing goes further than a pod's own link. IPv4's link-local ones are not among them: a route
+ * may lead to a cloud's metadata server, or the host itself have one.
+ */
+static __always_inline bool stays_on_link(const struct address *address)
+{
+	const bool link_local_v4 = is_v4(address) && bpf_ntohl(address->word_be[3]) >> 16 == 0xa9fe;
+
+	return link_scoped(address) && !link_local_v4;
+}
+
 /* What to ask the kernel's routes; `from`: NULL, of no matter. */
 static __always_inline struct bpf_fib_lookup route_between(const struct address *from, const struct address *to)
 {

@@ -333,7 +333,8 @@ class Settings:
         None,
         "ip-masq-agent's file, whose `nonMasqueradeCIDRs` join `non_masquerade_cidrs`, and are read anew when they "
         "change. A file without that key means, as to the agent, 10.0.0.0/8, 172.16.0.0/12 and 192.168.0.0/16; `[]` "
-        "means none, and so does, unlike to the agent, that the file is not there. The manifests mount the ConfigMap "
+        "means none. To them it adds 169.254.0.0/16, unless `masqLinkLocal: true` stands there. Unlike to the agent, "
+        "there are none of either where the file is not there. The manifests mount the ConfigMap "
         "`ip-masq-agent` of kube-system, where there is one: its `config` is /etc/config/ip-masq-agent.",
         "a ConfigMap that somebody has left must not change where packets seem to come from",
         empty="none is read",

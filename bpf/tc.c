@@ -260,7 +260,7 @@ int from_pod(struct __sk_buff *skb)
 	pod = pod_at(&packet->tuple.saddr);
 	if (!pod || pod->ifindex != skb->ifindex)
 		return drop(skb, -DROP_SPOOFED);
-	if (link_scoped(&packet->tuple.daddr))
+	if (stays_on_link(&packet->tuple.daddr))
 		return PASS;
 	if (packet->part)
 		know_fragment(&work->packet);
@@ -307,7 +307,7 @@ int to_pod(struct __sk_buff *skb)
 	result = parse_known(skb, &work->packet);
 	if (result)
 		return result == PARSE_NOT_IP ? PASS : drop(skb, result);
-	if (link_scoped(&packet->tuple.saddr) || link_scoped(&packet->tuple.daddr))
+	if (stays_on_link(&packet->tuple.saddr) || stays_on_link(&packet->tuple.daddr))
 		return PASS;
 	flow = flow_find(skb, &work->packet, false, false);
 	if (flow) {

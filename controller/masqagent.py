@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The file of ip-masq-agent, which names ranges that see pods under their own addresses.
 
-Of its keys `nonMasqueradeCIDRs` counts; how often it is read does not: it is read when it changes. A file without that
-key means the private ranges, as to ip-masq-agent. Where there is no file there are none: ip-masq-agent would take the
-private ones then, too. Source: its user guide in the documentation of Kubernetes; `syncConfig` of its own.
+Of its keys `nonMasqueradeCIDRs` counts, and `masqLinkLocal`; how often it is read does not: it is read when it changes.
+A file without the one means the private ranges, and without the other IPv4's link-local addresses as well, as to
+ip-masq-agent. Where there is no file there are none: ip-masq-agent would take all these then, too. Source: its user
+guide in the documentation of Kubernetes; `syncConfig` of its own.
 """
 
 from collections.abc import Callable
@@ -17,6 +18,9 @@ from controller.source import Problem
 
 # RFC 1918.
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+# RFC 3927; a cloud's metadata server has such an address.
+LINK_LOCAL = "169.254.0.0/16"
+LINK_LOCAL_V6_STAYS = "masqLinkLocalIPv6: packets to IPv6 link-local addresses stay on a pod's link"
 
 
 class RangesFile:
@@ -62,13 +66,14 @@ def parse(content: str, room: int) -> tuple[tuple[str, ...], list[str]]:
         checked = tuple(str(parse_range(one)) for one in ranges)
     except ValueError as error:
         raise ValueError(f"nonMasqueradeCIDRs: {error}") from error
+    if not found.get("masqLinkLocal"):
+        checked = (*checked, LINK_LOCAL)
     entries = len(prefixes(checked))
     if entries > room:
         raise ValueError(
-            f"nonMasqueradeCIDRs: {len(ranges)} ranges take {entries} entries, and there is room for {room}"
+            f"nonMasqueradeCIDRs: {len(checked)} ranges take {entries} entries, and there is room for {room}"
         )
-    without = [key for key in ("masqLinkLocal", "masqLinkLocalIPv6") if found.get(key)]
-    return checked, [f"{key}: packets to link-local addresses are never masqueraded" for key in without]
+    return checked, [LINK_LOCAL_V6_STAYS] if found.get("masqLinkLocalIPv6") else []
 
 
 def watch(path: Path | None, changed: Callable[[], None]) -> None:

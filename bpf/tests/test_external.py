@@ -1143,6 +1143,33 @@ class TestMasquerade:
         changes = {"src": service[0], "sport": service[1], "dst": family.client, "dport": 5000}
         same(result.packet, expected(answer, hops=1, **changes, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC))
 
+    @BUILD
+    def test_metadata_server_is_asked_by_the_node(self, datapath: Datapath, build: object) -> None:
+        """A cloud's, at an address that is link-local by its number, and knows the cloud's machines alone."""
+        server = ("169.254.169.254", 80)
+        request = build(V4, (V4.client, 5000), server)
+        result = datapath.run("from_pod", request)
+        assert (result.verdict, result.mark) == (REDIRECT, dp.MARK)
+        port = int(result.packet[TCP if build is tcp else UDP].sport)
+        same(result.packet, expected(request, hops=1, src=V4.node, sport=port))
+        answer = arriving(build(V4, server, (V4.node, port), **answer_flags(build)))
+        result = datapath.run("from_netdev", answer)
+        assert result.verdict == REDIRECT
+        wanted = expected(answer, hops=1, dst=V4.client, dport=5000, eth_src=dp.HOST_MAC, eth_dst=dp.POD_MAC)
+        same(result.packet, wanted)
+
+    @BUILD
+    def test_link_local_address_of_the_hosts_is_asked_by_the_pod(self, datapath: Datapath, build: object) -> None:
+        """A resolver's for this node alone: what it says passes as it is, both ways."""
+        resolver = ("169.254.20.10", 53)
+        request = build(V4, (V4.client, 5000), resolver)
+        answer = build(V4, resolver, (V4.client, 5000), **answer_flags(build))
+        with dp.local_route(resolver[0]):
+            for program, packet in (("from_pod", request), ("to_pod", answer)):
+                result = datapath.run(program, packet)
+                assert result.verdict == PASS
+                same(result.packet, packet)
+
     def test_ipv4_echo_keeps_an_identifier_of_its_own(self, datapath: Datapath) -> None:
         """Ping: the identifier stands for the port."""
         request = Ether(bytes(dp.ethernet() / IP(src=V4.client, dst=V4.outside) / ICMP(id=7, seq=1) / b"ping"))

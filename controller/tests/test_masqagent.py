@@ -10,22 +10,29 @@ from controller.masqagent import RangesFile, parse, watch
 
 PATIENCE_S = 10
 PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+LINK_LOCAL = "169.254.0.0/16"
 
 
 @pytest.mark.parametrize(
     ("content", "ranges"),
     [
-        ("", PRIVATE),
-        ("nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 2001:db8::/32\nresyncInterval: 60s\n", ("10.0.0.0/8", "2001:db8::/32")),
-        ('{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqLinkLocal": false}', ("10.0.0.0/8",)),
-        ("nonMasqueradeCIDRs:\nmasqLinkLocalIPv6: false\n", ()),
-        ("nonMasqueradeCIDRs: []\n", ()),
-        ("masqLinkLocal: false\n", PRIVATE),
-        ("later: [1]\n", PRIVATE),
+        ("", (*PRIVATE, LINK_LOCAL)),
+        (
+            "nonMasqueradeCIDRs:\n- 10.0.0.0/8\n- 2001:db8::/32\nresyncInterval: 60s\n",
+            ("10.0.0.0/8", "2001:db8::/32", LINK_LOCAL),
+        ),
+        ('{"nonMasqueradeCIDRs": ["10.0.0.0/8"], "masqLinkLocal": false}', ("10.0.0.0/8", LINK_LOCAL)),
+        ("nonMasqueradeCIDRs:\nmasqLinkLocalIPv6: false\n", (LINK_LOCAL,)),
+        ("nonMasqueradeCIDRs: []\n", (LINK_LOCAL,)),
+        ("masqLinkLocal: false\n", (*PRIVATE, LINK_LOCAL)),
+        ("masqLinkLocal: true\n", PRIVATE),
+        ("nonMasqueradeCIDRs: []\nmasqLinkLocal: true\n", ()),
+        ("later: [1]\n", (*PRIVATE, LINK_LOCAL)),
     ],
 )
 def test_file_names_ranges(content: str, ranges: tuple[str, ...]) -> None:
-    """In YAML or JSON, as its user guide has it; where it does not say which, as in the agent itself, private ones."""
+    """In YAML or JSON, as its user guide has it; where it does not say which, as in the agent itself, private ones and
+    IPv4's link-local ones."""
     assert parse(content, 10) == (ranges, [])
 
 
@@ -38,13 +45,13 @@ def test_file_names_ranges(content: str, ranges: tuple[str, ...]) -> None:
         ("nonMasqueradeCIDRs: [7]", "nonMasqueradeCIDRs: expected a list of ranges"),
         (
             "nonMasqueradeCIDRs: [10.0.0.0/8, 11.0.0.0/8, 12.0.0.0/8]",
-            "nonMasqueradeCIDRs: 3 ranges take 3 entries, and there is room for 2",
+            "nonMasqueradeCIDRs: 4 ranges take 4 entries, and there is room for 2",
         ),
         (
             "nonMasqueradeCIDRs: ['::ffff:10.0.0.0/104']",
             "nonMasqueradeCIDRs: ::ffff:10.0.0.0/104 is IPv4 in the form of IPv6: write 10.0.0.0/8",
         ),
-        ("nonMasqueradeCIDRs: ['::/0']", "nonMasqueradeCIDRs: 1 ranges take 96 entries, and there is room for 2"),
+        ("nonMasqueradeCIDRs: ['::/0']", "nonMasqueradeCIDRs: 2 ranges take 97 entries, and there is room for 2"),
         ("- 10.0.0.0/8", "expected a mapping"),
         ("{", "while parsing a flow node"),
     ],
@@ -54,23 +61,20 @@ def test_file_that_cannot_be_is_named_and_what_it_said_stays(tmp_path: Path, con
     path = tmp_path / "ip-masq-agent"
     file = RangesFile(path, 2)
     path.write_text("nonMasqueradeCIDRs: [10.0.0.0/8]")
-    assert file.read() == (("10.0.0.0/8",), [])
+    assert file.read() == (("10.0.0.0/8", LINK_LOCAL), [])
     path.write_text(content)
     ranges, (problem,) = file.read()
-    assert ranges == ("10.0.0.0/8",)
+    assert ranges == ("10.0.0.0/8", LINK_LOCAL)
     assert (problem.subject, problem.file) == ("ip-masq-agent", str(path))
     assert problem.message.startswith(why)
     assert problem.message.endswith("; what it said before stays")
 
 
-def test_link_local_packets_are_never_masqueraded() -> None:
+def test_ipv6_link_local_packets_are_never_masqueraded() -> None:
     """Said, where the file asks for it."""
     assert parse("nonMasqueradeCIDRs: []\nmasqLinkLocal: true\nmasqLinkLocalIPv6: true", 2) == (
         (),
-        [
-            f"{key}: packets to link-local addresses are never masqueraded"
-            for key in ("masqLinkLocal", "masqLinkLocalIPv6")
-        ],
+        ["masqLinkLocalIPv6: packets to IPv6 link-local addresses stay on a pod's link"],
     )
 
 
@@ -80,7 +84,7 @@ def test_file_that_is_not_there_names_nothing(tmp_path: Path) -> None:
     file = RangesFile(path, 2)
     assert file.read() == ((), [])
     path.write_text("nonMasqueradeCIDRs: [10.0.0.0/8]")
-    assert file.read()[0] == ("10.0.0.0/8",)
+    assert file.read()[0] == ("10.0.0.0/8", LINK_LOCAL)
     path.unlink()
     assert file.read() == ((), [])
     assert RangesFile(None, 2).read() == ((), [])
