@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bpf import syscall
-from bpf.pins import Pins
+from bpf.pins import Pins, closed_after
 
 # First of the priorities, with a handle of our own: filters of others stand behind it, and see what it lets pass.
 PRIORITY = 1
@@ -104,16 +104,15 @@ def move_cgroup(before: Pins, pins: Pins) -> None:
     """Replaces the programs that another layout has attached to the cgroup, and takes over their links."""
     for name in CGROUP_HOOKS:
         try:
-            link = syscall.obj_get(before.links / name)
+            found = syscall.obj_get(before.links / name)
         except FileNotFoundError:
             continue
         pins.links.mkdir(exist_ok=True)
-        with pins.opened_program(name) as program:
+        with closed_after(found) as link, pins.opened_program(name) as program:
             syscall.link_update(link, program)
-        # One that stands here is of an earlier time, or this very one.
-        (pins.links / name).unlink(missing_ok=True)
-        syscall.obj_pin(link, pins.links / name)
-        os.close(link)
+            # One that stands here is of an earlier time, or this very one.
+            (pins.links / name).unlink(missing_ok=True)
+            syscall.obj_pin(link, pins.links / name)
         (before.links / name).unlink()
 
 
@@ -125,23 +124,20 @@ def detach_cgroup(pins: Pins) -> None:
 def _attach_link(pins: Pins, name: str, target_fd: int, attach_type: int) -> None:
     pin = pins.links / name
     with pins.opened_program(name) as program:
-        link = _link_to(pin, os.fstat(target_fd).st_ino)
-        if link is None:
-            link = syscall.link_create(program, target_fd, attach_type)
-            pin.unlink(missing_ok=True)
-            syscall.obj_pin(link, pin)
-        else:
-            syscall.link_update(link, program)
-        os.close(link)
+        if not _updated(pin, program, os.fstat(target_fd).st_ino):
+            with closed_after(syscall.link_create(program, target_fd, attach_type)) as link:
+                pin.unlink(missing_ok=True)
+                syscall.obj_pin(link, pin)
 
 
-def _link_to(pin: Path, cgroup: int) -> int | None:
-    """The descriptor of a pinned link; None where there is none, or it leads to another cgroup."""
+def _updated(pin: Path, program: int, cgroup: int) -> bool:
+    """Replaces the program of a pinned link; False: there is none, or it leads to another cgroup."""
     try:
-        link = syscall.obj_get(pin)
+        found = syscall.obj_get(pin)
     except FileNotFoundError:
-        return None
-    if syscall.link_cgroup(link) == cgroup:
-        return link
-    os.close(link)
-    return None
+        return False
+    with closed_after(found) as link:
+        if syscall.link_cgroup(link) != cgroup:
+            return False
+        syscall.link_update(link, program)
+    return True

@@ -51,11 +51,11 @@ class Pins:
 
     def opened_map(self, name: str) -> AbstractContextManager[int]:
         """The same as open_map, closed after a `with` block."""
-        return _closed_after(self.open_map(name))
+        return closed_after(self.open_map(name))
 
     def opened_program(self, name: str) -> AbstractContextManager[int]:
         """The same as open_program, closed after a `with` block."""
-        return _closed_after(self.open_program(name))
+        return closed_after(self.open_program(name))
 
     def sized(self, sizes: Mapping[str, int]) -> "Pins":
         """Those of the same version with maps of these sizes."""
@@ -111,7 +111,8 @@ def _open(pin: Path) -> int:
 
 
 @contextmanager
-def _closed_after(fd: int) -> Iterator[int]:
+def closed_after(fd: int) -> Iterator[int]:
+    """A descriptor that is closed whatever happens in a `with` block."""
     try:
         yield fd
     finally:
