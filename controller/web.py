@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socket import AF_INET6, IPPROTO_IPV6, IPV6_V6ONLY
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 
 class Answer(NamedTuple):
@@ -21,13 +21,15 @@ class Answer(NamedTuple):
 
 # A connection that says nothing for so long is closed: anybody may open them, and each has a thread.
 IDLE_S = 5
+# Connections of a server at a time. Those beyond are closed at once: who asks for health or metrics needs one.
+CONNECTIONS_MAX = 128
 TIMEOUT_S = 2
 
 NOT_FOUND = Answer(404, "text/plain", b"")
 
 
 def serve(name: str, address: str, answer: Callable[[str], Answer]) -> ThreadingHTTPServer:
-    """Serves GET in threads of its own until `shutdown` is called on what it returns.
+    """Serves GET in threads of its own, so many at a time, until `shutdown` is called on what it returns.
 
     Args:
         address: ADDRESS:PORT, an IPv6 address in brackets; [::] stands for all addresses of either family.
@@ -86,6 +88,27 @@ def get(address: str, path: str) -> tuple[int, str]:
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
+
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self._room = threading.BoundedSemaphore(CONNECTIONS_MAX)
+        super().__init__(address, handler)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Has a thread answer, where there is room; else the connection is closed."""
+        if not self._room.acquire(blocking=False):
+            self.shutdown_request(request)
+            return
+        try:
+            super().process_request(request, client_address)
+        except BaseException:
+            self._room.release()
+            raise
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._room.release()
 
     def server_bind(self) -> None:
         """Without looking up the host's name, as HTTPServer does: where DNS does not answer, that takes 10 s."""
