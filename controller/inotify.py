@@ -2,6 +2,7 @@
 """inotify(7) by ctypes: what happened to the files of one directory. Source: include/uapi/linux/inotify.h."""
 
 import ctypes
+import errno
 import os
 import select
 import struct
@@ -11,12 +12,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+import structlog
+
+log = structlog.get_logger()
+
 CLOSE_WRITE, MOVED_FROM, MOVED_TO = 0x8, 0x40, 0x80
 CREATE, DELETE, DELETE_SELF, MOVE_SELF = 0x100, 0x200, 0x400, 0x800
 UNMOUNT, OVERFLOW, IGNORED = 0x2000, 0x4000, 0x8000
 
-# How often it is looked whether a directory has come.
+# How often it is looked whether a directory has come, and at a file that cannot be watched.
 RETRY_S = 5.0
+# What says that there is no such directory, yet.
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR)
 
 _WATCHED = CLOSE_WRITE | MOVED_FROM | MOVED_TO | CREATE | DELETE | DELETE_SELF | MOVE_SELF
 _ONLYDIR = 0x01000000
@@ -67,18 +74,26 @@ class DirectoryWatch:
 
 def follow(thread: str, directory: Path, changed: Callable[[], None], name: str = "") -> None:
     """Starts a thread of that name, which calls `changed` at first and whenever something may have happened to the file
-    `name` of a directory, or to any; the directory may come later, and again."""
+    `name` of a directory, or to any; the directory may come later, and again. Where the kernel gives no watch, as where
+    the node has no more of them, anything may have happened every RETRY_S."""
     threading.Thread(target=_follow, args=(directory, changed, name), name=thread, daemon=True).start()
 
 
 def _follow(directory: Path, changed: Callable[[], None], name: str) -> None:
     never, _kept = os.pipe()
+    blind = False
     while True:
         try:
             watching = DirectoryWatch(directory)
-        except OSError:
+        except OSError as error:
+            if error.errno not in NOT_THERE:
+                if not blind:
+                    log.warning("not-watched", directory=str(directory), error=str(error), looking_every_s=RETRY_S)
+                blind = True
+                changed()
             time.sleep(RETRY_S)
             continue
+        blind = False
         changed()  # it may have come before the watch
         while not _gone(happened := watching.wait(never)):
             if not name or any(one.name in (name, "") for one in happened):
