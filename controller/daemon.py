@@ -78,7 +78,7 @@ def run(settings: Settings) -> None:
     controller.start()
     _load(settings, pins)
     controller.post([connecttime.attach(settings, pins)])
-    _deny(settings, maps, controller)
+    _deny(settings, maps, controller, metrics)
     _serve(settings, controller, metrics)
     monitor.watch(controller.network_changed)
     masqagent.watch(settings.ip_masq_agent_file, controller.network_changed)
@@ -125,17 +125,20 @@ def _load(settings: Settings, pins: Pins) -> None:
     log.info("datapath-ready", loaded=loaded, pins=str(pins.root))
 
 
-def _deny(settings: Settings, maps: PinnedMaps, controller: Controller) -> None:
-    """Before anybody is served: the map of a node that was started anew knows nothing of it. Then by a thread, when
-    somebody has written to the file."""
+def _deny(settings: Settings, maps: PinnedMaps, controller: Controller, metrics: Metrics) -> None:
+    """Before anybody is served: the map of a node that was started anew knows nothing of it. Then by threads, when
+    somebody has written to the file, and as often as audits are."""
     held = denied.DenyList(settings.state_dir)
-    controller.post([denied.enforce(held, maps)])
+    controller.post([denied.enforce(held, maps).problems])
 
     def written() -> None:
         time.sleep(DENY_S)
-        controller.post([denied.enforce(held, maps)])
+        controller.post([denied.enforce(held, maps).problems])
 
     inotify.follow("deny-list", held.path.parent, written, held.path.name)
+    if settings.audit_interval_s:
+        keeping = (settings, maps, controller.post, metrics.drift.inc)
+        threading.Thread(target=denied.keep, args=keeping, name="deny-audit", daemon=True).start()
 
 
 def _sweep(settings: Settings, pins: Pins, metrics: Metrics) -> None:

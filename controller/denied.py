@@ -1,23 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """The deny list: ranges from which nothing comes in from outside. A file in the state directory, one range a line, and
-the map, which is made to say the same: by `calico-ebpf deny` at once, by the controller when it starts, and when
-somebody else has written to the file. Lines that are empty or begin with # are their writer's, and stay.
+the map, which is made to say the same: by `calico-ebpf deny` at once, by the controller when it starts, when somebody
+else has written to the file, and with each audit. Lines that are empty or begin with # are their writer's, and stay.
 """
 
 import fcntl
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from bpf import files
+import structlog
+
+from bpf import files, node
 from bpf.abi import MAPS, Denied, RemoteKey
 from bpf.address import V4_PREFIX, text
 from bpf.errors import BpfError
 from bpf.prefixes import parse_range, prefixes
+from bpf.settings import Settings
 from controller.errors import DenyListError
 from controller.maps import Maps, Op
-from controller.source import Problem, Problems
+from controller.source import Post, Problem, Problems
+
+log = structlog.get_logger()
 
 FILE_NAME = "denied"
 LOCK_NAME = "denied.lock"
@@ -52,6 +58,18 @@ class Listed(NamedTuple):
 
     ranges: tuple[str, ...]
     problems: tuple[Problem, ...]
+
+
+class Enforced(NamedTuple):
+    """What came of making the map say what the file does.
+
+    Attributes:
+        problems: what is wrong by now.
+        entries: how many were other than they should be.
+    """
+
+    problems: Problems
+    entries: int
 
 
 class DenyList:
@@ -151,23 +169,45 @@ def in_force(maps: Maps) -> set[str]:
     return {shown(RemoteKey.unpack(key)) for key in maps.read(MAP)}
 
 
-def apply(maps: Maps, ranges: Iterable[str]) -> None:
-    """Makes the map hold these ranges and no others. Raises BpfError."""
+def apply(maps: Maps, ranges: Iterable[str]) -> int:
+    """Makes the map hold these ranges and no others; returns how many entries that took. Raises BpfError."""
     held, wanted = maps.read(MAP).keys(), {entry(cidr) for cidr in ranges}
     value = Denied(0).pack()
     maps.write([Op(MAP, key, None) for key in held - wanted])  # first: they may need the room
     maps.write([Op(MAP, key, value) for key in wanted - held])
+    return len(held ^ wanted)
 
 
-def enforce(held: DenyList, maps: Maps) -> Problems:
-    """Makes the map say what the file does, as far as that makes sense; what is wrong by now."""
+def enforce(held: DenyList, maps: Maps) -> Enforced:
+    """Makes the map say what the file does, as far as that makes sense."""
     try:
         with held.locked():
             listed = held.read()
-            apply(maps, listed.ranges)
+            entries = apply(maps, listed.ranges)
     except (DenyListError, BpfError, OSError) as error:
-        return Problems(SUBJECT, (Problem(SUBJECT, f"not in force: {error}", str(held.path)),))
-    return Problems(SUBJECT, listed.problems)
+        return Enforced(Problems(SUBJECT, (Problem(SUBJECT, f"not in force: {error}", str(held.path)),)), 0)
+    return Enforced(Problems(SUBJECT, listed.problems), entries)
+
+
+def keep(
+    settings: Settings,
+    maps: Maps,
+    post: Post,
+    repaired: Callable[[int], None],
+    pause: Callable[[float], None] = time.sleep,
+) -> None:
+    """Enforces the list as often as the controller audits, for an entry may have been taken away, and an earlier try
+    may have failed; posts what is wrong, and says how many entries were. For a thread of its own."""
+    held = DenyList(settings.state_dir)
+    while True:
+        pause(settings.audit_interval_s)
+        if node.other_layout_in_force(settings):
+            return  # whose controller has the list now
+        enforced = enforce(held, maps)
+        if enforced.entries:
+            repaired(enforced.entries)
+            log.warning("drift-found", map=MAP, entries=enforced.entries)
+        post([enforced.problems])
 
 
 def shown(key: RemoteKey) -> str:

@@ -58,7 +58,9 @@ def test_list_comes_back_into_new_maps(bare_node: Node, run: Run) -> None:
     assert listed(run) == [(RANGE, False)]
     bare_node.pin()
     bare_node.put("denied", abi.RemoteKey(128, packed(ADDRESS)), abi.Denied(0))
-    assert not denied.enforce(denied.DenyList(bare_node.settings.state_dir), PinnedMaps(bare_node.pins)).problems
+    assert not denied.enforce(
+        denied.DenyList(bare_node.settings.state_dir), PinnedMaps(bare_node.pins)
+    ).problems.problems
     assert denied.in_force(PinnedMaps(bare_node.pins)) == {RANGE}
 
 
@@ -193,12 +195,12 @@ def test_what_keeps_the_list_from_being_applied_is_a_problem(
     maps, path = FakeMaps(), tmp_path / denied.FILE_NAME
     maps.hold("denied")
     spoil(path)
-    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems
+    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems.problems
     assert re.match(problem, found.message)
     assert found.file == str(path)
     path.rmdir() if path.is_dir() else path.unlink()
     path.write_text(f"{RANGE}\n")
-    assert denied.enforce(denied.DenyList(tmp_path), maps) == Problems("deny list", ())
+    assert denied.enforce(denied.DenyList(tmp_path), maps).problems == Problems("deny list", ())
     assert denied.in_force(maps) == {RANGE}
 
 
@@ -207,7 +209,7 @@ def test_list_that_the_kernel_refuses_is_a_problem(tmp_path: Path) -> None:
     maps = NoRoom()
     maps.hold("denied")
     (tmp_path / denied.FILE_NAME).write_text(f"{RANGE}\n")
-    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems
+    (found,) = denied.enforce(denied.DenyList(tmp_path), maps).problems.problems
     assert found.message == "not in force: map denied: Cannot allocate memory"
 
 
