@@ -5,7 +5,8 @@
 
 A change is written at once when the last sync is some time ago, and together with its neighbours under churn. Nothing
 is programmed, and above all nothing removed, until every kind that is required has been listed once. A failed sync is
-tried again, later and later, and then compares everything. Stopping leaves maps, attachments and routes as they are.
+tried again, later and later, and then compares everything; what the kernel refuses of the network's entries is tried
+again by itself, and Services go on. Stopping leaves maps, attachments and routes as they are.
 """
 
 import gc
@@ -115,6 +116,8 @@ class Controller:
         self._network_dirty = True
         self._short_backoff = Backoff(1.0)
         self._short_due: float | None = None
+        self._refused_backoff = Backoff(1.0)
+        self._refused_due: float | None = None
         self._audit_due: float | None = None
         self._report_due: float | None = 0.0
         self._last_sync: float | None = None
@@ -157,6 +160,9 @@ class Controller:
             gc.enable()
         if self._network_dirty and now >= self._network_pacer.due:
             self._sync_network(now)
+        if self._refused_due is not None and now >= self._refused_due:
+            self._refused_due = None
+            self._dataplane.retry_refused()
         if self._sync_wanted:
             self.health.waiting()
             if now >= self._pacer.due:
@@ -192,9 +198,8 @@ class Controller:
             return True
 
     def _wait_s(self) -> float | None:
-        due = [
-            one for one in (self._audit_due, self._short_due, self._report_due, self._collect_due) if one is not None
-        ]
+        timers = (self._audit_due, self._short_due, self._refused_due, self._report_due, self._collect_due)
+        due = [one for one in timers if one is not None]
         if self._network_dirty:
             due.append(self._network_pacer.due)
         if self._sync_wanted:
@@ -277,7 +282,7 @@ class Controller:
             return
         ended = self._clock()
         self._pacer.succeeded(began)
-        self._standing.replace("maps", tuple(self._room_problems()))
+        self._standing.replace("maps", (*self._room_problems(), *self._refused_by_kernel(ended)))
         if result.freed:
             self._dataplane.retry_short()
         elif self._dataplane.short or self._dataplane.network_short:
@@ -320,6 +325,20 @@ class Controller:
         self._standing.replace("maps", (Problem("maps", str(error)),))
         self._report_due = self._report_due or 0.0
         log.error("sync-failed", error=str(error), pending=self._dataplane.pending, retry_in_s=round(pause_s, 1))
+
+    def _refused_by_kernel(self, now: float) -> list[Problem]:
+        """What was refused of the maps of the network, which is tried again, later and later: no Service waits for it,
+        nor does health."""
+        refused = self._dataplane.refused
+        if not refused:
+            self._refused_backoff.reset()
+            self._refused_due = None
+        elif self._refused_due is None:
+            self._metrics.sync_failures.inc()
+            pause_s = self._refused_backoff.next_s()
+            self._refused_due = now + pause_s
+            log.error("network-maps-not-written", maps=sorted(refused), retry_in_s=round(pause_s, 1))
+        return [Problem(f"map {name}", f"not all of it could be written: {why}") for name, why in refused.items()]
 
     def _room_problems(self) -> list[Problem]:
         """What does not fit, a problem for each map that is full, and frontends that two Services claim."""

@@ -38,6 +38,7 @@ class Dataplane:
     """Attributes:
     short: pools for which a map has no room, with that map's name.
     network_short: maps of the network that are too small.
+    refused: maps of the network of which the kernel did not take all, each with why. What they hold is not known.
     """
 
     def __init__(self, maps: Maps) -> None:
@@ -54,6 +55,7 @@ class Dataplane:
         self._recorded: list[Op] | None = None
         self.short: dict[PoolKey, str] = {}
         self.network_short: set[str] = set()
+        self.refused: dict[str, BpfError] = {}
 
     def set_service(self, service: Key, pools: Mapping[PoolKey, Pool]) -> None:
         """Makes `pools` all that there should be of a Service."""
@@ -71,8 +73,13 @@ class Dataplane:
 
     @property
     def pending(self) -> int:
-        """Changes that are not in the kernel: pools and frontends waiting, and those that do not fit."""
-        return len(self._pools) + len(self._frontends) + len(self._network_changed) + len(self.short)
+        """Changes that are not in the kernel: pools and frontends waiting, those that do not fit, and maps of the
+        network."""
+        return self._services_pending + len(self._network_changed | self.refused.keys())
+
+    @property
+    def _services_pending(self) -> int:
+        return len(self._pools) + len(self._frontends) + len(self.short)
 
     @property
     def dirty(self) -> bool:
@@ -89,10 +96,12 @@ class Dataplane:
         return self._desired.contested()
 
     def sync(self) -> Synced:
-        """Writes the difference, that of the network first; what the kernel refuses of it keeps no Service waiting.
+        """Writes the difference, that of the network first, map by map. What the kernel refuses of these is noted in
+        `refused`, and keeps neither the others nor Services from being written.
 
         Raises:
-            BpfError: it was not written, or not whole; the next sync reads the maps again and compares everything.
+            BpfError: Services were not written, or not whole; the next sync reads the maps again and compares
+                everything.
         """
         recorded, self._recorded = self._recorded, None
         try:
@@ -101,14 +110,13 @@ class Dataplane:
             plan = Plan(self._desired, mirror, numbers, self._capacity)
             full = self._compare_all
             ops: list[Op] = []
-            refused = self._write_network(mirror, ops)
+            if self._write_network(mirror, ops):
+                recorded = None  # how far the kernel got is not known: an audit that has begun can tell nothing
             self._maps.write(_noted(self._plan_services(plan), ops))
             removals = plan.removals()
             if removals:
                 self._maps.await_readers()
             self._maps.write(_noted(removals, ops))
-            if refused:
-                raise refused
         except BaseException:
             self._mirror, self._compare_all = None, True
             raise
@@ -124,6 +132,10 @@ class Dataplane:
         self._pools |= self.short.keys()
         self._network_changed |= self.network_short
 
+    def retry_refused(self) -> None:
+        """Has the next sync try again what the kernel has refused of the network."""
+        self._network_changed |= self.refused.keys()
+
     def record(self) -> None:
         """Begins an audit: from here on what is written is remembered, until `audit` or a failure."""
         self._recorded = []
@@ -136,15 +148,18 @@ class Dataplane:
         """Compares what `read_back` found with what should be there; the next sync repairs it.
 
         Returns:
-            How many entries had drifted; None: a sync failed meanwhile, the audit says nothing.
+            How many entries had drifted; None: a sync failed meanwhile, if only of the network, and the audit says
+                nothing.
         """
         recorded, self._recorded = self._recorded, None
         if recorded is None or self._mirror is None:
             return None
         # Reading may have come before or after each of these; having them run again makes it certain.
         found.apply(recorded)
+        for name in self.refused:
+            self._mirror.network[name] = found.network[name]
         drifted = self._mirror.differences(found)
-        if not drifted and not self.pending and self._numbers:
+        if not drifted and not self._services_pending and self._numbers:
             # The mirror may be as wrong as the kernel: what should be there decides.
             drifted = wrong(self._desired, found, self._numbers)
         if drifted:
@@ -165,17 +180,26 @@ class Dataplane:
             yield from plan.pools(self._pools)
             plan.frontends(self._frontends)
 
-    def _write_network(self, mirror: Mirror, ops: list[Op]) -> BpfError | None:
-        """Notes in `ops` what it does; returns why it could not do all."""
-        try:
-            self._maps.write(_noted(self._plan_network(mirror), ops))
-        except BpfError as error:
-            return error
-        return None
+    def _write_network(self, mirror: Mirror, ops: list[Op]) -> bool:
+        """Notes in `ops` what was done; returns whether something of it was refused."""
+        refused = False
+        for name in NETWORK_MAPS:
+            if name in (self._network if self._compare_all else self._network_changed):
+                refused |= not self._write_map(name, mirror, ops)
+        return refused
 
-    def _plan_network(self, mirror: Mirror) -> list[Op]:
-        names = self._network if self._compare_all else self._network_changed
-        return [op for name in NETWORK_MAPS if name in names for op in self._plan_map(name, mirror.network[name])]
+    def _write_map(self, name: str, mirror: Mirror, ops: list[Op]) -> bool:
+        written: list[Op] = []
+        try:
+            if name in self.refused:
+                mirror.network[name] = self._maps.read(name)
+            self._maps.write(_noted(self._plan_map(name, mirror.network[name]), written))
+        except BpfError as error:
+            self.refused[name] = error
+            return False
+        self.refused.pop(name, None)
+        ops += written
+        return True
 
     def _plan_map(self, name: str, held: Mapping[bytes, bytes]) -> list[Op]:
         wanted = self._network[name]

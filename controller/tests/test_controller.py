@@ -504,6 +504,47 @@ def test_ranges_of_the_settings_are_enforced_besides(tmp_path: Path) -> None:
     assert rig.network.ranges == (["198.51.100.0/24", "203.0.112.0/20"], True)
 
 
+def test_network_entry_that_the_kernel_refuses_keeps_services_and_health_going(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long: a restart takes nothing from it. It is named, tried again later and later, and gone when taken."""
+    monkeypatch.setattr("controller.health.TIMEOUT_S", 0.0)
+    key, value = bytes(MAPS["nodes"].key_size), bytes(MAPS["nodes"].value_size)
+    rig.maps.refused.add(key)
+    rig.network.entries = {name: {} for name in NETWORK_MAPS} | {"nodes": {key: value}}
+    rig.tell(WEB, WEB_SLICE, *LISTED)
+    assert rig.controller.backends_gone.is_set()
+    failures = rig.metrics.sync_failures._value
+    tries = []
+    for second in range(240):
+        before = failures.get()
+        rig.wait(1)
+        tries += [second] if failures.get() > before else []
+    assert 6 < len(tries) < 14
+    assert tries[1] - tries[0] < 4
+    assert 25 < tries[-1] - tries[-2] < 40
+    for moved in (OTHER_SLICE, WEB_SLICE):
+        before = failures.get()
+        while failures.get() == before:  # the worst moment: one try is over, and has failed
+            rig.wait(0.5)
+        rig.tell(moved)
+        rig.wait(1)
+        rig.wait(1)
+        assert rig.served() == {"198.51.100.1:80/6": [f"203.0.113.{2 if moved is OTHER_SLICE else 1}:8080"]}
+    assert [rig.controller.health.answer(path)[0] for path in ("/healthz", "/livez")] == [200, 200]
+    report = rig.report()
+    assert (report["last_sync"] is None, report["synced"]) == (False, False)
+    (error,) = report["errors"]
+    assert error.startswith("map nodes: not all of it could be written: Invalid argument")
+    rig.wait(60)
+    assert rig.network.forgotten == [True], "no audit"
+    rig.maps.refused.clear()
+    rig.wait(60)
+    assert rig.maps.maps["nodes"] == {key: value}
+    rig.wait(2)
+    assert (rig.report()["errors"], rig.report()["synced"]) == ([], True)
+
+
 def test_report_is_written_once_a_second_at_most(rig: Rig) -> None:
     """And not at all while nothing changes."""
     rig.tell(*LISTED)

@@ -20,15 +20,13 @@ from bpf.abi import (
     FrontendKey,
     HostPort,
     MaglevKey,
-    RemoteKey,
     Slot,
     SlotKey,
     SourceKey,
     StateIndex,
-    Unmasqueraded,
 )
 from bpf.address import packed
-from bpf.errors import BatchError, BpftoolError
+from bpf.errors import BpftoolError
 from controller.dataplane import Dataplane
 from controller.maps import Op
 from controller.mirror import NETWORK_MAPS
@@ -704,23 +702,50 @@ def test_remotes_full_keep_what_fits() -> None:
     assert dataplane.sizes()["remotes"] == (2, 2)
 
 
-def test_entry_of_the_network_that_the_kernel_refuses_keeps_no_service_waiting() -> None:
-    """The sync fails, and is tried again; Services that change meanwhile are served."""
+def test_entry_of_the_network_that_the_kernel_refuses_keeps_nothing_else_waiting() -> None:
+    """Neither Services nor other maps; it is told of and pending, and tried again when it is asked for, or changes."""
     maps = FakeMaps()
     rig = Rig(maps)
-    entries: dict[str, dict[bytes, bytes]] = {name: {} for name in NETWORK_MAPS}
-    refused = RemoteKey(200, packed("::ffff:10.0.0.0")).pack()
-    rig.dataplane.set_network({**entries, "unmasqueraded": {refused: Unmasqueraded(0).pack()}})
+    nodes, devices = ({bytes(MAPS[name].key_size): bytes(MAPS[name].value_size)} for name in ("nodes", "devices"))
+    refused = bytes([1] * MAPS["nodes"].key_size)
+    entries = {name: {} for name in NETWORK_MAPS} | {"devices": devices}
     maps.refused.add(refused)
+    rig.dataplane.set_network({**entries, "nodes": {**nodes, refused: bytes(MAPS["nodes"].value_size)}})
     for address in ("198.51.100.1", "198.51.100.2"):
         rig.apply(changed(decoded_service(service(ips=[address]))))
-        with pytest.raises(BatchError):
-            rig.sync()
+        rig.sync()
         assert served(maps.maps) == {f"{address}:80/6": []}
-        assert rig.dataplane.dirty
-    rig.dataplane.set_network(entries)
+        assert list(rig.dataplane.refused) == ["nodes"]
+        assert (rig.dataplane.dirty, rig.dataplane.pending) == (False, 1)
+    assert maps.maps["devices"] == devices
+    maps.maps["nodes"].clear()
+    rig.dataplane.retry_refused()
+    assert rig.dataplane.dirty
     rig.sync()
-    assert not rig.dataplane.dirty
+    assert (maps.maps["nodes"], list(rig.dataplane.refused)) == (nodes, ["nodes"])
+    maps.refused.clear()
+    rig.dataplane.retry_refused()
+    rig.sync()
+    assert maps.maps["nodes"].keys() == {*nodes, refused}
+    assert (rig.dataplane.dirty, rig.dataplane.pending, rig.dataplane.refused) == (False, 0, {})
+
+
+def test_audit_takes_what_was_refused_for_no_drift() -> None:
+    """How far the kernel got is not known until it is read; one that was refused while an audit read tells nothing."""
+    maps = FakeMaps()
+    rig = Rig(maps)
+    key, refused = (bytes([one] * MAPS["nodes"].key_size) for one in range(2))
+    value = bytes(MAPS["nodes"].value_size)
+    maps.refused.add(refused)
+    rig.dataplane.set_network({**{name: {} for name in NETWORK_MAPS}, "nodes": {key: value, refused: value}})
+    rig.sync()
+    rig.dataplane.record()
+    assert rig.dataplane.audit(rig.dataplane.read_back()) == 0
+    rig.dataplane.record()
+    found = rig.dataplane.read_back()
+    rig.dataplane.retry_refused()
+    rig.sync()
+    assert rig.dataplane.audit(found) is None
 
 
 def _balanced(balancing: str, *pods: str, number: int = 1) -> list[Changed]:
