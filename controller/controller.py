@@ -52,6 +52,10 @@ TOO_MANY = {
 }
 
 
+# What is told besides of a Service that cannot be compiled when the controller starts.
+LEFT_ALONE = "until that can be, what no other Service has stays in the maps, too"
+
+
 class Signal(Enum):
     """What is posted besides events."""
 
@@ -311,6 +315,8 @@ class Controller:
                 log.error("service-not-compiled", service="/".join(key), exc_info=error)
                 why = f"{type(error).__name__}: {error}"
                 message = f"stays as it was, its change could not be made sense of: {why}"
+                if self._dataplane.keep_service(key):
+                    message += f"; {LEFT_ALONE}"
                 self._standing.replace(label, (Problem(label, message),))
                 continue
             self._dataplane.set_service(key, compiled.pools)

@@ -52,6 +52,8 @@ class Dataplane:
         self._frontends: set[bytes] = set()
         self._network_changed: set[str] = set()
         self._compare_all = True
+        self._unknown: set[Key] = set()
+        self._pruned = False
         self._recorded: list[Op] | None = None
         self.short: dict[PoolKey, str] = {}
         self.network_short: set[str] = set()
@@ -62,6 +64,19 @@ class Dataplane:
         touched = self._desired.replace(service, pools)
         self._pools |= touched.pools
         self._frontends |= touched.frontends
+        if service in self._unknown:
+            self._unknown.remove(service)
+            self._compare_all |= not self._unknown
+
+    def keep_service(self, service: Key) -> bool:
+        """Leaves a Service as it is: what there should be of it cannot be told.
+
+        Returns:
+            Whether it was never set, while the maps may hold entries of it: until it is set, what nobody has stays.
+        """
+        if not self._pruned and not self._desired.has(service):
+            self._unknown.add(service)
+        return service in self._unknown
 
     def set_network(self, entries: Mapping[str, Mapping[bytes, bytes]]) -> None:
         """Makes `entries`, packed keys and values by map, all that there should be of each map of the network; until
@@ -159,7 +174,7 @@ class Dataplane:
         for name in self.refused:
             self._mirror.network[name] = found.network[name]
         drifted = self._mirror.differences(found)
-        if not drifted and not self._services_pending and self._numbers:
+        if not drifted and not self._services_pending and self._numbers and not self._unknown:
             # The mirror may be as wrong as the kernel: what should be there decides.
             drifted = wrong(self._desired, found, self._numbers)
         if drifted:
@@ -175,7 +190,7 @@ class Dataplane:
 
     def _plan_services(self, plan: Plan) -> Iterator[Op]:
         if self._compare_all:
-            yield from plan.everything()
+            yield from plan.everything(keeping=bool(self._unknown))
         else:
             yield from plan.pools(self._pools)
             plan.frontends(self._frontends)
@@ -215,6 +230,7 @@ class Dataplane:
     def _done(self, plan: Plan) -> None:
         looked_at = self._desired.pools.keys() if self._compare_all else self._pools
         self.short = {key: name for key, name in self.short.items() if key not in looked_at} | plan.short
+        self._pruned |= self._compare_all and not self._unknown
         self._pools, self._frontends, self._network_changed = set(), set(), set()
         self._compare_all = False
 

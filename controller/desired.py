@@ -86,6 +86,10 @@ class Desired:
             self._of_service[service] = tuple(pools)
         return touched
 
+    def has(self, service: Key) -> bool:
+        """Whether there is anything of a Service."""
+        return service in self._of_service
+
     def owner(self, frontend: bytes) -> PoolKey | None:
         return self._owners.get(frontend)
 

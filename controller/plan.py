@@ -84,13 +84,18 @@ class Plan:
         self._gone_slots: list[Op] = []
         self._gone_rows: list[Op] = []
 
-    def everything(self) -> Iterator[Op]:
-        """Additions for all that there should be, and removals of all that there should not."""
+    def everything(self, keeping: bool = False) -> Iterator[Op]:
+        """Additions for all that there should be, and removals of all that there should not.
+
+        Args:
+            keeping: what no pool has stays: it may be of a Service whose pools cannot be told.
+        """
         for key in self._numbers.of_pool.keys() - self._desired.pools.keys():
             del self._numbers.holders[self._numbers.of_pool.pop(key)]
         yield from self.pools(self._desired.pools)
-        self.frontends(self._mirror.frontends.keys() | self._mirror.sources.keys())
-        self._strays()
+        if not keeping:
+            self.frontends(self._mirror.frontends.keys() | self._mirror.sources.keys())
+            self._strays()
 
     def pools(self, keys: Iterable[PoolKey]) -> Iterator[Op]:
         """Additions and removals for pools that changed, are new, or are gone.

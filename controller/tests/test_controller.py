@@ -88,9 +88,10 @@ class QuietSource:
 class Rig:
     """A controller over fakes, and the clock; `tell` posts events and lets it do what is due."""
 
-    def __init__(self, run_dir: Path, **settings: Any) -> None:
+    def __init__(self, run_dir: Path, maps: FakeMaps | None = None, **settings: Any) -> None:
+        run_dir.mkdir(exist_ok=True)
         self.now = 100.0
-        self.maps = FakeMaps()
+        self.maps = maps or FakeMaps()
         self.network = FakeNetwork()
         self.metrics = Metrics(Pins(run_dir))
         self.run_dir = run_dir
@@ -414,6 +415,55 @@ def test_service_that_cannot_be_compiled_keeps_no_other_waiting(
     rig.tell(OTHER_SLICE)
     assert rig.served()["198.51.100.1:80/6"] == ["203.0.113.2:8080"]
     assert rig.report()["errors"] == []
+
+
+@pytest.mark.parametrize("ends_well", [True, False], ids=["mended", "deleted"])
+def test_service_that_cannot_be_compiled_at_start_stays_as_it_was(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends_well: bool
+) -> None:
+    """What the maps hold of it, nobody knows to be its: so nothing goes that no other Service has, until it compiles
+    or is gone. All else is written, and taken away, as ever."""
+    old, mail, news = (
+        changed(decoded_service(service(*one)))
+        for one in (("old", ["198.51.100.2"]), ("mail", ["198.51.100.3"]), ("news", ["198.51.100.4"]))
+    )
+    rig.tell(WEB, WEB_SLICE, old, mail, *LISTED)
+    web, left = {"198.51.100.1:80/6": ["203.0.113.1:8080"]}, {"198.51.100.2:80/6": list[str]()}
+    mail_served, news_served = {"198.51.100.3:80/6": list[str]()}, {"198.51.100.4:80/6": list[str]()}
+
+    def fails(found: Service, slices: Iterable[EndpointSlice], rules: Rules) -> Compiled:
+        if found.metadata.name == "web":
+            raise ValueError("negative shift count")
+        return compile_service(found, slices, rules)
+
+    monkeypatch.setattr("controller.services.compile_service", fails)
+    again = Rig(tmp_path / "again", maps=rig.maps)
+    again.tell(WEB, OTHER_SLICE, mail, news, *LISTED)
+    assert again.served() == web | left | mail_served | news_served
+    again.wait(2)
+    assert again.report()["errors"] == [
+        "Service shop/web: stays as it was, its change could not be made sense of: ValueError: negative shift count; "
+        "until that can be, what no other Service has stays in the maps, too"
+    ]
+    again.maps.fail_after = 0
+    again.tell(gone(decoded_service(service("news"))))
+    for _ in range(2):
+        again.wait(60)
+    assert again.served() == web | left | mail_served | news_served, "a failed sync compares everything"
+    again.tell(gone(decoded_service(service("mail"))))
+    again.wait(2)
+    assert again.served() == web | left | news_served
+    again.dataplane.record()
+    again.controller.handle(Audited(again.dataplane.read_back()))
+    again.wait(2)
+    assert again.served() == web | left | news_served
+    assert again.metrics.drift._value.get() == 0
+    monkeypatch.undo()
+    again.tell(OTHER_SLICE if ends_well else gone(decoded_service(service())))
+    again.wait(2)
+    assert again.served() == ({"198.51.100.1:80/6": ["203.0.113.2:8080"]} if ends_well else {})
+    assert again.report()["errors"] == []
+    assert len(again.maps.maps["backends"]) == ends_well
 
 
 def test_service_for_clients_of_ipv4_in_the_form_of_ipv6_is_named_and_shut(tmp_path: Path) -> None:
