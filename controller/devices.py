@@ -18,6 +18,10 @@ LAYER_3 = frozenset((768, 769, 776, 778, 823, 65534, 519))
 # Kinds of devices.
 BOND, VLAN = "bond", "vlan"
 
+# Kinds behind which a network's own routers may be: cards, which have none, and what stands on them. Behind a bridge, a
+# pair or a TUN are containers and machines of this node.
+OF_CARDS = frozenset(("", BOND, "team", VLAN, "macvlan"))
+
 # How other network plugins name what is theirs: their pods' ends, bridges and tunnels.
 OTHER_PLUGINS = (
     *("cali", "vxlan.calico", "vxlan-v6.calico", "wireguard.cali", "wg-v6.cali", "tunl"),  # Calico
@@ -104,3 +108,9 @@ def may_have_clients(device: Device) -> bool:
     if device.master or device.kind == "dummy" or device.name == OVERLAY_NAME:
         return False
     return (device.link_type == ETHERNET or device.layer_3) and not device.name.startswith(OTHER_PLUGINS)
+
+
+def may_have_routers(device: Device) -> bool:
+    """Whether router advertisements that come in by a device beside the underlay may be believed: a container that
+    sends them must not become this node's router (CVE-2020-10749)."""
+    return may_have_clients(device) and device.kind in OF_CARDS and device.link_type == ETHERNET

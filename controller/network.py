@@ -246,7 +246,7 @@ class NodeNetwork:
         settings = self._settings
         first, count = settings.masquerade_port_min, settings.masquerade_ports
         masquerade = range(first, first + (0 if settings.masquerade == "off" else count))
-        others = [device.name for device in snapshot.devices.values() if devices.may_have_clients(device)]
+        others = [device.name for device in snapshot.devices.values() if devices.may_have_routers(device)]
         self._done(self._sysctls.enable_forwarding, [snapshot.devices[one].name for one in underlay], others)
         self._done(self._sysctls.reserve_ports, {*masquerade, *parse_ports(settings.node_port_range)})
 

@@ -34,7 +34,7 @@ class Sysctls:
 
         Args:
             underlay: devices that take advertisements.
-            others: those that go on taking them where they do so now.
+            others: those that go on taking them where they do so now; none that may lead to a container.
         """
         wanted = {"net/ipv4/ip_forward": "1"}
         if (self._proc / "net/ipv6").is_dir():

@@ -4,7 +4,7 @@
 import pytest
 
 from bpf.address import packed
-from controller.devices import LOOPBACK, Device, has_vlans, leading_out, others, underlay
+from controller.devices import LOOPBACK, Device, has_vlans, leading_out, may_have_routers, others, underlay
 from controller.nodes import Hop, NodeFacts
 
 OWN = NodeFacts("own", (packed("192.0.2.1"), packed("2001:db8::1")), ("10.244.0.0/24",), True)
@@ -96,3 +96,22 @@ def test_vlans_are_known_by_the_device_that_they_stand_on() -> None:
         Device(4, "eth1.7", 1500, True, kind="vlan", lower=3),
     )
     assert [has_vlans(devices, ifindex) for ifindex in devices] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        *(("", True), ("bond", True), ("vlan", True), ("macvlan", True)),
+        *(("bridge", False), ("veth", False), ("tun", False), ("openvswitch", False), ("vxlan", False)),
+    ],
+)
+def test_routers_may_be_behind_cards_and_what_stands_on_them(kind: str, expected: bool) -> None:
+    """Behind the others are containers and machines of this node, and what these send is not believed."""
+    assert may_have_routers(Device(OTHER, "eth1", 1500, True, kind=kind)) == expected
+
+
+def test_no_router_is_behind_a_part_or_what_is_no_card() -> None:
+    """Nor behind another plugin's device."""
+    assert not may_have_routers(Device(OTHER, "eth1", 1500, True, master=UP))
+    assert not may_have_routers(Device(OTHER, "wg0", 1500, True, link_type=TUN))
+    assert not may_have_routers(Device(OTHER, "cilium_host", 1500, True))
