@@ -277,10 +277,10 @@ class NodeNetwork:
             "unmasqueraded": nodes.unmasqueraded_entries(self._unmasqueraded()),
         }
 
-    def _addresses(self) -> set[bytes]:
-        """The nodes' own, this one's among them."""
+    def _addresses(self) -> set[tuple[bytes, str]]:
+        """The nodes' own, this one's among them, each with its node's name."""
         known = [*(facts for facts, _ in self._facts.values()), *([self._own] if self._own else [])]
-        return {address for facts in known for address in facts.addresses}
+        return {(address, facts.name) for facts in known for address in facts.addresses}
 
     def _unmasqueraded(self) -> set[str]:
         found, problems = self._masq_agent.read()

@@ -6,7 +6,7 @@ Pure: the node's devices and routes come in as values (`Network`), what should b
 followed: the ways to other nodes are those of the main table.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from ipaddress import ip_address
@@ -230,6 +230,9 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         if (own is None or address not in own.addresses) and (hop := network.way(address))
     }
     on_link = {address: hop.ifindex for address, hop in reached.items() if network.on_link(hop)}
+    # One among its own pods, as of their bridge, is reached as they are.
+    among = {address for address in reached if any(_holds(cidr, address) for cidr in node.pod_cidrs)} - on_link.keys()
+    reached = {address: hop for address, hop in reached.items() if address not in among} or reached
     handovers = {address: _handover(address, address in on_link, steering) for address in reached}
     remotes = {}
     for address, hop in reached.items():
@@ -241,7 +244,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
     # In auto, the other node may find that it needs the tunnel whose end is here, whatever has come of our own probe.
     overlay = any(one.way == "vxlan" or steering.handover == "auto" for one in handovers.values())
     for cidr in node.pod_cidrs:
-        if why := network.taken_by(cidr):
+        if why := network.taken_by(cidr) or _end_within(cidr, reached):
             refused.append(_refused(node.name, cidr, why))
             continue
         way = _way_to_pods(cidr, reached, on_link, own, steering.encapsulation)
@@ -256,7 +259,7 @@ def ways(node: NodeFacts, own: NodeFacts | None, network: Network, steering: Ste
         remotes |= dict.fromkeys(_keys([cidr]), found.pack())
         ifindex, gateway = (network.overlay_ifindex, b"") if tunnelled else (hop.ifindex, found.next_hop)
         routes.append(Route(cidr, ifindex, gateway, _source(own, cidr)))
-    problems = [*here, *_cut_off(node, handovers.values()), *_lost(node, lost), *refused]
+    problems = [*here, *_cut_off(node, handovers.values()), *_lost(node.name, lost), *refused]
     return Ways(remotes, tuple(routes), overlay, tuple(problems), tuple(handovers.values()), on_link)
 
 
@@ -296,11 +299,11 @@ def _cut_off(node: NodeFacts, handovers: Iterable[Handover]) -> list[Problem]:
     return [Problem(f"Node {node.name}", message)] if cut_off else []
 
 
-def _lost(node: NodeFacts, cidrs: list[str]) -> list[Problem]:
+def _lost(name: str, cidrs: list[str]) -> list[Problem]:
     """One for all, which may be single addresses."""
     if not cidrs:
         return []
-    return [Problem(f"Node {node.name}", f"no way to its pods {some(cidrs)}: no usable InternalIP, or no route")]
+    return [Problem(f"Node {name}", f"no way to its pods {some(cidrs)}: no usable InternalIP, or no route")]
 
 
 def _refused(name: str, cidr: str, why: str) -> Problem:
@@ -436,32 +439,66 @@ def peer_entries(all_facts: Iterable[NodeFacts], macs: Mapping[bytes, bytes], ha
 
 
 def merged(
-    all_ways: Mapping[str, Ways], addresses: Iterable[bytes]
+    all_ways: Mapping[str, Ways], addresses: Iterable[tuple[bytes, str]]
 ) -> tuple[dict[bytes, bytes], dict[str, Route], list[Problem]]:
     """All nodes' entries and routes. Where two nodes claim the same pods, the first by name has them.
 
+    A range that has an address of this node's, or another node's that is on-link, leads nowhere: that node would be
+    looked for behind it. Another node's address that is not on-link is left out itself, with what leads by it: a Node
+    says of its addresses what it likes, and must not take another's pods away.
+
     Args:
-        addresses: the nodes' own, this one's among them. A range that has one of them leads nowhere: the node of that
-            address would be looked for behind it.
+        addresses: the nodes' own, this one's among them, each with the node's name.
     """
     taken = sorted(addresses)
+    ordered = [address for address, _ in taken]
+    withdrawn: dict[tuple[str, str], bytes] = {}
+    left_out: dict[str, dict[bytes, str]] = {}
+    for name, one in all_ways.items():
+        for route in one.routes:
+            first, last = _ends(route.cidr)
+            found = taken[bisect_left(ordered, first) : bisect_right(ordered, last)]
+            others = [(address, holder) for address, holder in found if holder != name] if found else ()
+            if not others:
+                continue
+            known = [address for address, holder in others if _known_here(address, all_ways.get(holder))]
+            if known:
+                withdrawn[name, route.cidr] = known[0]
+                continue
+            for address, holder in others:
+                left_out.setdefault(holder, {})[address] = route.cidr
     remotes: dict[bytes, bytes] = {}
     routes: dict[str, Route] = {}
     problems: list[Problem] = []
     for name in sorted(all_ways):
-        one = all_ways[name]
+        one, without = all_ways[name], left_out.get(name, {})
         problems += one.problems
-        refused = set()
+        problems += [
+            Problem(f"Node {name}", f"its address {text(address)} is left out: another node's pods are {cidr}")
+            for address, cidr in sorted(without.items())
+        ]
+        refused = {key for key, value in one.remotes.items() if without and Remote.unpack(value).node in without}
+        lost = [route.cidr for route in one.routes if refused and refused.intersection(_keys([route.cidr]))]
+        problems += _lost(name, lost)
         for route in one.routes:
-            if found := _first_within(route.cidr, taken):
+            if within := withdrawn.get((name, route.cidr)):
                 refused |= set(_keys([route.cidr]))
-                problems.append(_refused(name, route.cidr, f"it has {text(found)}, a node's own address"))
-            elif routes.setdefault(route.cidr, route) is not route:
+                problems.append(_refused(name, route.cidr, f"it has {text(within)}, a node's own address"))
+            elif route.cidr not in lost and routes.setdefault(route.cidr, route) is not route:
                 problems.append(Problem(f"Node {name}", f"another node has the pods {route.cidr} as well"))
         for key, value in one.remotes.items():
             if key not in refused:
                 remotes.setdefault(key, value)
     return remotes, routes, problems
+
+
+def _known_here(address: bytes, holder: Ways | None) -> bool:
+    """Whether this node can tell by itself that an address is a node's.
+
+    Args:
+        holder: the ways to the node; None: it is this one.
+    """
+    return holder is None or address in holder.on_link
 
 
 def pod_mtu(underlay_mtus: Iterable[int], own: NodeFacts | None, steering: Steering) -> int:
@@ -531,10 +568,15 @@ def _address_key(address: bytes) -> bytes:
     return RemoteKey(128, address).pack()
 
 
-def _first_within(cidr: str, ordered: Sequence[bytes]) -> bytes | None:
+def _holds(cidr: str, address: bytes) -> bool:
     first, last = _ends(cidr)
-    index = bisect_left(ordered, first)
-    return ordered[index] if index < len(ordered) and ordered[index] <= last else None
+    return first <= address <= last
+
+
+def _end_within(cidr: str, addresses: Iterable[bytes]) -> str:
+    """Why a range has no way: its node would be looked for behind it; "": it would not."""
+    found = next((address for address in addresses if _holds(cidr, address)), None)
+    return f"it has {text(found)}, a node's own address" if found else ""
 
 
 @lru_cache(maxsize=2**16)

@@ -243,15 +243,70 @@ def test_default_route_without_gateway_is_in_nobodys_way() -> None:
 
 
 @pytest.mark.parametrize("cidr", ["203.0.113.0/24", "203.0.113.9/32", "2001:db8:9::/64"])
-def test_range_with_a_nodes_own_address_is_refused(cidr: str) -> None:
-    """Whosever it is: it would be looked for where those pods are."""
+def test_range_with_an_address_of_this_node_is_refused(cidr: str) -> None:
+    """What is for this node would be looked for where those pods are."""
     address = "2001:db8:9::7" if ":" in cidr else "203.0.113.9"
     found = ways(_facts(["192.0.2.2"], [cidr, "10.244.1.0/24"]), OWN, NETWORK, Steering("auto"))
-    remotes, routes, problems = merged({"n": found}, map(packed, ("203.0.112.255", "192.0.2.2", address)))
+    taken = [(packed(one), "own") for one in ("203.0.112.255", "192.0.2.1", address)]
+    remotes, routes, problems = merged({"n": found}, [*taken, (packed("192.0.2.2"), "n")])
     assert list(routes) == ["10.244.1.0/24"]
     assert len(remotes) == 2
     message = f"no way to its pods {cidr}: it has {address}, a node's own address"
     assert problems == [Problem("Node n", message)]
+
+
+def _merged(*all_facts: NodeFacts) -> tuple[dict[str, str], list[str], list[Problem]]:
+    """The ways to nodes, put together: remotes by prefix, ranges with a route, and what is wrong."""
+    found = {one.name: ways(one, OWN, NETWORK, Steering("auto")) for one in all_facts}
+    addresses = [(address, one.name) for one in (OWN, *all_facts) for address in one.addresses]
+    remotes, routes, problems = merged(found, addresses)
+    return _shown(Ways(remotes, (), False, ())), list(routes), problems
+
+
+def test_range_with_an_on_link_address_of_another_node_is_refused() -> None:
+    """That it is that node's is seen from here."""
+    near, wide = _facts(["192.0.2.2"], ["10.244.1.0/24"], "near"), _facts(["192.0.2.9"], ["192.0.2.2/31"], "wide")
+    remotes, routes, problems = _merged(near, wide)
+    assert routes == ["10.244.1.0/24"]
+    assert sorted(remotes) == ["10.244.1.0/24", "192.0.2.2/32", "192.0.2.9/32"]
+    message = "no way to its pods 192.0.2.2/31: it has 192.0.2.2, a node's own address"
+    assert problems == [Problem("Node wide", message)]
+    wide = _facts(["192.0.2.9"], ["192.0.2.8/31"], "wide")
+    remotes, routes, problems = _merged(near, wide)
+    assert (routes, len(remotes), len(problems)) == (["10.244.1.0/24"], 3, 1), "of its own, neither"
+
+
+def test_address_among_another_nodes_pods_is_left_out_with_what_leads_by_it() -> None:
+    """A kubelet that claims it draws nothing to its node, and takes nobody's pods away."""
+    victim = _facts(["192.0.2.2"], ["10.244.1.0/24"], "victim")
+    liar = _facts(["192.0.2.3", "10.244.1.7"], ["10.244.2.0/24"], "liar")
+    remotes, routes, problems = _merged(liar, victim)
+    assert sorted(routes) == ["10.244.1.0/24", "10.244.2.0/24"]
+    assert sorted(remotes) == ["10.244.1.0/24", "10.244.2.0/24", "192.0.2.2/32", "192.0.2.3/32"]
+    told = "its address 10.244.1.7 is left out: another node's pods are 10.244.1.0/24"
+    assert problems == [Problem("Node liar", told)]
+    alone = _facts(["10.244.1.7"], ["10.244.2.0/24"], "liar")
+    remotes, routes, problems = _merged(alone, victim)
+    assert routes == ["10.244.1.0/24"]
+    assert sorted(remotes) == ["10.244.1.0/24", "192.0.2.2/32"]
+    lost = "no way to its pods 10.244.2.0/24: no usable InternalIP, or no route"
+    assert problems == [Problem("Node liar", told), Problem("Node liar", lost)]
+
+
+@pytest.mark.parametrize("order", [("192.0.2.2", "10.244.1.1"), ("10.244.1.1", "192.0.2.2")])
+def test_address_of_a_node_at_its_pods_bridge_takes_nothing_from_it(order: tuple[str, ...]) -> None:
+    """It is reached as its pods are, by an address outside of them, whichever the Node names first."""
+    remotes, routes, problems = _merged(_facts(list(order), ["10.244.1.0/24"]))
+    assert (routes, problems) == (["10.244.1.0/24"], [])
+    assert sorted(remotes) == ["10.244.1.0/24", "192.0.2.2/32"]
+    assert remotes["10.244.1.0/24"] == "plain 192.0.2.2"
+
+
+def test_node_with_no_address_but_among_its_pods_has_no_way_to_them() -> None:
+    """It would be looked for behind itself."""
+    remotes, routes, problems = _merged(_facts(["10.244.1.1"], ["10.244.1.0/24"]))
+    assert (routes, sorted(remotes)) == ([], ["10.244.1.1/32"])
+    assert problems[0].message == "no way to its pods 10.244.1.0/24: it has 10.244.1.1, a node's own address"
 
 
 def test_range_of_all_addresses_is_no_nodes() -> None:
