@@ -285,7 +285,8 @@ class Settings:
         "How a client from outside is given a backend: at `random`, or by a table that is the same on every node "
         "(`maglev`); a Service's annotation `calico-ebpf.io/balancing` comes first. By the table a connection to an "
         "external or load-balancer address goes on when its packets come by another node, as behind a router that "
-        "spreads them over nodes of which one has gone.",
+        "spreads them over nodes of which one has gone. At NodePorts, and under `externalTrafficPolicy` Local, always "
+        "at random.",
         "chooses evenly, and takes neither memory nor time",
         choices=("random", "maglev"),
     )
@@ -308,8 +309,9 @@ class Settings:
         "off",
         "Whether a program in the underlay devices' driver drops what is denied, not of a load balancer's source "
         "ranges, or for no Service, and sends on to other nodes what is in the middle of a flow (`on`): no other "
-        "outcome, sooner. "
-        "Where the driver does not take it, `doctor` says so, and all is done without.",
+        "outcome, sooner. Where the driver does not take it, `doctor` says so, and all is done without. Not for a "
+        "node whose network is a veth pair, as kind's: what the driver of one end sends is lost where the other end "
+        "has no XDP program.",
         "some drivers reset their queues when it comes or goes, refuse large MTUs, or turn off offloads",
         choices=("off", "on"),
     )

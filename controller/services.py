@@ -211,8 +211,20 @@ def _asked(service: Service, rules: Rules, problems: list[Problem]) -> FrontendF
         return text if text in choices else setting
 
     direct = said(RETURN, annotations.way_back, RETURNS, rules.way_back) == "direct"
+    if annotations.balancing == "maglev" and not _outlives_entry_node(service):
+        trouble = (
+            f"annotation {BALANCING}: maglev is for external and load-balancer addresses under externalTrafficPolicy "
+            "Cluster, of which there is none: its backends are chosen at random"
+        )
+        problems.append(Problem(_label(service), trouble))
     maglev = said(BALANCING, annotations.balancing, BALANCINGS, rules.balancing) == "maglev"
     return (FrontendFlag.DIRECT if direct else FrontendFlag(0)) | (FrontendFlag.MAGLEV if maglev else 0)
+
+
+def _outlives_entry_node(service: Service) -> bool:
+    """Whether there is, or is to be, an address at which another node can be the entry, with the same backends."""
+    spec = service.spec
+    return spec.external_traffic_policy != "Local" and (spec.type == "LoadBalancer" or bool(spec.external_ips))
 
 
 def _maglev_size(service: Service, pool: Pool, rules: Rules, problems: list[Problem]) -> int:

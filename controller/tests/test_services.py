@@ -188,6 +188,26 @@ def test_service_says_itself_how_its_clients_get_a_backend(asked: str, setting: 
 
 
 @pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        pytest.param({"externalIPs": ["192.0.2.90"]}, False, id="external IP"),
+        pytest.param({"type": "LoadBalancer"}, False, id="load balancer whose address is to come"),
+        pytest.param({"type": "NodePort", "ports": NODE_PORT}, True, id="NodePort"),
+        pytest.param({"externalIPs": ["192.0.2.90"], "externalTrafficPolicy": "Local"}, True, id="policy Local"),
+    ],
+)
+def test_table_that_is_asked_for_in_vain_is_told(fields: JSON, told: bool) -> None:
+    """Of the Service's own word; this node's setting is for those that can have one."""
+    manifest = service(**fields)
+    assert not compile_service(decoded_service(manifest), [], Rules("own", balancing="maglev")).problems
+    manifest["metadata"]["annotations"] = {"calico-ebpf.io/balancing": "maglev"}
+    problems = compile_service(decoded_service(manifest), [], RULES).problems
+    assert [problem.message.split(":")[0] for problem in problems] == (
+        ["annotation calico-ebpf.io/balancing"] if told else []
+    )
+
+
+@pytest.mark.parametrize(
     ("fields", "backends", "size"),
     [
         pytest.param({"externalIPs": ["192.0.2.90"]}, 2, 3, id="external IP"),
