@@ -97,8 +97,12 @@ def _attached(devices: Sequence[Device]) -> Check:
 
 
 def _xdp(devices: Sequence[Device]) -> Check:
-    """Where a driver does not take it, TC does its work."""
+    """Where a driver does not take it, TC does its work. A veth's takes it, and what it sends is lost."""
     attached = {item.device for item in links.attached() if item.hook == links.XDP}
+    pairs = ", ".join(device.name for device in devices if device.kind == "veth" and device.name in attached)
+    if pairs:
+        lost = "what it sends is lost where the other end has no XDP program: it is for tests; set xdp to off"
+        return check("xdp", False, f"on {pairs}, of a veth pair", lost, Verdict.WARN)
     bare = [device.name for device in devices if device.name not in attached]
     seen = f"not on {', '.join(bare)}" if bare else f"on {', '.join(device.name for device in devices) or 'no device'}"
     advice = "all works without; `calico-ebpf status` has the reason, else start the controller; or set xdp to off"

@@ -56,6 +56,13 @@ def test_device_without_its_xdp_program_is_a_warning(monkeypatch: pytest.MonkeyP
     assert (found.verdict, found.seen, found.advice) == (Verdict.OK, "on eth0, eth1", "")
 
 
+def test_xdp_on_a_veth_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a node of kind has: it drops in silence."""
+    monkeypatch.setattr(links, "attached", lambda: [links.Attached("eth0", 2, "xdp", 7)])
+    found = checks_network._xdp([ETH0._replace(kind="veth")])
+    assert (found.verdict, found.seen) == (Verdict.WARN, "on eth0, of a veth pair")
+
+
 def test_get_gives_status_and_body_whatever_the_status(port: int) -> None:
     """An unhealthy daemon's answer is an answer; a wildcard address is asked on loopback."""
     assert web.get(f"127.0.0.1:{port}", "/livez") == (200, "/livez")
