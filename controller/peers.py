@@ -258,10 +258,10 @@ class Peers:
             peer.resolve_due = now  # its MAC may have changed
         if peer.answered and now - peer.answered_at > SILENCE_S:
             peer.answered, self._tell = False, True
-        peer.unanswered += 1
-        peer.probe_due = now + (RETRY_S if peer.unanswered <= TRIES else PROBE_S)
         target = peer.target
         frame = probe.request(peer.next_hop, target.mac, target.source, self._nonce, address)
+        peer.unanswered += 1
+        peer.probe_due = now + (RETRY_S if peer.unanswered <= TRIES else PROBE_S)
         self._send(probe.family_of(target.source), frame, target.device)
 
     def _answer(self, peer: _Peer, now: float) -> None:
