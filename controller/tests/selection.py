@@ -120,7 +120,8 @@ def outcomes(cluster: Cluster, client: Client, source: str, asked: Asked) -> set
 
 
 def met_at(cluster: Cluster, asked: Asked) -> Met | None:
-    """What a destination belongs to: where several claim it, to the first Service by name, and to its first port."""
+    """What a destination belongs to: where several claim it, to the Service whose cluster IP it is, else to the first
+    by name, and to its first port."""
     order = {place: number for number, place in enumerate(Place)}
     for by_address in (True, False):
         claims = [
@@ -131,7 +132,7 @@ def met_at(cluster: Cluster, asked: Asked) -> Met | None:
         ]
         if claims:
             ports = (met.service.spec.ports.index(met.port) for met in claims)
-            names = (met.service.metadata.name for met in claims)
+            names = ((met.place != Place.CLUSTER_IP, met.service.metadata.name) for met in claims)
             return min(zip(names, ports, (order[met.place] for met in claims), claims, strict=True))[-1]
     return None
 

@@ -922,12 +922,12 @@ def test_ranges_that_see_pods_addresses_are_those_of_the_settings(rig: Rig, tmp_
     rig.begin()
     rig.nodes(OWN)
     named = {RemoteKey(104, packed("10.0.0.0")), RemoteKey(48, packed("2001:db8:7::"))}
-    filed = {RemoteKey(112, packed("172.16.0.0"))}
+    filed = {RemoteKey(112, packed(one)) for one in ("172.16.0.0", "169.254.0.0")}
     for content, wanted, problems in (
-        ("nonMasqueradeCIDRs: []", named, []),
+        ("nonMasqueradeCIDRs: []\nmasqLinkLocal: true", named, []),
         ("nonMasqueradeCIDRs: [172.16.0.0/16, 10.0.0.0/8]", named | filed, []),
         ("nonMasqueradeCIDRs: [172.16.0.1/16]", named | filed, ["ip-masq-agent"]),
-        ("{nonMasqueradeCIDRs: null}", named, []),
+        ("{nonMasqueradeCIDRs: null, masqLinkLocal: true}", named, []),
         ("nonMasqueradeCIDRs: ['::ffff:172.16.0.0/112']", named, ["ip-masq-agent"]),
     ):
         file.write_text(content)
