@@ -24,6 +24,7 @@ class Figure(NamedTuple):
         low, high: the 95 % interval; both are the value where there is none.
         bar: what `high` must not exceed; None: reported only.
         aim: what we are after; missing it is no failure.
+        by_value: the value is what must not exceed the bar: where rounds were added while the interval held the bar.
     """
 
     name: str
@@ -33,10 +34,11 @@ class Figure(NamedTuple):
     high: float
     bar: float | None = None
     aim: float | None = None
+    by_value: bool = False
 
     @property
     def missed(self) -> bool:
-        return self.bar is not None and not self.high <= self.bar
+        return self.bar is not None and not (self.value if self.by_value else self.high) <= self.bar
 
 
 @dataclass
@@ -55,6 +57,10 @@ class Series:
     def add(self, contender: str, turn: list[list[float]]) -> None:
         """Adds a contender's turns of one round, as the samples of that round."""
         self.samples.setdefault(contender, []).append([sample for samples in turn for sample in samples])
+
+    def ratio(self, peer: str) -> Interval:
+        """Our median to a peer's, over the rounds so far."""
+        return stats.interval(stats.round_ratios(self.samples[OURS], self.samples[peer]), group=self.group)
 
 
 @dataclass
@@ -78,13 +84,13 @@ class Outcome:
     def missed(self) -> bool:
         return any(figure.missed for figure in self.figures)
 
-    def compare(self, series: Series, peer: str, bar: float | None = None, aim: float | None = None) -> None:
+    def compare(
+        self, series: Series, peer: str, bar: float | None = None, aim: float | None = None, by_value: bool = False
+    ) -> None:
         """States the ratio of our median to a peer's: the median over the rounds."""
-        ratios = stats.round_ratios(series.samples[OURS], series.samples[peer])
-        name = f"{series.name}, ratio to {peer}"
-        estimate = stats.interval(ratios, group=series.group)
-        self.state(name, "", estimate, bar, aim)
-        self.warnings += stats.doubts(name, ratios, estimate)
+        name, estimate = f"{series.name}, ratio to {peer}", series.ratio(peer)
+        self.figures.append(Figure(name, "", *estimate, bar=bar, aim=aim, by_value=by_value))
+        self.warnings += stats.doubts(name, stats.round_ratios(series.samples[OURS], series.samples[peer]), estimate)
 
     def compare_tails(self, series: Series, peer: str, bar: float | None = None, aim: float | None = None) -> None:
         """States the ratio of the rounds' 99th percentiles."""

@@ -20,10 +20,22 @@ from e2e.bench.outcome import OURS, Figure, Outcome, Series
         (Figure("x", "ms", 9, 8, 11, bar=10), True, "missed"),
         (Figure("x", "", 0.6, 0.5, 0.7, bar=1, aim=0.7), False, "aim reached"),
         (Figure("x", "", 0.69, 0.5, 0.71, bar=1, aim=0.7), False, "held"),
+        (Figure("x", "ms", 9, 8, 11, bar=10, by_value=True), False, "held"),
+        (Figure("x", "ms", 11, 9, 12, bar=10, by_value=True), True, "missed"),
         (Figure("x", "ms", 99, 99, 99), False, ""),
         (Figure("x", "ms", float("nan"), float("nan"), float("nan"), bar=10), True, "missed"),
     ],
-    ids=["below", "at the bar", "interval over the bar", "aim reached", "interval over the aim", "no bar", "no number"],
+    ids=[
+        "below",
+        "at the bar",
+        "interval over the bar",
+        "aim reached",
+        "interval over the aim",
+        "value below",
+        "value over the bar",
+        "no bar",
+        "no number",
+    ],
 )
 def test_figure_is_judged_by_the_upper_end_of_its_interval(figure: Figure, missed: bool, verdict: str) -> None:
     """A bar holds when the whole interval is on its side; a figure without a bar is never missed."""
